@@ -1,0 +1,84 @@
+"""The front end's settings: what turns a waveform into the tensor that a model is fed.
+
+Only values live here, so that a bundle can be read without importing NumPy. The computation is
+`drumline.features.FeatureExtractor`; training and inference share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from drumline.errors import BundleError
+
+__all__ = ["FrontEnd"]
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEnd:
+    """Waveform → feature tensor.
+
+    Parameters
+    ----------
+    kind
+        ``"mfcc"`` or ``"log-mel"``.
+    sample_rate
+        Hz; other rates are resampled with soxr HQ.
+    samples
+        Samples analysed from the start of the file at `sample_rate`; shorter files are zero padded.
+    n_fft, hop_length
+        Frame length and step in samples; frames are centred, Hann window, zero padding at the edges.
+    n_mels
+        Mel bands (Slaney scale and norm, 0 Hz to Nyquist).
+    n_mfcc
+        Cepstral coefficients (orthonormal DCT-II); ignored by ``"log-mel"``.
+    top_db
+        Dynamic range below the loudest mel bin, in dB.
+    normalise
+        ``"peak"`` scales the analysed samples to a largest magnitude of 1; ``"none"`` leaves them.
+    """
+
+    kind: Literal["mfcc", "log-mel"] = "mfcc"
+    sample_rate: int = 44_100
+    samples: int = 50_000
+    n_fft: int = 2048
+    hop_length: int = 512
+    n_mels: int = 128
+    n_mfcc: int = 40
+    top_db: float = 80.0
+    normalise: Literal["peak", "none"] = "peak"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("mfcc", "log-mel"):
+            raise BundleError(f"front end kind {self.kind!r} is unknown", "Use mfcc or log-mel.")
+        if self.normalise not in ("peak", "none"):
+            raise BundleError(f"front end normalise {self.normalise!r} is unknown", "Use peak or none.")
+        for name in ("sample_rate", "samples", "n_fft", "hop_length", "n_mels", "n_mfcc"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise BundleError(f"front end {name} must be a positive whole number, not {value!r}")
+        if self.kind == "mfcc" and self.n_mfcc > self.n_mels:
+            raise BundleError(f"front end has n_mfcc {self.n_mfcc} > n_mels {self.n_mels}")
+
+    @property
+    def frames(self) -> int:
+        """Frames of a full-length input."""
+        return 1 + self.samples // self.hop_length
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the feature tensor: (coefficients or mel bands, frames)."""
+        return (self.n_mfcc if self.kind == "mfcc" else self.n_mels, self.frames)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> FrontEnd:
+        """Build from a bundle's ``front_end`` object; an unknown key is an error."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise BundleError(f"front end has unknown settings: {', '.join(unknown)}")
+        return cls(**values)
