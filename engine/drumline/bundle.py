@@ -1,0 +1,195 @@
+"""Bundles: a directory that says everything needed to use a model. The engine knows no model by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import xxhash
+
+from drumline.errors import BundleError
+from drumline.frontend import FrontEnd
+from drumline.labels import Taxonomy, read_canonical_map, read_labels
+
+__all__ = ["DEFAULT_BUNDLE", "Bundle", "bundle_roots", "find_bundle", "load_bundle", "shipped_bundles"]
+
+DEFAULT_BUNDLE = "mfcc-cnn"
+BUNDLE_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model with its front end, labels, mapping and calibration.
+
+    Parameters
+    ----------
+    path
+        The bundle's directory.
+    name, version
+        As its author calls it.
+    front_end
+        Waveform → feature tensor.
+    taxonomy
+        Fine labels in output order and the canonical label of each.
+    temperature
+        The logits are divided by it before the softmax (> 0).
+    calibration
+        What ``calibration.json`` says about how the temperature was fitted.
+    model_path
+        The ONNX file.
+    fingerprint
+        Hexadecimal digest over model, front end, labels and temperature: what changes probabilities.
+    """
+
+    path: Path
+    name: str
+    version: str
+    front_end: FrontEnd
+    taxonomy: Taxonomy
+    temperature: float
+    model_path: Path
+    fingerprint: str
+    input_name: str = "features"
+    logits_name: str = "logits"
+    description: str = ""
+    calibration: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Fine labels in output order."""
+        return self.taxonomy.fine
+
+    @property
+    def calibration_version(self) -> Any:
+        """Version of the calibration, None when there is none."""
+        return self.calibration.get("version")
+
+
+def bundle_roots() -> Iterator[Path]:
+    """Directories that are searched for bundles by name, nearest first."""
+    package = Path(__file__).resolve().parent
+    yield Path("models")
+    yield package / "bundles"
+    yield package.parents[1] / "models"
+
+
+def shipped_bundles() -> list[Path]:
+    """Return all bundle directories below `bundle_roots`, first of each name."""
+    found: dict[str, Path] = {}
+    for root in bundle_roots():
+        for manifest in sorted(root.glob("*/bundle.json")):
+            found.setdefault(manifest.parent.name, manifest.parent)
+    return list(found.values())
+
+
+def find_bundle(name: str | Path | None) -> Path:
+    """Return the directory of a bundle given by path or by name (None: the default)."""
+    wanted = Path(name or DEFAULT_BUNDLE)
+    if wanted.name == "bundle.json" or wanted.suffix == ".onnx":
+        wanted = wanted.parent
+    for candidate in (wanted, *(root / wanted for root in bundle_roots())):
+        if (candidate / "bundle.json").is_file():
+            return candidate
+    known = ", ".join(sorted(path.name for path in shipped_bundles())) or "none"
+    raise BundleError(
+        f"no model bundle {str(wanted)!r} (a directory with bundle.json)",
+        f"Bundles here: {known}. See 'drumline models', or make one with 'drumline create-stub'.",
+    )
+
+
+def load_bundle(
+    name: str | Path | None = None, *, label_map: Path | None = None, canonical_map: Path | None = None
+) -> Bundle:
+    """Read and check a bundle; the ONNX graph itself is opened later, by `drumline.inference`.
+
+    Parameters
+    ----------
+    name
+        Path or name of the bundle; None for the default.
+    label_map, canonical_map
+        Files used in place of the bundle's own.
+
+    Raises
+    ------
+    BundleError
+        When anything is missing, unreadable or contradicts something else.
+    """
+    path = find_bundle(name)
+    manifest = _read_manifest(path)
+    model_path = _member(path, manifest, "model", "model.onnx")
+    labels = read_labels(label_map or _member(path, manifest, "labels", "label_mapping.json"))
+    canonical, misc = read_canonical_map(
+        canonical_map or _member(path, manifest, "canonical", "canonical_mapping.json")
+    )
+    calibration = _read_calibration(path, manifest)
+    front_end = FrontEnd.from_json(manifest["front_end"])
+    temperature = float(calibration.get("temperature", 1.0))
+    if not temperature > 0.0:
+        raise BundleError(f"the temperature in {path.name}/calibration.json is {temperature}, not positive")
+    return Bundle(
+        path=path,
+        name=str(manifest["name"]),
+        version=str(manifest["version"]),
+        front_end=front_end,
+        taxonomy=Taxonomy(labels, canonical, misc),
+        temperature=temperature,
+        model_path=model_path,
+        fingerprint=_fingerprint(model_path, front_end, labels, temperature),
+        input_name=str(manifest.get("input", {}).get("name", "features")),
+        logits_name=str(manifest.get("outputs", {}).get("logits", "logits")),
+        description=str(manifest.get("description", "")),
+        calibration=calibration,
+    )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = _read_json(path / "bundle.json")
+    missing = [key for key in ("name", "version", "front_end") if key not in manifest]
+    if missing:
+        raise BundleError(f"{str(path / 'bundle.json')!r} lacks {', '.join(missing)}")
+    schema = manifest.get("schema", BUNDLE_SCHEMA)
+    if schema != BUNDLE_SCHEMA:
+        raise BundleError(
+            f"bundle {path.name} has schema {schema}; this drumline reads {BUNDLE_SCHEMA}", "Update drumline."
+        )
+    return manifest
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise BundleError(f"{str(path)!r} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{str(path)!r} holds no JSON object")
+    return value
+
+
+def _member(path: Path, manifest: dict[str, Any], key: str, default: str) -> Path:
+    name = manifest.get(key, default)
+    if not isinstance(name, str) or not re.fullmatch(r"[\w][\w .-]*", name):
+        raise BundleError(f"bundle {path.name}: {key} must be a file name inside the bundle, not {name!r}")
+    member = path / name
+    if not member.is_file():
+        raise BundleError(
+            f"bundle {path.name} has no {name}", "A bundle is complete only with model, labels and mapping."
+        )
+    return member
+
+
+def _read_calibration(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    if "calibration" not in manifest and not (path / "calibration.json").exists():
+        return {}
+    return _read_json(_member(path, manifest, "calibration", "calibration.json"))
+
+
+def _fingerprint(model_path: Path, front_end: FrontEnd, labels: tuple[str, ...], temperature: float) -> str:
+    digest = xxhash.xxh3_128(model_path.read_bytes())
+    digest.update(orjson.dumps([front_end.to_json(), labels, temperature], option=orjson.OPT_SORT_KEYS))
+    return digest.hexdigest()

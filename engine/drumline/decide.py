@@ -1,0 +1,105 @@
+"""Decisions: from stored probabilities to the assigned label. A pure function, run again at will."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from drumline.errors import ConfigError
+from drumline.labels import MISC
+
+__all__ = ["Decision", "DecisionSettings", "Reason", "decide", "failed_decision"]
+
+Reason = Literal["top1", "below_threshold", "out_of_target", "load_error"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionSettings:
+    """What turns probabilities into an assigned label.
+
+    Parameters
+    ----------
+    canonical_of
+        Fine label → canonical label or `misc`.
+    threshold
+        Smallest probability (summed over one canonical label) that is believed, 0..1.
+    misc
+        Label of what is not believed, not wanted, or no kit drum.
+    target_labels
+        Canonical labels that are wanted; the others go to `misc`. None: all.
+    """
+
+    canonical_of: Mapping[str, str]
+    threshold: float = 0.5
+    misc: str = MISC
+    target_labels: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ConfigError(f"threshold {self.threshold} is not between 0 and 1")
+        unknown = (self.target_labels or frozenset()) - set(self.canonical_of.values()) - {self.misc}
+        if unknown:
+            known = ", ".join(sorted(set(self.canonical_of.values())))
+            raise ConfigError(f"unknown target label: {', '.join(sorted(unknown))}", f"Labels are: {known}.")
+
+    def with_misc(self, misc_in_map: str) -> DecisionSettings:
+        """Return the same settings with the mapping's own misc renamed to `misc`."""
+        renamed = {
+            fine: self.misc if label == misc_in_map else label for fine, label in self.canonical_of.items()
+        }
+        return DecisionSettings(renamed, self.threshold, self.misc, self.target_labels)
+
+
+class Decision(NamedTuple):
+    """An assigned label and why.
+
+    `assigned_conf` is the summed probability of the most probable canonical label, also where the file
+    was then routed to misc; `label_top1` and `conf_top1` are the most probable fine label's.
+    """
+
+    label_top1: str | None
+    conf_top1: float | None
+    assigned_label: str
+    assigned_conf: float | None
+    assigned_reason: Reason
+    misc_routed: bool
+    below_misc_threshold: bool
+    out_of_target: bool
+
+
+def decide(probs: Mapping[str, float], settings: DecisionSettings) -> Decision:
+    """Decide one file.
+
+    Parameters
+    ----------
+    probs
+        Fine label → probability, as stored in a record; labels that are absent count as 0.
+    settings
+        Mapping, threshold and targets.
+
+    Notes
+    -----
+    Ties go to the label that is first in the alphabet, so the result does not depend on order.
+    """
+    label_top1 = min(probs, key=lambda label: (-probs[label], label))
+    summed: dict[str, float] = {}
+    for fine, probability in probs.items():
+        canonical = settings.canonical_of[fine]
+        summed[canonical] = summed.get(canonical, 0.0) + probability
+    best = min(summed, key=lambda label: (-summed[label], label))
+    confidence = min(round(summed[best], 6), 1.0)
+    below = confidence < settings.threshold
+    outside = (
+        settings.target_labels is not None and best != settings.misc and best not in settings.target_labels
+    )
+    reason: Reason = "below_threshold" if below else "out_of_target" if outside else "top1"
+    assigned = best if reason == "top1" else settings.misc
+    return Decision(
+        label_top1, probs[label_top1], assigned, confidence, reason, assigned == settings.misc, below, outside
+    )
+
+
+def failed_decision(settings: DecisionSettings) -> Decision:
+    """Return the decision for a file that could not be loaded."""
+    return Decision(None, None, settings.misc, None, "load_error", True, False, False)

@@ -1,0 +1,72 @@
+"""Durable writes: what was reported as written is on disk, and nobody ever sees half a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from drumline.errors import OutputError
+
+__all__ = ["output_errors", "sync_directory", "write_bytes", "write_json"]
+
+_WAY_OUT = {
+    errno.ENOSPC: "Free some space or choose another place, then give the same command again.",
+    errno.EDQUOT: "Your quota is used up: free some space, then give the same command again.",
+    errno.EACCES: "Check the permissions, or choose another place.",
+    errno.EPERM: "Check the permissions, or choose another place.",
+    errno.EROFS: "The file system is read-only: choose another place.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), then give the same command again.",
+}
+
+
+@contextmanager
+def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an `OSError` of the enclosed writes into an `OutputError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        way_out = _WAY_OUT.get(error.errno or 0, "Nothing that existed before was changed.")
+        cause = error.strerror or str(error)
+        raise OutputError(f"cannot write {os.fspath(path)!r}: {cause}", way_out) from error
+
+
+def sync_directory(directory: str | bytes | os.PathLike[str]) -> None:
+    """Make names created in or removed from `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` atomically and durably.
+
+    Raises
+    ------
+    OutputError
+        When any step fails; what stood at `path` before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with output_errors(path):
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON by `write_bytes`."""
+    write_bytes(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

@@ -1,0 +1,233 @@
+"""The index on disk: independent compressed frames of whole lines.
+
+A frame is a zstd frame (with content checksum), a gzip member, or, uncompressed, just its lines. Frames
+follow one another without anything between, so a crash can tear only the last one, any zstd or gzip tool
+reads the rest, and a frame can be copied into another index byte for byte.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, NamedTuple, Protocol, get_args
+
+import orjson
+import zstandard
+
+from drumline.errors import IndexFormatError
+from drumline.records import SCHEMA_VERSION, Record
+
+__all__ = [
+    "FRAME_LINES",
+    "Codec",
+    "Compression",
+    "Frame",
+    "codec_of",
+    "parse_record",
+    "read_frame",
+    "read_frames",
+    "read_index",
+    "split_lines",
+]
+
+Compression = Literal["zstd", "gzip", "none"]
+
+FRAME_LINES = 512
+"""Lines in a full frame; also what a kill can cost at most, per run."""
+
+MAX_FRAME_BYTES = 256 << 20
+"""A frame that claims to hold more than this is no frame of ours."""
+
+_READ_BYTES = 1 << 20
+_WINDOW_BYTES = 1 << 27
+_MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip"}
+_SUFFIX = {"zstd": ".jsonl.zst", "gzip": ".jsonl.gz", "none": ".jsonl"}
+
+
+class Frame(NamedTuple):
+    """A whole frame: where its bytes lie in the file, and its lines."""
+
+    offset: int
+    length: int
+    data: bytes
+
+
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How the frames of one index are compressed."""
+
+    compression: Compression
+
+    @property
+    def suffix(self) -> str:
+        """File name suffix: ``.jsonl.zst``, ``.jsonl.gz`` or ``.jsonl``."""
+        return _SUFFIX[self.compression]
+
+    def compress(self, lines: bytes) -> bytes:
+        """Return `lines` as one frame."""
+        if self.compression == "zstd":
+            return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(lines)
+        if self.compression == "gzip":
+            return gzip.compress(lines, compresslevel=6, mtime=0)
+        return lines
+
+    def decompressor(self) -> _Decompressor:
+        """Return a decompressor that stops at the end of one frame."""
+        if self.compression == "zstd":
+            return zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj()
+        return zlib.decompressobj(wbits=31)
+
+
+def codec_of(path: Path) -> Codec:
+    """Tell an index's compression from its first bytes, or from its name when it is empty."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(4)
+    except OSError as error:
+        raise IndexFormatError(f"cannot read the index {str(path)!r}: {error.strerror}") from error
+    for magic, compression in _MAGIC.items():
+        if head.startswith(magic):
+            return Codec(compression)  # type: ignore[arg-type]
+    if head and not head.startswith(b"{"):
+        raise IndexFormatError(
+            f"{str(path)!r} is no index: neither zstd, gzip nor JSON lines",
+            "Give a run directory or its index.jsonl.zst.",
+        )
+    by_name = (name for name in get_args(Compression) if path.name.endswith(_SUFFIX[name]))
+    return Codec("none") if head else Codec(next(by_name, "none"))
+
+
+def read_frames(path: Path, start: int = 0) -> Iterator[Frame]:
+    """Iterate over the whole frames of an index; a torn tail ends the iteration silently.
+
+    Parameters
+    ----------
+    path
+        Index, in any compression.
+    start
+        Offset of the first frame to read, in bytes.
+
+    Notes
+    -----
+    Memory is bounded by the largest frame. The caller learns of a torn tail by comparing the end of the
+    last frame with the file's size.
+    """
+    codec = codec_of(path)
+    with open(path, "rb") as stream:
+        stream.seek(start)
+        frames = (
+            _plain_frames(stream, start) if codec.compression == "none" else _frames(stream, start, codec)
+        )
+        yield from frames
+
+
+def _frames(stream: IO[bytes], offset: int, codec: Codec) -> Iterator[Frame]:
+    pending = b""
+    while True:
+        frame, pending = _next_frame(stream, offset, codec, pending)
+        if frame is None:
+            return
+        yield frame
+        offset += frame.length
+
+
+def _next_frame(stream: IO[bytes], offset: int, codec: Codec, pending: bytes) -> tuple[Frame | None, bytes]:
+    decompressor, parts, consumed, size = codec.decompressor(), [], 0, 0
+    while not decompressor.eof:
+        pending = pending or stream.read(_READ_BYTES)
+        if not pending:
+            return None, b""
+        try:
+            parts.append(decompressor.decompress(pending))
+        except (zstandard.ZstdError, zlib.error):
+            return None, b""
+        consumed, size = consumed + len(pending), size + len(parts[-1])
+        if size > MAX_FRAME_BYTES:
+            raise IndexFormatError(
+                f"a frame at byte {offset} holds more than {MAX_FRAME_BYTES} bytes: no index of ours"
+            )
+        pending = decompressor.unused_data
+    return Frame(offset, consumed - len(pending), b"".join(parts)), pending
+
+
+def _plain_frames(stream: IO[bytes], offset: int) -> Iterator[Frame]:
+    lines: list[bytes] = []
+    for line in iter(lambda: stream.readline(MAX_FRAME_BYTES), b""):
+        if not line.endswith(b"\n"):
+            break
+        lines.append(line)
+        if len(lines) == FRAME_LINES:
+            yield (frame := Frame(offset, sum(map(len, lines)), b"".join(lines)))
+            offset, lines = offset + frame.length, []
+    if lines:
+        yield Frame(offset, sum(map(len, lines)), b"".join(lines))
+
+
+def read_frame(descriptor: int, offset: int, length: int, codec: Codec) -> bytes:
+    """Read one frame's lines at a known place.
+
+    Raises
+    ------
+    IndexFormatError
+        When there is no whole frame of exactly `length` bytes.
+    """
+    raw = os.pread(descriptor, length, offset)
+    if codec.compression == "none":
+        data, whole = raw, len(raw) == length and raw.endswith(b"\n")
+    else:
+        decompressor = codec.decompressor()
+        try:
+            data = decompressor.decompress(raw)
+        except (zstandard.ZstdError, zlib.error):
+            data = b""
+        whole = decompressor.eof and not decompressor.unused_data
+    if not whole:
+        raise IndexFormatError(f"no whole frame of {length} bytes at byte {offset}")
+    return data
+
+
+def split_lines(data: bytes) -> list[bytes]:
+    """Split a frame into its lines, each with its newline."""
+    return [line + b"\n" for line in data.split(b"\n") if line]
+
+
+def read_index(path: Path) -> Iterator[Record]:
+    """Iterate over the records of an index, in any compression; a torn tail ends it silently.
+
+    Raises
+    ------
+    IndexFormatError
+        When a whole frame holds something that is no record, or a record of another schema version.
+    """
+    for frame in read_frames(path):
+        for line in frame.data.split(b"\n")[:-1]:
+            yield parse_record(line, path)
+
+
+def parse_record(line: bytes, path: Path) -> Record:
+    """Parse one line; `path` is named in errors."""
+    try:
+        record = orjson.loads(line)
+        version = record["schema_version"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise IndexFormatError(f"{str(path)!r} holds a line that is no record: {line[:80]!r}") from error
+    if version != SCHEMA_VERSION:
+        raise IndexFormatError(
+            f"{str(path)!r} has records of version {version}; this drumline reads version {SCHEMA_VERSION}",
+            "Use the drumline that wrote it, or classify the archive again.",
+        )
+    return record  # type: ignore[no-any-return]

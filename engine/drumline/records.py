@@ -1,0 +1,207 @@
+"""Records: one JSON object per file of the archive. The schema of the index.
+
+`Record` is the typed structure, `json_schema` the same as JSON Schema, and `docs/index-format.md`
+the same for people; a test holds them together.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from typing import Any, Final, Literal, TypedDict, cast, get_args
+
+import orjson
+
+from drumline.decide import DecisionSettings, Reason, decide, failed_decision
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "TRANSIENT_ERRORS",
+    "ErrorType",
+    "FileError",
+    "Record",
+    "Top",
+    "absolute_path",
+    "display_path",
+    "encode_record",
+    "json_schema",
+    "path_fields",
+    "redecide",
+    "relative_path",
+]
+
+SCHEMA_VERSION: Final = 1
+
+ErrorType = Literal[
+    "unsupported_format",
+    "decode_error",
+    "empty_audio",
+    "invalid_samples",
+    "needs_ffmpeg",
+    "unreadable",
+    "vanished",
+    "changed",
+    "path_too_long",
+    "worker_crash",
+    "timeout",
+    "out_of_memory",
+]
+
+TRANSIENT_ERRORS: Final[frozenset[str]] = frozenset({"needs_ffmpeg", "unreadable", "vanished", "changed"})
+"""Errors that may be gone at the next run although the file's size and mtime are the same."""
+
+
+class FileError(TypedDict):
+    """Why a file has no prediction."""
+
+    type: ErrorType
+    message: str
+
+
+class Top(TypedDict):
+    """One of the most probable fine labels."""
+
+    label: str
+    prob: float
+
+
+class Record(TypedDict):
+    """One file of the archive.
+
+    Paths are text for people; where the name is no UTF-8, ``*_b64`` keeps the exact bytes.
+    Times are seconds since the epoch, durations seconds, rates and frequencies Hz, levels dB (full scale).
+    ``probs`` maps fine labels to probabilities (six decimals; labels below 5e-7 are left out).
+    """
+
+    schema_version: int
+    relative_path: str
+    relative_path_b64: str | None
+    abs_path: str
+    abs_path_b64: str | None
+    hash: str | None
+    size: int
+    mtime: float
+    mtime_ns: int
+    format: str
+    sample_rate: int | None
+    channels: int | None
+    duration_sec: float | None
+    rms_db: float | None
+    spectral_centroid: float | None
+    spectral_rolloff: float | None
+    label_top1: str | None
+    conf_top1: float | None
+    topk: list[Top]
+    probs: dict[str, float] | None
+    assigned_label: str
+    assigned_conf: float | None
+    assigned_reason: Reason
+    misc_routed: bool
+    below_misc_threshold: bool
+    out_of_target: bool
+    errors: FileError | None
+
+
+def display_path(path: bytes) -> str:
+    """Decode a path for people; bytes that are no UTF-8 become U+FFFD."""
+    return path.decode("utf-8", "replace")
+
+
+def path_fields(path: bytes) -> tuple[str, str | None]:
+    """Return (text, base64 of the exact bytes or None when the text says it all)."""
+    try:
+        return path.decode("utf-8"), None
+    except UnicodeDecodeError:
+        return display_path(path), base64.b64encode(path).decode("ascii")
+
+
+def _exact(text: str, encoded: str | None) -> bytes:
+    return text.encode("utf-8") if encoded is None else base64.b64decode(encoded, validate=True)
+
+
+def relative_path(record: Record) -> bytes:
+    """Return the file's exact path below the archive root."""
+    return _exact(record["relative_path"], record["relative_path_b64"])
+
+
+def absolute_path(record: Record, archive_root: bytes | None = None) -> bytes:
+    """Return the file's exact absolute path; below `archive_root` when that is given."""
+    if archive_root is not None:
+        return os.path.join(archive_root, relative_path(record))
+    return _exact(record["abs_path"], record["abs_path_b64"])
+
+
+def encode_record(record: Record) -> bytes:
+    """Encode a record as one line of the index, newline included."""
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def redecide(record: Record, settings: DecisionSettings) -> Record:
+    """Return the record as it reads under other decision settings; nothing is inferred."""
+    decision = decide(record["probs"], settings) if record["probs"] else failed_decision(settings)
+    return cast(Record, {**record, **decision._asdict()})
+
+
+def _nullable(kind: str) -> dict[str, Any]:
+    return {"type": [kind, "null"]}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a record."""
+    probability = {"type": "number", "minimum": 0, "maximum": 1}
+    text, count, number, flag = (
+        {"type": "string"},
+        {"type": "integer", "minimum": 0},
+        {"type": "number"},
+        {"type": "boolean"},
+    )
+    nullable_probability = {"anyOf": [probability, {"type": "null"}]}
+    top = {
+        "type": "object",
+        "properties": {"label": text, "prob": probability},
+        "required": ["label", "prob"],
+        "additionalProperties": False,
+    }
+    error = {
+        "type": ["object", "null"],
+        "properties": {"type": {"enum": list(get_args(ErrorType))}, "message": text},
+        "required": ["type", "message"],
+        "additionalProperties": False,
+    }
+    properties: dict[str, Any] = {
+        "schema_version": {"const": SCHEMA_VERSION},
+        "relative_path": text,
+        "relative_path_b64": _nullable("string"),
+        "abs_path": text,
+        "abs_path_b64": _nullable("string"),
+        "hash": _nullable("string"),
+        "size": count,
+        "mtime": number,
+        "mtime_ns": {"type": "integer"},
+        "format": text,
+        "sample_rate": _nullable("integer"),
+        "channels": _nullable("integer"),
+        "duration_sec": _nullable("number"),
+        "rms_db": _nullable("number"),
+        "spectral_centroid": _nullable("number"),
+        "spectral_rolloff": _nullable("number"),
+        "label_top1": _nullable("string"),
+        "conf_top1": nullable_probability,
+        "topk": {"type": "array", "items": top},
+        "probs": {"type": ["object", "null"], "additionalProperties": probability},
+        "assigned_label": text,
+        "assigned_conf": nullable_probability,
+        "assigned_reason": {"enum": list(get_args(Reason))},
+        "misc_routed": flag,
+        "below_misc_threshold": flag,
+        "out_of_target": flag,
+        "errors": error,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "drumline record",
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

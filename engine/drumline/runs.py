@@ -1,0 +1,179 @@
+"""Runs: the directory of one classification of an archive.
+
+``run.json`` says what was asked, from the start; ``index.jsonl.zst`` holds the records;
+``summary.json`` appears last, atomically, and means: complete.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from drumline.decide import DecisionSettings
+from drumline.durable import output_errors, sync_directory, write_json
+from drumline.errors import IndexFormatError
+from drumline.labels import MISC
+from drumline.records import SCHEMA_VERSION, path_fields
+
+__all__ = ["Run", "create_run", "list_runs", "open_run"]
+
+_INDEX_NAMES = ("index.jsonl.zst", "index.jsonl.gz", "index.jsonl")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, or a lone index file.
+
+    Parameters
+    ----------
+    directory
+        Where run.json, the index and summary.json stand.
+    index_path
+        The index.
+    info
+        What run.json says; empty for an index without one.
+    """
+
+    directory: Path
+    index_path: Path
+    info: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the run directory."""
+        return self.directory.name
+
+    @property
+    def summary_path(self) -> Path:
+        """Where the summary stands once the run is complete."""
+        return self.directory / "summary.json"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end."""
+        return self.summary_path.is_file()
+
+    @property
+    def archive_root(self) -> bytes | None:
+        """Exact path of the archive; None when there is no run.json."""
+        if not self.info:
+            return None
+        encoded = self.info.get("archive_root_b64")
+        return base64.b64decode(encoded) if encoded else os.fsencode(self.info["archive_root"])
+
+    def decision_settings(self) -> DecisionSettings | None:
+        """Return the settings that the run decided with; None when there is no run.json."""
+        if not self.info:
+            return None
+        settings = self.info["settings"]
+        targets = settings["target_labels"]
+        return DecisionSettings(
+            canonical_of=self.info["canonical_map"],
+            threshold=settings["misc"]["threshold"],
+            misc=settings["misc"]["label"],
+            target_labels=None if targets is None else frozenset(targets),
+        )
+
+    def misc_label(self) -> str:
+        """Return the run's label for what is no kit drum."""
+        return str(self.info["settings"]["misc"]["label"]) if self.info else MISC
+
+    def summary(self) -> dict[str, Any]:
+        """Read summary.json."""
+        return _read_object(self.summary_path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise IndexFormatError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise IndexFormatError(f"{str(path)!r} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise IndexFormatError(f"{str(path)!r} holds no JSON object")
+    return value
+
+
+def open_run(path: Path) -> Run:
+    """Open a run directory, an index file, or a runs root (its newest complete run).
+
+    Raises
+    ------
+    IndexFormatError
+        When there is no such run, or it is of another version.
+    """
+    if path.is_dir() and not (path / "run.json").exists():
+        return _newest_complete(path)
+    directory = path if path.is_dir() else path.parent
+    info = _read_info(directory) if (directory / "run.json").exists() else {}
+    if not path.is_dir():
+        if not path.is_file():
+            raise IndexFormatError(
+                f"no run or index at {str(path)!r}", "Give a run_… directory or its index.jsonl.zst."
+            )
+        return Run(directory, path, info if info.get("index") == path.name else {})
+    index_path = directory / str(info.get("index", _INDEX_NAMES[0]))
+    if not index_path.is_file():
+        raise IndexFormatError(
+            f"run {directory.name} has no index yet", "Let 'drumline infer' finish it first."
+        )
+    return Run(directory, index_path, info)
+
+
+def _read_info(directory: Path) -> dict[str, Any]:
+    info = _read_object(directory / "run.json")
+    version = info.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise IndexFormatError(
+            f"run {directory.name} is of version {version}; this drumline reads version {SCHEMA_VERSION}",
+            "Use the drumline that wrote it, or classify the archive again.",
+        )
+    if Path(str(info.get("index"))).name != info.get("index"):
+        raise IndexFormatError(f"run {directory.name} names an index outside of its directory")
+    return info
+
+
+def _newest_complete(runs_root: Path) -> Run:
+    for directory in reversed(list_runs(runs_root)):
+        if (directory / "summary.json").is_file():
+            return open_run(directory)
+    raise IndexFormatError(
+        f"{str(runs_root)!r} holds no complete run", "Make one with 'drumline infer ARCHIVE'."
+    )
+
+
+def list_runs(runs_root: Path) -> list[Path]:
+    """Return the run directories of a runs root, oldest first."""
+    return sorted(path.parent for path in runs_root.glob("run_*/run.json"))
+
+
+def create_run(runs_root: Path, info: dict[str, Any], archive_root: bytes) -> Run:
+    """Make a new run directory with its run.json."""
+    text, encoded = path_fields(archive_root)
+    with output_errors(runs_root):
+        directory = _make_directory(runs_root)
+    info = {"schema_version": SCHEMA_VERSION, "archive_root": text, "archive_root_b64": encoded, **info}
+    write_json(directory / "run.json", info)
+    sync_directory(runs_root)
+    return Run(directory, directory / info["index"], info)
+
+
+def _make_directory(runs_root: Path) -> Path:
+    stamp = time.strftime("run_%Y%m%dT%H%M%SZ", time.gmtime())
+    newest = max((path.name for path in runs_root.glob("run_*")), default="")
+    stamp = max(stamp, newest.partition("-")[0])  # a clock that went back must not reorder runs
+    for attempt in range(10_000):
+        directory = runs_root / (f"{stamp}-{attempt:04d}" if attempt else stamp)
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return directory
+    raise FileExistsError(f"too many runs named {stamp}")

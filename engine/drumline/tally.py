@@ -1,0 +1,118 @@
+"""Tallies: what can be counted about records, in a form that adds up.
+
+A tally is kept for every frame of an index, so that a summary is a sum over frames, whether they were
+just written or carried over from an earlier run without being read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from drumline.records import Record
+
+__all__ = ["CONFIDENCE_BINS", "DURATION_EDGES", "Tally"]
+
+CONFIDENCE_BINS = 20
+"""Bins of the confidence histograms, equal widths over 0..1."""
+
+DURATION_EDGES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+"""Upper edges of the duration histogram in seconds; one more bin holds what is longer."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over a set of records. Everything is a number that adds, so tallies merge in any order."""
+
+    records: int = 0
+    failed: int = 0
+    size: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    fine: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    confidence_sum: Counter[str] = field(default_factory=Counter)
+    duration_sum: Counter[str] = field(default_factory=Counter)
+    durations: Counter[str] = field(default_factory=Counter)
+    confidences: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: Record) -> None:
+        """Count one record."""
+        label = record["assigned_label"]
+        self.records += 1
+        self.size += record["size"]
+        self.reasons[record["assigned_reason"]] += 1
+        self.formats[record["format"]] += 1
+        if record["errors"] is not None:
+            self.failed += 1
+            self.errors[record["errors"]["type"]] += 1
+            return
+        self.labels[label] += 1
+        self.fine[record["label_top1"] or ""] += 1
+        confidence, duration = record["assigned_conf"] or 0.0, record["duration_sec"] or 0.0
+        self.confidence_sum[label] += confidence  # type: ignore[assignment]
+        self.duration_sum[label] += duration  # type: ignore[assignment]
+        self.durations[str(_duration_bin(duration))] += 1
+        self.confidences[f"{label}/{min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)}"] += 1
+
+    def merge(self, other: Tally) -> None:
+        """Add another tally to this one."""
+        for name in self.__slots__:
+            mine, others = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Counter):
+                mine.update(others)
+            else:
+                setattr(self, name, mine + others)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as plain values, for the cache."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Tally:
+        """Build from what `to_json` gave."""
+        return cls(
+            **{name: Counter(value) if isinstance(value, dict) else value for name, value in values.items()}
+        )
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Tally:
+        """Count many records."""
+        tally = cls()
+        for record in records:
+            tally.add(record)
+        return tally
+
+    def report(self) -> dict[str, Any]:
+        """Return what a person wants to know: counts, means and histograms per assigned label."""
+        confidences = {label: [0] * CONFIDENCE_BINS for label in self.labels}
+        for key, count in self.confidences.items():
+            label, _, place = key.rpartition("/")
+            confidences[label][int(place)] = count
+        return {
+            "labels": dict(self.labels.most_common()),
+            "fine_labels": dict(self.fine.most_common()),
+            "reasons": dict(self.reasons.most_common()),
+            "errors": dict(self.errors.most_common()),
+            "formats": dict(self.formats.most_common()),
+            "size_bytes": self.size,
+            "mean_confidence": _means(self.confidence_sum, self.labels),
+            "confidence_histogram": confidences,
+            "mean_duration_sec": _means(self.duration_sum, self.labels),
+            "total_duration_sec": round(sum(self.duration_sum.values()), 3),
+            "duration_histogram": {
+                "edges_sec": list(DURATION_EDGES),
+                "counts": [self.durations[str(place)] for place in range(len(DURATION_EDGES) + 1)],
+            },
+        }
+
+
+def _duration_bin(duration: float) -> int:
+    return next((place for place, edge in enumerate(DURATION_EDGES) if duration <= edge), len(DURATION_EDGES))
+
+
+def _means(sums: Counter[str], counts: Counter[str]) -> dict[str, float]:
+    return {label: round(sums[label] / count, 4) for label, count in counts.most_common()}
