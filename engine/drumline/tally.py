@@ -74,9 +74,10 @@ class Tally:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Tally:
         """Build from what `to_json` gave."""
-        return cls(
-            **{name: Counter(value) if isinstance(value, dict) else value for name, value in values.items()}
-        )
+        fields: dict[str, Any] = {
+            name: Counter(value) if isinstance(value, dict) else value for name, value in values.items()
+        }
+        return cls(**fields)
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Tally:

@@ -1,0 +1,6 @@
+"""``python -m drumline``."""
+
+from drumline.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The command line: commands are shells over the library and are imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from drumline.errors import DrumlineError, Interrupted
+
+__all__ = ["COMMANDS", "TRAINING_COMMANDS", "main"]
+
+COMMANDS = {
+    "infer": "drumline.cli.infer:infer_command",
+    "rebuild": "drumline.cli.rebuild:rebuild_command",
+    "undo": "drumline.cli.rebuild:undo_command",
+    "stats": "drumline.cli.stats:stats_command",
+    "diff": "drumline.cli.diff:diff_command",
+    "features": "drumline.cli.features:features_command",
+    "init": "drumline.cli.init:init_command",
+    "models": "drumline.cli.models:models_command",
+    "validate-mapping": "drumline.cli.models:validate_mapping_command",
+    "create-stub": "drumline.cli.models:create_stub_command",
+    "doctor": "drumline.cli.doctor:doctor_command",
+    "completion": "drumline.cli.completion:completion_command",
+}
+"""Command name → where it is defined, in the order of the help page."""
+
+TRAINING_COMMANDS = {"train": "drumline_convert.cli:train"}
+"""Commands of `drumline_convert`, shown when it is installed."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only when it is called or its help is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        training = TRAINING_COMMANDS if find_spec("drumline_convert") else {}
+        return [*COMMANDS, *training]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        place = {**COMMANDS, **TRAINING_COMMANDS}.get(cmd_name)
+        if place is None:
+            return None
+        module, _, name = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from drumline import __version__
+
+        click.echo(f"drumline {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+def cli() -> None:
+    """Classify archives of drum one-shots and rebuild them as organised trees.
+
+    `drumline infer ARCHIVE` reads every audio file, never changes one, and writes an index.
+    `drumline rebuild RUN --out DIR` makes an organised tree from it, as often as you like.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the code that `drumline.errors` gives."""
+    # One-shots are small: more BLAS threads than the pool has workers only get in one another's way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        result: Any = cli.main(args=arguments, prog_name="drumline", standalone_mode=False)
+    except DrumlineError as error:
+        _report(error.what, error.way_out)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _report("stopped")
+        return Interrupted.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone (… | head): not an error, but nothing more can be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return result if isinstance(result, int) else 0
+
+
+def _report(what: str, way_out: str = "") -> None:
+    from drumline.cli.common import safe_text
+
+    click.echo(f"drumline: {safe_text(what)}", err=True)
+    for line in filter(None, way_out.splitlines()):
+        click.echo(f"  {safe_text(line)}", err=True)

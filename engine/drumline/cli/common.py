@@ -1,0 +1,69 @@
+"""What the commands share: help with examples, JSON output, safe printing, argument types."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import orjson
+
+__all__ = ["Command", "comma_separated", "echo_json", "json_option", "path_type", "safe_text"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command whose help ends with examples.
+
+    Parameters
+    ----------
+    examples
+        Command lines, shown as they would be typed.
+    """
+
+    def __init__(self, *args: Any, examples: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write_text(example)
+
+
+def json_option(function: F) -> F:
+    """Add ``--json``."""
+    return click.option(
+        "as_json", "--json", is_flag=True, help="Print JSON on stdout, and nothing else there."
+    )(function)
+
+
+def path_type(**kwargs: Any) -> Any:
+    """Return a click type that gives `Path` and keeps bytes that are no UTF-8."""
+    return click.Path(path_type=Path, **kwargs)
+
+
+def comma_separated(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    """Parse ``A,B`` (a click callback)."""
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def echo_json(value: Any) -> None:
+    """Print `value` as indented JSON on stdout."""
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.buffer.flush()
+
+
+def safe_text(text: str | bytes) -> str:
+    """Make text from a disk safe to print: control characters and bytes that are no UTF-8 are escaped."""
+    decoded = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in decoded
+    )
