@@ -55,6 +55,7 @@ class Bundle:
     fingerprint: str
     input_name: str = "features"
     logits_name: str = "logits"
+    probabilities_name: str = "probabilities"
     description: str = ""
     calibration: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -141,6 +142,7 @@ def load_bundle(
         fingerprint=_fingerprint(model_path, front_end, labels, temperature),
         input_name=str(manifest.get("input", {}).get("name", "features")),
         logits_name=str(manifest.get("outputs", {}).get("logits", "logits")),
+        probabilities_name=str(manifest.get("outputs", {}).get("probabilities", "probabilities")),
         description=str(manifest.get("description", "")),
         calibration=calibration,
     )

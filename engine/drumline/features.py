@@ -2,7 +2,8 @@
 
 One pass serves everything: the magnitude spectrogram gives the mel bands, the centroid and the
 rolloff. Only the frames that the sample reaches are computed; the zero padding behind it is one constant
-column. Spectrograms are kept as (bins, frames), so that every later step runs along contiguous frames.
+column. Spectrograms are kept as (bins, frames), so that every step after the transform runs along
+contiguous frames.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from scipy.sparse import csr_array
 
 from drumline.frontend import FrontEnd
 
-__all__ = ["Analysis", "FeatureExtractor", "dct_matrix", "mel_filterbank"]
+__all__ = ["Analysis", "FeatureExtractor", "hann_window", "mel_filterbank"]
 
-_AMIN = np.float32(1e-10)
+_AMIN, _AMIN_DB = np.float32(1e-10), -100.0
 _RMS_FLOOR_DB = -120.0
 _ROLLOFF = np.float32(0.85)
+# How far a band may lie below its frame's mean power in a float32 transform: measured on 64,000 frames of
+# recordings, the features are then within 0.0005 dB. A cepstral coefficient averages the errors of all bands.
+_FLOAT32_RANGE_DB = {"mfcc": 52.0, "log-mel": 41.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +56,20 @@ class FeatureExtractor:
 
     def __init__(self, front_end: FrontEnd) -> None:
         self.front_end = front_end
-        n_fft, hop_length = front_end.n_fft, front_end.hop_length
+        n_fft, hop_length, sample_rate = front_end.n_fft, front_end.hop_length, front_end.sample_rate
         self._edge = n_fft // 2
         reach = (front_end.frames - 1) * hop_length + n_fft
         self._padded = np.zeros(max(reach, self._edge + front_end.samples), np.float32)
         shape, strides = (front_end.frames, n_fft), (4 * hop_length, 4)
         self._frames = np.lib.stride_tricks.as_strided(self._padded, shape, strides)
         self._windowed = np.empty(shape, np.float32)
-        self._window = hann_window(n_fft)
-        self._mel = csr_array(mel_filterbank(front_end.sample_rate, n_fft, front_end.n_mels))
-        self._dct = dct_matrix(front_end.n_mfcc, front_end.n_mels) if front_end.kind == "mfcc" else None
-        self._rolloff = _Rolloff(1 + n_fft // 2, front_end.sample_rate / n_fft)
-        self._frequencies = np.arange(1 + n_fft // 2, dtype=np.float32) * np.float32(
-            front_end.sample_rate / n_fft
-        )
+        self._precise_window = hann_window(n_fft)
+        self._window = self._precise_window.astype(np.float32)
+        mel = mel_filterbank(sample_rate, n_fft, front_end.n_mels)
+        self._mel = csr_array(mel)
+        self._noise_db = _white_noise_db(mel) - np.float32(_FLOAT32_RANGE_DB[front_end.kind])
+        self._average = np.full(1 + n_fft // 2, 1.0 / (1 + n_fft // 2), np.float32)
+        self._statistics = _SpectralStatistics(1 + n_fft // 2, sample_rate / n_fft)
 
     def extract(
         self, samples: NDArray[np.float32], out: NDArray[np.float32], *, audio_stats: bool = True
@@ -83,16 +87,14 @@ class FeatureExtractor:
         """
         samples = samples[: self.front_end.samples]
         peak = float(max(samples.max(), -samples.min())) if len(samples) else 0.0
-        magnitude = self._spectrogram(samples, peak)
-        self._fill(magnitude, out)
-        rms_db = self._rms_db(len(samples), peak)
+        scale = peak if self.front_end.normalise == "peak" and peak > 0.0 else 1.0
+        magnitude = self._spectrogram(samples, scale)
+        self._write(*self._mel_spectrogram(magnitude), out)
+        rms_db = self._rms_db(len(samples), scale)
         if not audio_stats or peak == 0.0:
             return Analysis(rms_db, 0.0, 0.0)
-        magnitude = magnitude[:, : 1 + len(samples) // self.front_end.hop_length]
-        total = magnitude.sum(axis=0)
-        weighted = self._frequencies @ magnitude
-        centroid = np.divide(weighted, total, out=np.zeros_like(total), where=total > 0).mean()
-        return Analysis(rms_db, float(centroid), self._rolloff.mean(magnitude))
+        frames = 1 + len(samples) // self.front_end.hop_length
+        return Analysis(rms_db, *self._statistics.means(magnitude, frames))
 
     def features(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the features of `samples` in a new array of shape `front_end.shape`."""
@@ -100,76 +102,112 @@ class FeatureExtractor:
         self.extract(samples, out, audio_stats=False)
         return out
 
-    def _spectrogram(self, samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
-        """Return the magnitudes of the frames that `samples` reaches, shape (bins, frames)."""
+    def _spectrogram(self, samples: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+        """Return the magnitudes of the frames that ``samples / scale`` reaches, shape (bins, frames)."""
         hop_length, n = self.front_end.hop_length, len(samples)
         end = self._edge + n
-        reached = min(max(-(-end // hop_length), 1 + n // hop_length), self.front_end.frames)
-        scale = peak if self.front_end.normalise == "peak" and peak > 0.0 else 1.0
         np.divide(samples, np.float32(scale), out=self._padded[self._edge : end])
         self._padded[end:] = 0.0
+        reached = min(max(-(-end // hop_length), 1 + n // hop_length), self.front_end.frames)
         windowed = np.multiply(self._frames[:reached], self._window, out=self._windowed[:reached])
-        # Transforming along the first axis of the transposed view writes (bins, frames) at no extra cost.
+        # The transform along the first axis of the transposed view gives (bins, frames) at no extra cost.
         magnitude: NDArray[np.float32] = np.abs(scipy.fft.rfft(windowed.T, axis=0))
         return magnitude
 
-    def _fill(self, magnitude: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Write the features of the reached frames, then the constant column of the padding."""
-        mel_db = self._mel @ np.square(magnitude)
+    def _mel_spectrogram(self, magnitude: NDArray[np.float32]) -> tuple[NDArray[np.float32], np.float32]:
+        """Return the mel spectrogram in dB, shape (n_mels, frames), and the floor that it was raised to."""
+        power = np.square(magnitude)
+        mel_db = self._mel_db(power)
+        floor = np.float32(max(_AMIN_DB, float(mel_db.max()) - self.front_end.top_db))
+        np.maximum(mel_db, floor, out=mel_db)
+        noisy = self._noisy_frames(power, mel_db)
+        if len(noisy):
+            mel_db[:, noisy] = np.maximum(self._precise_mel_db(noisy), floor)
+        return mel_db, floor
+
+    def _mel_db(self, power: NDArray[np.float32]) -> NDArray[np.float32]:
+        mel_db: NDArray[np.float32] = self._mel @ power
         np.maximum(mel_db, _AMIN, out=mel_db)
         np.log10(mel_db, out=mel_db)
         mel_db *= np.float32(10.0)
-        floor = max(-100.0, float(mel_db.max()) - self.front_end.top_db)
-        np.maximum(mel_db, np.float32(floor), out=mel_db)
+        return mel_db
+
+    def _noisy_frames(self, power: NDArray[np.float32], mel_db: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Return the frames that need double precision.
+
+        A float32 transform spreads its rounding errors over all bins as white noise, so a band far below
+        the frame's mean power, such as the treble of a loud kick, is off by up to 0.003 dB.
+        """
+        mean_power_db = np.float32(10.0) * np.log10(self._average @ power + _AMIN)
+        return np.flatnonzero((mel_db - self._noise_db).min(axis=0) < mean_power_db)
+
+    def _precise_mel_db(self, frames: NDArray[np.intp]) -> NDArray[np.float32]:
+        windowed = self._frames[frames] * self._precise_window
+        magnitude = np.abs(scipy.fft.rfft(windowed.T, axis=0))
+        return self._mel_db(np.square(magnitude).astype(np.float32))
+
+    def _write(self, mel_db: NDArray[np.float32], floor: np.float32, out: NDArray[np.float32]) -> None:
+        """Write the features of the reached frames, then the constant column of the padding."""
         reached = mel_db.shape[1]
-        if self._dct is None:
+        if self.front_end.kind == "log-mel":
             out[:, :reached] = mel_db
             out[:, reached:] = floor
         else:
-            np.matmul(self._dct, mel_db, out=out[:, :reached])
-            out[0, reached:] = floor * math.sqrt(self.front_end.n_mels)
+            # A matrix product is as fast, but in float32 it is off by 0.0013 dB where this is by 0.0001 dB.
+            cepstrum = scipy.fft.dct(mel_db, axis=0, norm="ortho", overwrite_x=True)
+            out[:, :reached] = cepstrum[: self.front_end.n_mfcc]
+            out[0, reached:] = float(floor) * math.sqrt(self.front_end.n_mels)
             out[1:, reached:] = 0.0
 
-    def _rms_db(self, n: int, peak: float) -> float:
-        normalised = self._padded[self._edge : self._edge + n]
-        power = float(np.dot(normalised, normalised)) / max(n, 1)
+    def _rms_db(self, n: int, scale: float) -> float:
+        scaled = self._padded[self._edge : self._edge + n]
+        power = float(np.dot(scaled, scaled)) / max(n, 1)
         if power <= 0.0:
             return _RMS_FLOOR_DB
-        scale = peak if self.front_end.normalise == "peak" else 1.0
         return max(_RMS_FLOOR_DB, 10.0 * math.log10(power) + 20.0 * math.log10(scale))
 
 
-class _Rolloff:
-    """Finds the rolloff bin of each frame: first the block of bins it lies in, then the bin."""
+class _SpectralStatistics:
+    """Mean centroid and rolloff of a magnitude spectrogram.
+
+    The rolloff is found in two steps, first the block of bins and then the bin: a running sum over
+    all bins would cost more than the transform.
+    """
 
     def __init__(self, bins: int, bin_hz: float) -> None:
-        self._bin_hz = bin_hz
-        self._width = max(1, math.isqrt(bins))
+        self._bins, self._bin_hz, self._width = bins, bin_hz, math.isqrt(bins)
         starts = np.arange(0, bins, self._width)
-        self._bins = bins
-        indptr = np.append(starts, bins)
-        self._blocks = csr_array(
-            (np.ones(bins, np.float32), np.arange(bins), indptr), shape=(len(starts), bins)
-        )
+        ones, bin_numbers = np.ones(bins, np.float32), np.arange(bins)
+        shape = (len(starts), bins)
+        self._block_sums = csr_array((ones, bin_numbers, np.append(starts, bins)), shape=shape)
+        self._bin_numbers = bin_numbers.astype(np.float32)
         self._inside = np.arange(self._width)[:, np.newaxis]
 
-    def mean(self, magnitude: NDArray[np.float32]) -> float:
-        """Return the mean rolloff in Hz of `magnitude`, shape (bins, frames)."""
-        cumulative = np.cumsum(self._blocks @ magnitude, axis=0)
+    def means(self, magnitude: NDArray[np.float32], frames: int) -> tuple[float, float]:
+        """Return centroid and rolloff in Hz, each the mean over the first `frames` frames."""
+        cumulative = np.cumsum(self._block_sums @ magnitude, axis=0)
+        total = cumulative[-1]
+        centroid = (self._bin_numbers @ magnitude) / np.where(total > 0.0, total, np.float32(1.0))
+        rolloff = self._rolloff(magnitude, cumulative)
+        return float(centroid[:frames].mean()) * self._bin_hz, float(rolloff[:frames].mean()) * self._bin_hz
+
+    def _rolloff(self, magnitude: NDArray[np.float32], cumulative: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Return the rolloff bin of each frame; `cumulative` are the running sums over the blocks."""
         threshold = _ROLLOFF * cumulative[-1]
-        block = (cumulative < threshold).sum(axis=0)
         columns = np.arange(magnitude.shape[1])
+        block = (cumulative >= threshold).argmax(axis=0)
         below = np.where(block > 0, cumulative[block - 1, columns], np.float32(0.0))
         rows = np.minimum(block * self._width + self._inside, self._bins - 1)
-        inside = below + np.cumsum(magnitude[rows, columns], axis=0)
-        index = block * self._width + (inside < threshold).sum(axis=0)
-        return float(np.minimum(index, self._bins - 1).mean() * self._bin_hz)
+        running = below + np.cumsum(magnitude[rows, columns], axis=0)
+        bins = block * self._width + (running < threshold).sum(axis=0)
+        rolloff: NDArray[np.intp] = np.minimum(bins, self._bins - 1)
+        return rolloff
 
 
-def hann_window(n_fft: int) -> NDArray[np.float32]:
-    """Return the periodic Hann window, shape (n_fft,), float32."""
-    phase = 2.0 * np.pi / n_fft * np.arange(n_fft)
-    return (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
+def hann_window(n_fft: int) -> NDArray[np.float64]:
+    """Return the periodic Hann window, shape (n_fft,)."""
+    window: NDArray[np.float64] = 0.5 - 0.5 * np.cos(2.0 * np.pi / n_fft * np.arange(n_fft))
+    return window
 
 
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> NDArray[np.float32]:
@@ -179,20 +217,20 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> NDArray[np.floa
     M. Slaney, *Auditory Toolbox*, 1998.
     """
     edges = _mel_to_hz(np.linspace(0.0, _hz_to_mel(sample_rate / 2.0), n_mels + 2))
-    frequencies = np.linspace(0.0, sample_rate / 2.0, 1 + n_fft // 2)
+    frequencies = np.arange(1 + n_fft // 2) * (sample_rate / n_fft)
     lower, centre, upper = edges[:-2, np.newaxis], edges[1:-1, np.newaxis], edges[2:, np.newaxis]
     rising = (frequencies - lower) / (centre - lower)
     falling = (upper - frequencies) / (upper - centre)
     filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (upper - lower))
-    return filters.astype(np.float32)
+    float32: NDArray[np.float32] = filters.astype(np.float32)
+    return float32
 
 
-def dct_matrix(n_mfcc: int, n_mels: int) -> NDArray[np.float32]:
-    """Return the first rows of the orthonormal DCT-II, shape (n_mfcc, n_mels), float32."""
-    row, column = np.arange(n_mfcc)[:, np.newaxis], np.arange(n_mels)
-    matrix = np.sqrt(2.0 / n_mels) * np.cos(np.pi / n_mels * row * (column + 0.5))
-    matrix[0] = np.sqrt(1.0 / n_mels)
-    return matrix.astype(np.float32)
+def _white_noise_db(mel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how strongly white noise disturbs each band of `mel`, in dB, shape (n_mels, 1)."""
+    disturbance = np.square(mel).sum(axis=1) / np.maximum(mel.sum(axis=1), _AMIN)
+    noise_db: NDArray[np.float32] = np.float32(10.0) * np.log10(np.maximum(disturbance, _AMIN))
+    return noise_db[:, np.newaxis]
 
 
 _MEL_PER_HZ = 3.0 / 200.0

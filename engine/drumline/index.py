@@ -11,6 +11,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, Protocol, get_args
@@ -31,6 +32,7 @@ __all__ = [
     "read_frame",
     "read_frames",
     "read_index",
+    "record_errors",
     "split_lines",
 ]
 
@@ -231,3 +233,18 @@ def parse_record(line: bytes, path: Path) -> Record:
             "Use the drumline that wrote it, or classify the archive again.",
         )
     return record  # type: ignore[no-any-return]
+
+
+@contextmanager
+def record_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a garbled record of `path` into an `IndexFormatError`.
+
+    For loops that only look at records: a field that is missing, or of another type than it should be.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IndexFormatError(
+            f"{str(path)!r} holds a garbled record: {type(error).__name__} {error}",
+            "It was changed after drumline wrote it: restore it, or classify the archive again.",
+        ) from error

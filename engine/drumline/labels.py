@@ -77,7 +77,10 @@ def _read_object(path: Path, what: str) -> Any:
 
 
 def _is_label(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable() and bool(value.strip()) and "/" not in value
+    # A label becomes a directory name: neither "a/b" nor ".." may leave the output directory.
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return value.isprintable() and "/" not in value and not value.startswith(".")
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ the same for people; a test holds them together.
 from __future__ import annotations
 
 import base64
+import heapq
 import os
+from collections.abc import Mapping
 from typing import Any, Final, Literal, TypedDict, cast, get_args
 
 import orjson
@@ -28,6 +30,7 @@ __all__ = [
     "path_fields",
     "redecide",
     "relative_path",
+    "topk_of",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -136,10 +139,28 @@ def encode_record(record: Record) -> bytes:
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def redecide(record: Record, settings: DecisionSettings) -> Record:
-    """Return the record as it reads under other decision settings; nothing is inferred."""
-    decision = decide(record["probs"], settings) if record["probs"] else failed_decision(settings)
-    return cast(Record, {**record, **decision._asdict()})
+def topk_of(probs: Mapping[str, float], top_k: int) -> list[Top]:
+    """Return the `top_k` most probable fine labels, ties in alphabetical order."""
+    best = heapq.nsmallest(top_k, probs, key=lambda label: (-probs[label], label))
+    return [Top(label=label, prob=probs[label]) for label in best]
+
+
+def redecide(record: Record, settings: DecisionSettings, top_k: int | None = None) -> Record:
+    """Return the record as it reads under other decision settings; nothing is inferred.
+
+    Parameters
+    ----------
+    record
+        A record of any index.
+    settings
+        The new settings.
+    top_k
+        How many labels `topk` is to list; None leaves it.
+    """
+    probs = record["probs"]
+    decision = decide(probs, settings) if probs else failed_decision(settings)
+    topk = record["topk"] if top_k is None else topk_of(probs or {}, top_k)
+    return cast(Record, {**record, **decision._asdict(), "topk": topk})
 
 
 def _nullable(kind: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ just written or carried over from an earlier run without being read.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ class Tally:
 
 
 def _duration_bin(duration: float) -> int:
-    return next((place for place, edge in enumerate(DURATION_EDGES) if duration <= edge), len(DURATION_EDGES))
+    return bisect_left(DURATION_EDGES, duration)
 
 
 def _means(sums: Counter[str], counts: Counter[str]) -> dict[str, float]:

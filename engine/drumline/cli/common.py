@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import orjson
 
-__all__ = ["Command", "comma_separated", "echo_json", "json_option", "path_type", "safe_text"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "Command",
+    "comma_separated",
+    "echo_json",
+    "json_option",
+    "path_type",
+    "safe_text",
+    "stdout_console",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,3 +79,12 @@ def safe_text(text: str | bytes) -> str:
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
         for char in decoded
     )
+
+
+def stdout_console() -> Console:
+    """Return a rich console on stdout; what the terminal's encoding lacks becomes a question mark."""
+    from rich.console import Console
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)

@@ -1,0 +1,343 @@
+"""The cache: what is known of every file of an archive, so that it is not read again.
+
+One SQLite file serves all runs of a runs root. A *scope* is an archive together with an inference key (what
+changes probabilities: model, front end, hash algorithm …), and nothing is shared between scopes but content.
+
+    scope ─< run ─< frame >─ file >─ directory
+
+A file's row says where its record lies: frame and line. A frame lies in one run's index; when a whole frame
+is carried over to the next run, only the frame's row changes. `run.valid` is the length up to which the index
+is complete; it is committed with the rows, after the frame is on disk. The cache holds nothing that the
+indexes do not, so it can be deleted at any time: `drumline.recover` rebuilds it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import orjson
+
+from drumline.durable import output_errors
+from drumline.errors import OutputError
+from drumline.tally import Tally
+
+__all__ = ["Cache", "FileRow", "FrameRow", "KnownFile", "Lasting"]
+
+CACHE_VERSION: Final = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS scope (
+    id INTEGER PRIMARY KEY, archive BLOB NOT NULL, inference_key TEXT NOT NULL,
+    UNIQUE (archive, inference_key));
+CREATE TABLE IF NOT EXISTS run (
+    id INTEGER PRIMARY KEY, scope INTEGER NOT NULL, name TEXT NOT NULL UNIQUE, decision_key TEXT NOT NULL,
+    valid INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS frame (
+    id INTEGER PRIMARY KEY, run INTEGER NOT NULL, place INTEGER NOT NULL, length INTEGER NOT NULL,
+    lines INTEGER NOT NULL, failed INTEGER NOT NULL, carried INTEGER NOT NULL, tally BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS directory (
+    id INTEGER PRIMARY KEY, scope INTEGER NOT NULL, path BLOB NOT NULL, UNIQUE (scope, path));
+CREATE TABLE IF NOT EXISTS file (
+    directory INTEGER NOT NULL, name BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    hash TEXT, failed INTEGER NOT NULL, frame INTEGER NOT NULL, line INTEGER NOT NULL,
+    PRIMARY KEY (directory, name)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS file_by_hash ON file (hash) WHERE hash IS NOT NULL;
+"""
+
+
+class Lasting:
+    """Values of a row's `failed`: whether the failure may be gone at the next run."""
+
+    NO_FAILURE = 0
+    LASTING = 1
+    TRANSIENT = 2
+
+
+class KnownFile(NamedTuple):
+    """What the cache knows of a file in a directory."""
+
+    size: int
+    mtime_ns: int
+    failed: int
+    frame: int
+    line: int
+
+
+class FileRow(NamedTuple):
+    """A file's row as the writer stores it; `line` counts from 0 within its frame."""
+
+    directory: bytes
+    name: bytes
+    size: int
+    mtime_ns: int
+    hash: str | None
+    failed: int
+    line: int
+
+
+class FrameRow(NamedTuple):
+    """Where a frame lies."""
+
+    id: int
+    run: int
+    place: int
+    length: int
+    lines: int
+
+
+class Cache:
+    """The cache of one runs root, open in one process.
+
+    Parameters
+    ----------
+    path
+        The SQLite file.
+    read_only
+        For the stages that only look things up.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self._directories: dict[tuple[int, bytes], int] = {}
+        with self._named_errors(), output_errors(path):
+            mode = "ro" if read_only else "rwc"
+            uri = f"file:{_quoted(path)}?mode={mode}"
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
+            self._db.execute("PRAGMA cache_size = -8000")
+            if not read_only:
+                self._create()
+
+    def _create(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, CACHE_VERSION):
+            raise sqlite3.DatabaseError(f"cache version {version}, not {CACHE_VERSION}")
+        self._db.executescript(_SCHEMA)
+        self._db.execute(f"PRAGMA user_version = {CACHE_VERSION}")
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OutputError(
+                f"cannot use the cache {str(self.path)!r}: {error}",
+                "Check space and permissions. The cache can be deleted: it is rebuilt from the index.",
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit all of the enclosed changes, or none."""
+        with self._named_errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self._directories.clear()
+                raise
+
+    def scope(self, archive: bytes, inference_key: str) -> int:
+        """Return the id of a scope, made when it is new."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO scope (archive, inference_key) VALUES (?, ?)", (archive, inference_key)
+        )
+        return self._one(
+            "SELECT id FROM scope WHERE archive = ? AND inference_key = ?", archive, inference_key
+        )
+
+    def find_scope(self, archive: bytes, inference_key: str) -> int | None:
+        """Return the id of a scope; None when nothing is known of it."""
+        sql = "SELECT id FROM scope WHERE archive = ? AND inference_key = ?"
+        row = self._db.execute(sql, (archive, inference_key)).fetchone()
+        return row[0] if row else None
+
+    def add_run(self, scope: int, name: str, decision_key: str) -> int:
+        """Register a run with an empty index."""
+        sql = "INSERT INTO run (scope, name, decision_key, valid) VALUES (?, ?, ?, 0)"
+        return int(self._db.execute(sql, (scope, name, decision_key)).lastrowid or 0)
+
+    def runs(self, scope: int) -> dict[int, tuple[str, str, int]]:
+        """Return run id → (name, decision key, valid bytes) of a scope."""
+        rows = self._db.execute("SELECT id, name, decision_key, valid FROM run WHERE scope = ?", (scope,))
+        return {run: (name, key, valid) for run, name, key, valid in rows}
+
+    def runs_in_use(self) -> list[tuple[int, str, int]]:
+        """Return (scope, run name, end of the last frame in use) for every run that rows point to."""
+        sql = (
+            "SELECT r.scope, r.name, max(f.place + f.length) "
+            "FROM frame f JOIN run r ON r.id = f.run GROUP BY r.id"
+        )
+        return list(self._db.execute(sql))
+
+    def frames(self, scope: int) -> dict[int, FrameRow]:
+        """Return all frames of a scope by id."""
+        sql = (
+            "SELECT f.id, f.run, f.place, f.length, f.lines "
+            "FROM frame f JOIN run r ON r.id = f.run WHERE r.scope = ?"
+        )
+        return {row[0]: FrameRow(*row) for row in self._db.execute(sql, (scope,))}
+
+    def frame(self, frame: int) -> tuple[FrameRow, str] | None:
+        """Return a frame and the name of its run."""
+        sql = (
+            "SELECT f.id, f.run, f.place, f.length, f.lines, r.name "
+            "FROM frame f JOIN run r ON r.id = f.run WHERE f.id = ?"
+        )
+        row = self._db.execute(sql, (frame,)).fetchone()
+        return (FrameRow(*row[:5]), row[5]) if row else None
+
+    def directories(self, scope: int) -> dict[bytes, int]:
+        """Return directory path → id of a scope."""
+        return dict(self._db.execute("SELECT path, id FROM directory WHERE scope = ?", (scope,)))
+
+    def files(self, directory: int) -> dict[bytes, KnownFile]:
+        """Return what is known of a directory's files, by name."""
+        sql = "SELECT name, size, mtime_ns, failed, frame, line FROM file WHERE directory = ?"
+        return {row[0]: KnownFile._make(row[1:]) for row in self._db.execute(sql, (directory,))}
+
+    def count_directory(self, directory: int) -> int:
+        """Return how many files are known in a directory."""
+        return self._one("SELECT count(*) FROM file WHERE directory = ?", directory)
+
+    def count_files(self, scope: int) -> int:
+        """Return how many files are known in a scope."""
+        sql = "SELECT count(*) FROM file WHERE directory IN (SELECT id FROM directory WHERE scope = ?)"
+        return self._one(sql, scope)
+
+    def twin(self, digest: str, inference_key: str) -> tuple[int, int] | None:
+        """Return (frame, line) of a record with this content and a prediction by the same inference key."""
+        sql = (
+            "SELECT f.frame, f.line FROM file f JOIN directory d ON d.id = f.directory "
+            "JOIN scope s ON s.id = d.scope WHERE f.hash = ? AND s.inference_key = ? LIMIT 1"
+        )
+        row = self._db.execute(sql, (digest, inference_key)).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def _directory_id(self, scope: int, path: bytes) -> int:
+        known = self._directories.get((scope, path))
+        if known is None:
+            self._db.execute("INSERT OR IGNORE INTO directory (scope, path) VALUES (?, ?)", (scope, path))
+            known = self._one("SELECT id FROM directory WHERE scope = ? AND path = ?", scope, path)
+            if len(self._directories) >= 10_000:
+                self._directories.clear()
+            self._directories[scope, path] = known
+        return known
+
+    def add_frame(
+        self,
+        scope: int,
+        run: int,
+        place: int,
+        length: int,
+        carried: int,
+        tally: Tally,
+        rows: Iterable[FileRow],
+    ) -> int:
+        """Store a frame and the rows of its lines; rows of the same files elsewhere are replaced."""
+        sql = "INSERT INTO frame (run, place, length, lines, failed, carried, tally) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        blob = orjson.dumps(tally.to_json())
+        values = (run, place, length, tally.records, tally.failed, carried, blob)
+        frame = int(self._db.execute(sql, values).lastrowid or 0)
+        self._db.executemany(
+            "INSERT OR REPLACE INTO file (directory, name, size, mtime_ns, hash, failed, frame, line) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            ((self._directory_id(scope, row.directory), *row[1:6], frame, row.line) for row in rows),
+        )
+        return frame
+
+    def carry_frame(self, frame: int, run: int, place: int) -> None:
+        """Say that a frame now lies in another run's index, byte for byte."""
+        self._db.execute(
+            "UPDATE frame SET run = ?, place = ?, carried = lines WHERE id = ?", (run, place, frame)
+        )
+
+    def move_frame(self, frame: int, place: int) -> None:
+        """Say that a frame now lies elsewhere in the same index."""
+        self._db.execute("UPDATE frame SET place = ? WHERE id = ?", (place, frame))
+
+    def forget_file(self, directory: int, name: bytes) -> None:
+        """Forget one file."""
+        self._db.execute("DELETE FROM file WHERE directory = ? AND name = ?", (directory, name))
+
+    def forget_directory(self, directory: int) -> None:
+        """Forget all files of a directory, and the directory."""
+        self._db.execute("DELETE FROM file WHERE directory = ?", (directory,))
+        self._db.execute("DELETE FROM directory WHERE id = ?", (directory,))
+        self._directories.clear()
+
+    def forget_scope(self, scope: int) -> None:
+        """Forget all files, frames and runs of a scope."""
+        self._db.execute(
+            "DELETE FROM file WHERE directory IN (SELECT id FROM directory WHERE scope = ?)", (scope,)
+        )
+        self._db.execute("DELETE FROM directory WHERE scope = ?", (scope,))
+        self._db.execute("DELETE FROM frame WHERE run IN (SELECT id FROM run WHERE scope = ?)", (scope,))
+        self._db.execute("DELETE FROM run WHERE scope = ?", (scope,))
+        self._directories.clear()
+
+    def set_valid(self, run: int, valid: int) -> None:
+        """Commit up to where a run's index is complete."""
+        self._db.execute("UPDATE run SET valid = ? WHERE id = ?", (valid, run))
+
+    def tally(self, run: int) -> tuple[Tally, int]:
+        """Return (sum of the tallies, predictions carried over) of a run's index."""
+        total, carried = Tally(), 0
+        for blob, count in self._db.execute("SELECT tally, carried FROM frame WHERE run = ?", (run,)):
+            total.merge(Tally.from_json(orjson.loads(blob)))
+            carried += count
+        return total, carried
+
+    def count_run_files(self, run: int) -> int:
+        """Return how many files have their record in a run's index."""
+        return self._one("SELECT count(*) FROM file WHERE frame IN (SELECT id FROM frame WHERE run = ?)", run)
+
+    def live_frames(self, run: int) -> Iterator[tuple[FrameRow, int, list[FileRow]]]:
+        """Iterate over a run's frames that rows point to: frame, carried count, and those rows by line."""
+        sql = (
+            "SELECT m.id, m.run, m.place, m.length, m.lines, m.carried, "
+            "d.path, f.name, f.size, f.mtime_ns, f.hash, f.failed, f.line "
+            "FROM file f JOIN frame m ON m.id = f.frame JOIN directory d ON d.id = f.directory "
+            "WHERE m.run = ? ORDER BY m.place, f.line"
+        )
+        for key, rows in groupby(self._db.execute(sql, (run,)), key=lambda row: row[:6]):
+            yield FrameRow(*key[:5]), key[5], [FileRow(*row[6:]) for row in rows]
+
+    def drop_dead_frames(self, run: int) -> None:
+        """Forget the frames of a run that no row points to."""
+        sql = "DELETE FROM frame WHERE run = ? AND id NOT IN (SELECT DISTINCT frame FROM file)"
+        self._db.execute(sql, (run,))
+
+    def drop_unused(self, scope: int, keep_run: int) -> None:
+        """Forget the frames and runs of a scope that are not `keep_run`'s and that no file points to."""
+        self._db.execute(
+            "DELETE FROM frame WHERE run IN (SELECT id FROM run WHERE scope = ? AND id != ?) "
+            "AND id NOT IN (SELECT DISTINCT frame FROM file)",
+            (scope, keep_run),
+        )
+        self._db.execute(
+            "DELETE FROM run WHERE scope = ? AND id != ? AND id NOT IN (SELECT DISTINCT run FROM frame)",
+            (scope, keep_run),
+        )
+
+    def _one(self, sql: str, *values: object) -> int:
+        return int(self._db.execute(sql, values).fetchone()[0])
+
+
+def _quoted(path: Path) -> str:
+    from urllib.parse import quote_from_bytes
+
+    return quote_from_bytes(os.fsencode(path.absolute()))

@@ -1,0 +1,65 @@
+"""`drumline features`: the tensors that a model is fed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text
+
+if TYPE_CHECKING:
+    from drumline.tensors import TensorReport
+
+__all__ = ["features_command"]
+
+
+@click.command(
+    "features",
+    cls=Command,
+    examples=(
+        "drumline features kick.wav snare.flac --out tensors.npz",
+        "drumline features ~/Samples --out tensors.npz --model models/mfcc-cnn",
+        "python -c \"import numpy; print(numpy.load('tensors.npz')['features'].shape)\"",
+    ),
+)
+@click.argument("files", type=path_type(), nargs=-1, required=True)
+@click.option("--out", type=path_type(), required=True, metavar="X.npz", help="Where to write them.")
+@click.option("--model", metavar="BUNDLE", help="Bundle whose front end is used (default: the default one).")
+@json_option
+def features_command(files: tuple[Path, ...], out: Path, model: str | None, as_json: bool) -> int:
+    """Write the feature tensors of FILES, the very ones that a model is fed.
+
+    The .npz holds `features` (n × coefficients × frames, float32) and `paths` (n). A directory stands for all
+    audio files below it. Files that cannot be read are listed and left out; then the exit code is 6.
+    """
+    from drumline.bundle import load_bundle
+    from drumline.errors import ArchiveError, UsageError
+    from drumline.records import display_path
+    from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
+    from drumline.tensors import audio_files, write_tensors
+
+    if out.suffix != ".npz":
+        raise UsageError(f"--out must end with .npz, not {out.name!r}", "So that no sample is overwritten.")
+    front_end = load_bundle(model).front_end
+    found = audio_files(map(os.fsencode, files), SOUNDFILE_FORMATS + FFMPEG_FORMATS)
+    report = write_tensors(found, out, front_end)
+    if as_json:
+        failures = [{"path": display_path(path), **error} for path, error in report.failures]
+        echo_json({"out": str(out), "shape": report.shape, "failed": failures})
+    else:
+        _print(report, out)
+    if not report.shape[0] and not report.failures:
+        raise ArchiveError("there is no audio file there", "Name files, or a directory that holds some.")
+    return ArchiveError.exit_code if report.failures else 0
+
+
+def _print(report: TensorReport, out: Path) -> None:
+    for path, error in report.failures:
+        click.echo(f"{safe_text(path)}: {error['type']}: {safe_text(error['message'])}", err=True)
+    if report.shape[0]:
+        click.echo(f"{safe_text(str(out))}: features {' × '.join(map(str, report.shape))} float32, paths")
+    if report.failures:
+        click.echo(f"{len(report.failures)} files could not be read", err=True)

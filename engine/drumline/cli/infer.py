@@ -1,0 +1,127 @@
+"""``drumline infer``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from drumline.cli.common import Command, comma_separated, echo_json, json_option, path_type, safe_text
+
+__all__ = ["infer_command"]
+
+
+@click.command(
+    "infer",
+    cls=Command,
+    examples=(
+        "drumline infer ~/Samples",
+        "drumline infer ~/Samples --threshold 0.7 --labels Kick,Snare",
+        "drumline infer --config config.yml --json > summary.json",
+        "drumline infer ~/Samples --dry-run",
+    ),
+)
+@click.argument("archive", required=False, type=path_type())
+@click.option(
+    "--config", "config_file", type=path_type(), help="Read settings from this file; options here win."
+)
+@click.option("--runs-root", type=path_type(), help="Directory for runs and cache. [ClassifiedArchive]")
+@click.option("--model", "model_path", type=path_type(), help="Bundle, by directory or name. [mfcc-cnn]")
+@click.option("--label-map", type=path_type(), help="Label file in place of the bundle's own.")
+@click.option("--canonical-map", type=path_type(), help="Canonical mapping in place of the bundle's own.")
+@click.option("--device", help="auto, cpu or cuda. [auto]")
+@click.option("--workers", type=int, help="Extract processes. [one for each CPU]")
+@click.option("--batch-size", type=int, help="Most files in one call of the model. [64]")
+@click.option("--threshold", "misc.threshold", type=float, help="Below this probability a file is misc. [0.5]")
+@click.option("--misc-label", "misc.label", help="What misc is called. [misc]")
+@click.option(
+    "--labels", "target_labels", callback=comma_separated, help="Wanted canonical labels: A,B. [all]"
+)
+@click.option("--top-k", type=int, help="Fine labels listed in a record. [3]")
+@click.option("--hash-algorithm", help="xxh3_64, xxh64, md5 or sha256. [xxh3_64]")
+@click.option(
+    "--dedup-hash/--no-dedup-hash", default=None, help="Take over predictions of known content. [on]"
+)
+@click.option(
+    "--audio-stats/--no-audio-stats",
+    "include_audio_stats",
+    default=None,
+    help="Level, centroid, rolloff. [on]",
+)
+@click.option("--compress-index", help="zstd, gzip or none. [zstd]")
+@click.option(
+    "--formats", "supported_formats", callback=comma_separated, help="Extensions that count: wav,flac."
+)
+@click.option("--file-timeout", "file_timeout_sec", type=float, help="Seconds until a file is given up. [30]")
+@click.option("--fresh", is_flag=True, default=None, help="Ignore earlier runs and the cache.")
+@click.option("--retry-failed", is_flag=True, default=None, help="Try files again that failed before.")
+@click.option(
+    "--accept-missing", is_flag=True, default=None, help="Go on although most known files are gone."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be read and what carried over; write nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more: settings, model, cache.")
+@json_option
+def infer_command(
+    config_file: Path | None, dry_run: bool, quiet: bool, verbose: bool, as_json: bool, **options: Any
+) -> None:
+    """Classify every audio file of ARCHIVE and write an index. ARCHIVE is only read.
+
+    Makes RUNS_ROOT/run_<time>/ with index.jsonl.zst, run.json and summary.json. The same command again goes
+    on with an unfinished run; after a finished one, it reads only what is new or changed.
+
+    Exit codes: 0 done, 3 wrong settings, 4 wrong model, 5 no ONNX Runtime or not the device asked for,
+    6 archive cannot be read, 8 nothing can be written, 9 another run holds the runs root, 10 a stage died,
+    130 stopped.
+    """
+    from drumline.config import infer_settings, load_config
+
+    config = load_config(config_file) if config_file else None
+    settings = infer_settings(config, options)
+    if dry_run:
+        _show_preview(settings, as_json)
+        return
+    _infer(settings, quiet=quiet, verbose=verbose, as_json=as_json)
+
+
+def _infer(settings: Any, *, quiet: bool, verbose: bool, as_json: bool) -> None:
+    from drumline.pipeline.infer import infer
+    from drumline.progress import make_progress
+
+    if verbose:
+        _show_settings(settings)
+    progress = make_progress(safe_text(f"drumline · {settings.archive}"), quiet=quiet)
+    try:
+        summary = infer(settings, progress)
+    finally:
+        progress.close()
+    if as_json:
+        echo_json(summary)
+    elif not quiet:
+        from drumline.cli.report import show_summary
+
+        show_summary(summary)
+
+
+def _show_settings(settings: Any) -> None:
+    for name, value in settings.to_json().items():
+        click.echo(f"drumline: {name}: {safe_text(str(value))}", err=True)
+    click.echo(f"drumline: {settings.worker_count} workers", err=True)
+
+
+def _show_preview(settings: Any, as_json: bool) -> None:
+    from drumline.pipeline.infer import preview
+
+    plan = preview(settings)
+    if as_json:
+        echo_json(plan)
+        return
+    counts = plan["counts"]
+    click.echo(f"{counts['discovered']:,} audio files in {safe_text(plan['archive_root'])}")
+    click.echo(f"  {counts['to_read']:,} would be read ({counts['to_read_bytes'] / 1e6:,.1f} MB)")
+    click.echo(f"  {counts['carried_over']:,} would be carried over")
+    if counts["gone"]:
+        click.echo(f"  {counts['gone']:,} known files are gone")
+    if counts["unreadable_directories"]:
+        click.echo(f"  {counts['unreadable_directories']:,} directories cannot be read")

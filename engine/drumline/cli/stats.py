@@ -1,0 +1,134 @@
+"""`drumline stats`: what a run holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text, stdout_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from drumline.stats import Stats
+
+__all__ = ["stats_command"]
+
+
+@click.command(
+    "stats",
+    cls=Command,
+    examples=(
+        "drumline stats",
+        "drumline stats ClassifiedArchive/run_20261121T101500Z",
+        "drumline stats index.jsonl.zst --json | jq .labels",
+    ),
+)
+@click.argument("run", type=path_type(), default=Path("ClassifiedArchive"), required=False)
+@json_option
+def stats_command(run: Path, as_json: bool) -> None:
+    """Show labels, confidences, durations, formats and errors of a run.
+
+    RUN is a run directory, an index file, or a runs root, which stands for its newest complete run
+    (default: ClassifiedArchive). Exits with 7 when it cannot be understood.
+    """
+    from drumline.runs import open_run
+    from drumline.stats import read_stats
+
+    stats = read_stats(open_run(run))
+    if as_json:
+        echo_json(stats.to_json())
+    else:
+        _print(stats)
+
+
+def _print(stats: Stats) -> None:
+    console = stdout_console()
+    _print_head(console, stats)
+    for title, table in (
+        ("Labels", _label_table(stats)),
+        ("Duration", _duration_table(stats)),
+        ("Reasons", _count_table(stats.report["reasons"], stats.records)),
+        ("Formats", _count_table(stats.report["formats"], stats.records)),
+        ("Errors", _count_table(stats.report["errors"], stats.records, "red")),
+    ):
+        if table.row_count:
+            console.print(f"\n[bold]{title}[/bold]")
+            console.print(table)
+
+
+def _print_head(console: Console, stats: Stats) -> None:
+    from rich.text import Text
+
+    archive = f" of {safe_text(stats.archive_root)}" if stats.archive_root else ""
+    console.print(Text(f"{safe_text(stats.run)}{archive}", "bold"))
+    size, seconds = stats.report["size_bytes"], stats.report["total_duration_sec"]
+    console.print(
+        f"{stats.records:,} files, {size / 1e9:,.2f} GB, {seconds / 3600:,.2f} h of sound; "
+        f"{stats.records - stats.failed:,} classified, {stats.failed:,} failed"
+    )
+    if stats.complete is False:
+        console.print("This run is not complete: give the same 'drumline infer' command to finish it.")
+    if stats.torn_bytes:
+        console.print(f"The last {stats.torn_bytes:,} bytes of the index are torn and were not counted.")
+
+
+def _table(*columns: tuple[str, bool]) -> Table:
+    """Return a table whose last column, for bars, takes what is left; a column is (title, is a number)."""
+    from rich.table import Table
+
+    has_titles = any(title for title, _ in columns)
+    table = Table(box=None, pad_edge=False, show_header=has_titles, header_style="dim")
+    for title, is_number in columns:
+        table.add_column(title, justify="right" if is_number else "left", no_wrap=True, overflow="crop")
+    table.add_column()
+    return table
+
+
+def _label_table(stats: Stats) -> Table:
+    from rich.text import Text
+
+    from drumline.charts import Bar, Sparkline
+
+    report, classified = stats.report, stats.records - stats.failed
+    table = _table(
+        ("label", False), ("files", True), ("share", True), ("mean", True), ("confidence 0 to 1", False)
+    )
+    largest = max(report["labels"].values(), default=1)
+    for label, count in report["labels"].items():
+        table.add_row(
+            Text(safe_text(label)),
+            f"{count:,}",
+            f"{100 * count / classified:.1f} %",
+            f"{report['mean_confidence'][label]:.2f}",
+            Sparkline(report["confidence_histogram"][label]),
+            Bar(count / largest),
+        )
+    return table
+
+
+def _duration_table(stats: Stats) -> Table:
+    histogram: dict[str, Any] = stats.report["duration_histogram"]
+    edges: list[float] = histogram["edges_sec"]
+    names = [f"up to {edge:g} s" for edge in edges] + [f"over {edges[-1]:g} s"]
+    counts = dict(zip(names, histogram["counts"], strict=True))
+    used = [place for place, count in enumerate(counts.values()) if count]
+    shown = names[used[0] : used[-1] + 1] if used else []
+    return _count_table({name: counts[name] for name in shown}, sum(counts.values()))
+
+
+def _count_table(counts: Mapping[str, int], total: int, style: str = "cyan") -> Table:
+    from rich.text import Text
+
+    from drumline.charts import Bar
+
+    table = _table(("", False), ("", True), ("", True))
+    largest = max(counts.values(), default=0) or 1
+    for name, count in counts.items():
+        share = f"{100 * count / max(total, 1):.1f} %"
+        table.add_row(Text(safe_text(name)), f"{count:,}", share, Bar(count / largest, style))
+    return table

@@ -1,0 +1,324 @@
+"""config.yml: read into plain values whose every complaint names file, line and key.
+
+Only what stands in the file is kept, so that the command line can override it and the defaults of
+`InferSettings` fill the rest. Relative paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from drumline.errors import ConfigError, UsageError
+from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS, InferSettings, MiscSettings, check_setting
+
+__all__ = ["CONFIG_KEYS", "CONFIG_TEMPLATE", "Config", "infer_settings", "load_config"]
+
+LARGEST_CONFIG_BYTES = 1 << 20
+
+_SETTING_OF = {
+    "model_path": "model_path",
+    "label_map": "label_map",
+    "canonical_map": "canonical_map",
+    "batch_size": "batch_size",
+    "workers": "workers",
+    "device": "device",
+    "target_labels": "target_labels",
+    "misc.threshold": "misc.threshold",
+    "misc.label": "misc.label",
+    "top_k": "top_k",
+    "dedup_hash": "dedup_hash",
+    "hash_algorithm": "hash_algorithm",
+    "compress_index": "compress_index",
+    "include_audio_stats": "include_audio_stats",
+    "supported_formats": "supported_formats",
+    "paths.archive_root": "archive",
+    "paths.runs_root": "runs_root",
+    "paths.regenerated_root": "regenerated_root",
+}
+"""Key in config.yml → the setting that it gives; both with a dot between levels."""
+
+CONFIG_KEYS = tuple(_SETTING_OF)
+"""Every key of config.yml."""
+
+_SECTIONS = ("misc", "paths")
+_FILE_KEYS = ("label_map", "canonical_map", "paths.archive_root", "paths.runs_root", "paths.regenerated_root")
+_MAY_BE_NULL = ("paths.archive_root", "paths.regenerated_root")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a config.yml says.
+
+    Parameters
+    ----------
+    path
+        The file.
+    values
+        Setting (``"batch_size"``, ``"misc.threshold"``, ``"archive"``) → value, for those that stand in the
+        file; paths are joined to the file's directory.
+    """
+
+    path: Path
+    values: Mapping[str, Any]
+
+    @property
+    def regenerated_root(self) -> Path | None:
+        """Where `rebuild` puts its tree, when the file says so."""
+        return self.values.get("regenerated_root")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases: config.yml needs none, and a few lines of them expand to gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed here", mark)
+        return super().compose_node(parent, index)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    key: str
+    value: Any
+    line: int
+
+
+def load_config(path: Path) -> Config:
+    """Read config.yml.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be read, or anything in it is unknown or wrong; file, line and key are named.
+    """
+    values: dict[str, Any] = {}
+    for entry in _entries(path, _read_text(path)):
+        try:
+            values[_SETTING_OF[entry.key]] = _setting_value(entry, path.parent)
+        except ConfigError as error:
+            raise _at(path, entry.line, error.what, error.way_out) from error
+    return Config(path, values)
+
+
+def _at(path: Path, line: int, what: str, way_out: str = "") -> ConfigError:
+    return ConfigError(f"{str(path)!r}, line {line}: {what}", way_out)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(LARGEST_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {str(path)!r}: {error.strerror}",
+            "'drumline init' writes a commented one.",
+        ) from error
+    if len(data) > LARGEST_CONFIG_BYTES:
+        raise ConfigError(f"{str(path)!r} is larger than 1 MiB: no configuration of ours")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _at(path, line, "this is no UTF-8", "Save the file as UTF-8.") from error
+
+
+def _entries(path: Path, text: str) -> Iterator[_Entry]:
+    """Iterate over all keys of the file, sections opened."""
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _at(path, mark.line + 1 if mark else 1, f"no YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        cause = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise ConfigError(f"{str(path)!r} is no YAML that can be read: {cause}") from error
+    if root is not None:
+        yield from _section_entries(path, loader, root, "")
+
+
+def _section_entries(path: Path, loader: _Loader, node: yaml.Node, section: str) -> Iterator[_Entry]:
+    if section and node.tag == "tag:yaml.org,2002:null":
+        return  # every line of the section is a comment
+    if not isinstance(node, yaml.MappingNode):
+        name = section or "the file"
+        raise _at(path, _line(node), f"{name} must hold 'key: value' lines", _known_keys(section))
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        key = _key(path, key_node, section, seen)
+        if key in _SECTIONS:
+            yield from _section_entries(path, loader, value_node, key)
+        else:
+            yield _Entry(key, _value(path, loader, value_node, key), _line(key_node))
+
+
+def _key(path: Path, node: yaml.Node, section: str, seen: set[str]) -> str:
+    name = node.value if isinstance(node, yaml.ScalarNode) else "(no name)"
+    key = f"{section}.{name}" if section else name
+    if "." in name or key not in (*CONFIG_KEYS, *_SECTIONS):
+        raise _at(path, _line(node), f"unknown key {key!r}", _suggestion(name, section))
+    if key in seen:
+        raise _at(path, _line(node), f"{key} stands twice", "Remove one of them.")
+    seen.add(key)
+    return key
+
+
+def _suggestion(name: str, section: str) -> str:
+    elsewhere = [key for key in CONFIG_KEYS if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = elsewhere or get_close_matches(f"{section}.{name}" if section else name, _keys_in(section), 1)
+    near = near or get_close_matches(name, [*CONFIG_KEYS, *_SECTIONS], 1)
+    return f"Did you mean {_as_written(near[0])}?" if near else _known_keys(section)
+
+
+def _as_written(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    return f"'{name}' under '{section}:'" if section else f"'{key}'"
+
+
+def _keys_in(section: str) -> list[str]:
+    return [key for key in [*CONFIG_KEYS, *_SECTIONS] if key.rpartition(".")[0] == section]
+
+
+def _known_keys(section: str) -> str:
+    return f"Keys are: {', '.join(key.rpartition('.')[2] for key in _keys_in(section))}."
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _value(path: Path, loader: _Loader, node: yaml.Node, key: str) -> Any:
+    try:
+        return loader.construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise _at(path, _line(node), f"the value of {key} cannot be understood") from error
+
+
+def _setting_value(entry: _Entry, directory: Path) -> Any:
+    """Check one entry's value and return it as the setting's type."""
+    setting, value = _SETTING_OF[entry.key], entry.value
+    if value is None and entry.key in _MAY_BE_NULL:
+        return None
+    if entry.key in (*_FILE_KEYS, "model_path") and value is not None:
+        return _path_value(entry.key, value, directory)
+    if isinstance(value, list):
+        value = tuple(value)
+    try:
+        check_setting(setting, value)
+    except ConfigError as error:
+        raise ConfigError(error.what.replace(setting, entry.key, 1), error.way_out) from error
+    return value
+
+
+def _path_value(key: str, value: Any, directory: Path) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ConfigError(f"{key} cannot be {value!r}", "Allowed: a path; relative ones start at this file.")
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{key}: there is no such home directory: {value!r}", "Write it in full."
+        ) from error
+    if key == "model_path" and len(path.parts) == 1 and not (directory / path).exists():
+        return path  # a bundle's name
+    return directory / path
+
+
+def infer_settings(config: Config | None, overrides: Mapping[str, Any]) -> InferSettings:
+    """Join the file's values and the command line's, which win.
+
+    Parameters
+    ----------
+    config
+        What was read from config.yml; None: nothing.
+    overrides
+        Setting → value: the fields of `InferSettings`, and ``"misc.threshold"`` and ``"misc.label"``. None
+        means not given.
+
+    Raises
+    ------
+    UsageError
+        When neither names the archive.
+    ConfigError
+        When a value is not allowed.
+    """
+    values = {key: value for key, value in (config.values if config else {}).items() if value is not None}
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    values.pop("regenerated_root", None)
+    if "archive" not in values:
+        raise UsageError(
+            "no archive was named", "Give it on the command line, or as paths: archive_root: in config.yml."
+        )
+    misc = {key: values.pop(f"misc.{key}") for key in ("threshold", "label") if f"misc.{key}" in values}
+    return InferSettings(**values, misc=MiscSettings(**misc))
+
+
+def _format_lines(formats: tuple[str, ...]) -> str:
+    return textwrap.indent(textwrap.fill(", ".join(formats), 96), "  ")
+
+
+CONFIG_TEMPLATE = f"""\
+# drumline's configuration. Every key may be left out, and every one has an option on the command line,
+# which wins. Relative paths start at this file. docs/config.md says more about each.
+
+# Model bundle: a directory, or the name of a bundle that 'drumline models' lists. null: the default one.
+model_path: null
+
+# Files used in place of the bundle's own label file and canonical mapping.
+label_map: null
+canonical_map: null
+
+# Most files in one call of the model, and extract processes (null: one for each CPU).
+batch_size: 64
+workers: null
+
+# auto: the GPU where it really works, else the CPU; cpu; cuda: the GPU or an error.
+device: auto
+
+# Labels that are wanted, as [Kick, Snare]; the others go to misc. null: all.
+target_labels: null
+
+misc:
+  # A label is believed from this probability on; 0 believes everything.
+  threshold: 0.50
+  # What everything else is called.
+  label: misc
+
+# How many of the most probable fine labels each record lists.
+top_k: 3
+
+# A file whose content is known already takes over that prediction without being decoded.
+dedup_hash: true
+
+# Of the content hash: xxh3_64, xxh64, md5 or sha256.
+hash_algorithm: xxh3_64
+
+# Of the index: zstd, gzip or none.
+compress_index: zstd
+
+# Level, spectral centroid and rolloff in each record.
+include_audio_stats: true
+
+# Extensions that are read as audio. The last lines need ffmpeg.
+supported_formats: [
+{_format_lines(SOUNDFILE_FORMATS)},
+{_format_lines(FFMPEG_FORMATS)},
+]
+
+paths:
+  # What is classified; it is never written to. null: given on the command line.
+  archive_root: null
+  # Where runs, indexes and the cache are kept.
+  runs_root: ClassifiedArchive
+  # Where 'drumline rebuild' makes its tree. null: given on the command line.
+  regenerated_root: null
+"""
+"""What `drumline init` writes: every key with its default."""

@@ -1,0 +1,368 @@
+"""Models in ONNX Runtime: the only module that imports it.
+
+ONNX Runtime falls back to the CPU without a word when CUDA is not usable, and two of its distributions
+overwrite each other in one environment. Both are errors here, never surprises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drumline.bundle import Bundle
+from drumline.errors import BundleError, RuntimeMissingError
+from drumline.onnxfile import OnnxFormatError, has_external_data
+from drumline.settings import Device
+
+__all__ = ["Graph", "Session", "import_runtime", "open_graph", "open_session", "softmax"]
+
+Floats = NDArray[np.float32]
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_INSTALL = 'Install one: pip install "drumline[cpu]", or "drumline[gpu]" on a machine with an NVIDIA GPU.'
+# Whatever it would log as an error comes as an exception, too.
+_FATAL = 4
+_SMALLEST = np.float32(1e-30)
+
+
+def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Return the softmax of ``logits / temperature`` over the last axis, float32, without overflow."""
+    scaled = np.asarray(logits, np.float32) / np.float32(temperature)
+    scaled -= scaled.max(axis=-1, keepdims=True, initial=-np.inf)
+    exponentials = np.exp(scaled)
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), np.float32)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A bundle's model, open on one device.
+
+    Parameters
+    ----------
+    bundle
+        What was opened.
+    device
+        Where it really runs.
+    providers
+        ONNX Runtime's execution providers, in order.
+    """
+
+    bundle: Bundle
+    device: Literal["cpu", "cuda"]
+    providers: tuple[str, ...]
+    _run: Callable[[Floats], Floats]
+    _shape: tuple[int, ...]
+    _gives_probabilities: bool = False
+
+    def logits(self, features: Floats) -> Floats:
+        """Run the model.
+
+        Parameters
+        ----------
+        features
+            Shape (n, *front_end.shape), float32.
+
+        Returns
+        -------
+        Logits, shape (n, labels), float32; logarithms of the probabilities of a model that gives only those.
+        """
+        if not len(features):
+            return np.empty((0, len(self.bundle.labels)), np.float32)
+        outputs = self._run(np.ascontiguousarray(features, np.float32).reshape(len(features), *self._shape))
+        return np.log(np.maximum(outputs, _SMALLEST)) if self._gives_probabilities else outputs
+
+    def probabilities(self, features: Floats) -> Floats:
+        """Return the calibrated probabilities, shape (n, labels), float32; `features` as for `logits`."""
+        return softmax(self.logits(features), self.bundle.temperature)
+
+
+def import_runtime() -> ModuleType:
+    """Import ONNX Runtime.
+
+    Raises
+    ------
+    RuntimeMissingError
+        When there is none, or both distributions are installed.
+    """
+    if _is_installed("onnxruntime") and _is_installed("onnxruntime-gpu"):
+        raise RuntimeMissingError(
+            "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other",
+            "Remove both: pip uninstall -y onnxruntime onnxruntime-gpu\n"
+            'Then install one: pip install "drumline[cpu]" or "drumline[gpu]".',
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeMissingError(f"ONNX Runtime cannot be imported: {error}", _INSTALL) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise RuntimeMissingError("the ONNX Runtime in this environment is broken", _INSTALL)
+    return onnxruntime  # type: ignore[no-any-return]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def open_session(bundle: Bundle, device: Device = "auto", threads: int = 1) -> Session:
+    """Open a bundle's model and run it once.
+
+    Parameters
+    ----------
+    bundle
+        What to open.
+    device
+        ``"auto"`` takes CUDA where it really works, else the CPU.
+    threads
+        CPU threads of one call.
+
+    Raises
+    ------
+    RuntimeMissingError
+        When there is no usable ONNX Runtime, or CUDA was asked for and would not really be used.
+    BundleError
+        When the model cannot be read or does not fit the front end and labels.
+    """
+    runtime = import_runtime()
+    if device == "cpu" or (device == "auto" and _CUDA not in runtime.get_available_providers()):
+        return _open_cpu(runtime, bundle, threads)
+    try:
+        return _open_cuda(runtime, bundle)
+    except RuntimeMissingError:
+        if device == "cuda":
+            raise
+        return _open_cpu(runtime, bundle, threads)
+
+
+def _open_cpu(runtime: ModuleType, bundle: Bundle, threads: int) -> Session:
+    graph = Graph(_create(runtime, bundle.model_path, threads, [_CPU]), bundle.model_path)
+    output = graph.output_of(bundle)
+
+    def run(features: Floats) -> Floats:
+        return graph.session.run([output], {bundle.input_name: features})[0]  # type: ignore[no-any-return]
+
+    return _checked(bundle, "cpu", graph, run)
+
+
+def _options(runtime: ModuleType, threads: int) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = max(1, threads), 1
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _FATAL
+    # Spinning threads burn the extract workers' cores; the arena costs 400 MB for 3 % speed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    return options
+
+
+def _create(runtime: ModuleType, model_path: Path, threads: int, providers: list[Any]) -> Any:
+    data = _read_model(model_path)
+    try:
+        # Its fallback would print to stdout and go on with the CPU, at the start and at any later call.
+        return runtime.InferenceSession(
+            data, _options(runtime, threads), providers=providers, enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise BundleError(
+            f"ONNX Runtime cannot load {str(model_path)!r}: {_first_line(error)}",
+            "It is damaged, or needs a newer onnxruntime: export it again, or update.",
+        ) from error
+
+
+def _read_model(model_path: Path) -> bytes:
+    try:
+        data = model_path.read_bytes()
+        outside = has_external_data(data)
+    except OSError as error:
+        raise BundleError(f"cannot read the model {str(model_path)!r}: {error.strerror}") from error
+    except OnnxFormatError as error:
+        raise BundleError(
+            f"{str(model_path)!r} is no ONNX model: {error}", "It is damaged: copy or export it again."
+        ) from error
+    if outside:
+        raise BundleError(
+            f"{str(model_path)!r} keeps its weights in other files, which is refused",
+            "Export it as one file (external_data=False).",
+        )
+    return data
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model's inputs and outputs, checked against what a bundle says.
+
+    Parameters
+    ----------
+    session
+        An ``onnxruntime.InferenceSession``.
+    path
+        Named in errors.
+    """
+
+    session: Any
+    path: Path
+
+    @property
+    def outputs(self) -> dict[str, list[Any]]:
+        """Output name → shape, where a dimension that varies is no whole number."""
+        return {output.name: output.shape for output in self.session.get_outputs()}
+
+    @property
+    def classes(self) -> int | None:
+        """Last dimension of the first output; None when it varies."""
+        size = next(iter(self.outputs.values()))[-1:]
+        return size[0] if size and isinstance(size[0], int) else None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Custom metadata of the model."""
+        return dict(self.session.get_modelmeta().custom_metadata_map)
+
+    def output_of(self, bundle: Bundle) -> str:
+        """Return the output to read: the logits, or the probabilities of a model without."""
+        for name in (bundle.logits_name, bundle.probabilities_name):
+            if name in self.outputs:
+                return name
+        raise BundleError(
+            f"{str(self.path)!r} has no output {bundle.logits_name!r}; it has {_listed(self.outputs)}",
+            'Name the output in bundle.json: "outputs": {"logits": …}.',
+        )
+
+    def input_shape(self, bundle: Bundle) -> tuple[int, ...]:
+        """Return the shape of one file's input: the front end's, perhaps with a channel axis of 1."""
+        inputs = {node.name: node.shape for node in self.session.get_inputs()}
+        if list(inputs) != [bundle.input_name]:
+            raise BundleError(
+                f"{str(self.path)!r} has input {_listed(inputs)}, bundle.json names {bundle.input_name!r}",
+                'Name the one input in bundle.json: "input": {"name": …}.',
+            )
+        batch, *given = inputs[bundle.input_name] or [0]
+        wanted = bundle.front_end.shape
+        for shape in (wanted, (1, *wanted), (*wanted, 1)):
+            if len(shape) == len(given) and all(map(_fits, given, shape)) and not isinstance(batch, int):
+                return shape
+        raise BundleError(
+            f"{str(self.path)!r} takes inputs of shape {_shape_text([batch, *given])}, "
+            f"and the front end gives {_shape_text(['batch', *wanted])}",
+            "Use the front end that the model was trained with, and export with a dynamic batch.",
+        )
+
+
+def _fits(given: object, wanted: int) -> bool:
+    return given == wanted or not isinstance(given, int)
+
+
+def _listed(names: dict[str, Any]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _shape_text(shape: list[Any]) -> str:
+    return " × ".join("any" if size is None else str(size) for size in shape)
+
+
+def open_graph(model_path: Path) -> Graph:
+    """Open a lone ONNX file on the CPU, to look at its inputs and outputs."""
+    runtime = import_runtime()
+    return Graph(_create(runtime, model_path, 1, [_CPU]), model_path)
+
+
+def _checked(
+    bundle: Bundle, device: Literal["cpu", "cuda"], graph: Graph, run: Callable[[Floats], Floats]
+) -> Session:
+    shape, output = graph.input_shape(bundle), graph.output_of(bundle)
+    try:
+        outputs = np.asarray(run(np.zeros((1, *shape), np.float32)))
+    except Exception as error:
+        raise BundleError(f"the model of bundle {bundle.name} does not run: {_first_line(error)}") from error
+    classes = outputs.shape[-1] if outputs.ndim == 2 and len(outputs) == 1 else 0
+    if classes != len(bundle.labels):
+        raise BundleError(
+            f"bundle {bundle.name}: model gives {classes} classes, label file has {len(bundle.labels)}",
+            "Use the label file that was written when the model was trained.",
+        )
+    providers = tuple(graph.session.get_providers())
+    return Session(bundle, device, providers, run, shape, output != bundle.logits_name)
+
+
+def _open_cuda(runtime: ModuleType, bundle: Bundle) -> Session:
+    if _CUDA not in runtime.get_available_providers():
+        raise RuntimeMissingError(
+            "the installed ONNX Runtime is the one for CPUs: it cannot use CUDA",
+            'pip uninstall -y onnxruntime, then pip install "drumline[gpu]"; or use --device cpu.',
+        )
+    with _silenced_stdout():
+        getattr(runtime, "preload_dlls", lambda: None)()
+    try:
+        # TF32 is off so that a GPU's probabilities are the CPU's; searching the best convolution
+        # exhaustively would stall at each new batch size.
+        cuda = (_CUDA, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
+        graph = Graph(_create(runtime, bundle.model_path, 1, [cuda, _CPU]), bundle.model_path)
+        providers = graph.session.get_providers()
+    except BundleError as error:
+        _open_cpu(runtime, bundle, 1)  # tells a broken model from a broken CUDA
+        raise _no_cuda(error.what) from error
+    if providers[0] != _CUDA:
+        raise _no_cuda(f"ONNX Runtime gave {', '.join(providers)}")
+    output = graph.output_of(bundle)
+    return _checked(bundle, "cuda", graph, _BoundRun(runtime, graph.session, bundle.input_name, output))
+
+
+def _no_cuda(cause: str) -> RuntimeMissingError:
+    return RuntimeMissingError(
+        f"CUDA cannot be used: {cause}",
+        "Check the driver (nvidia-smi) and that CUDA and cuDNN are there "
+        "(pip install \"drumline[gpu]\" brings them); 'drumline doctor' shows more. Or use --device cpu.",
+    )
+
+
+@contextlib.contextmanager
+def _silenced_stdout() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+class _BoundRun:
+    """Runs a session on the GPU through bound device memory.
+
+    Batches are padded to the next power of two: each new shape costs an algorithm search and memory, so
+    there are only as many shapes as powers.
+    """
+
+    def __init__(self, runtime: ModuleType, session: Any, input_name: str, output_name: str) -> None:
+        self._runtime, self._session = runtime, session
+        self._input_name, self._output_name = input_name, output_name
+        self._inputs: dict[int, tuple[Floats, Any]] = {}
+
+    def __call__(self, features: Floats) -> Floats:
+        """Return the first output for `features`, shape (n, …)."""
+        count = len(features)
+        host, device = self._buffers(1 << (count - 1).bit_length(), features.shape[1:])
+        host[:count], host[count:] = features, 0.0
+        device.update_inplace(host)
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input_name, device)
+        binding.bind_output(self._output_name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return binding.get_outputs()[0].numpy()[:count]  # type: ignore[no-any-return]
+
+    def _buffers(self, size: int, shape: tuple[int, ...]) -> tuple[Floats, Any]:
+        if size not in self._inputs:
+            host = np.zeros((size, *shape), np.float32)
+            self._inputs[size] = host, self._runtime.OrtValue.ortvalue_from_numpy(host, "cuda", 0)
+        return self._inputs[size]

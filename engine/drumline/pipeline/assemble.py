@@ -1,0 +1,134 @@
+"""From slots to records: the one place where a record of a new file is put together."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter as Tallying
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+
+from drumline.cache import FileRow, Lasting
+from drumline.decide import decide, failed_decision
+from drumline.pipeline.job import Job
+from drumline.pipeline.slots import ERROR_TYPES, SlotTable
+from drumline.records import (
+    SCHEMA_VERSION,
+    TRANSIENT_ERRORS,
+    ErrorType,
+    FileError,
+    Record,
+    path_fields,
+    relative_path,
+    topk_of,
+)
+
+__all__ = ["Assembler", "file_row"]
+
+_DIGITS = 6
+"""Decimals of a stored probability."""
+
+_COLUMNS = (
+    *("path", "size", "mtime_ns", "hash", "error", "message", "format", "sample_rate", "channels"),
+    *("duration_sec", "rms_db", "spectral_centroid", "spectral_rolloff"),
+)
+
+
+class Assembler:
+    """Reads slots, many at once, and makes their records."""
+
+    def __init__(self, job: Job, table: SlotTable) -> None:
+        self._job, self._table = job, table
+        self._labels = job.bundle.labels
+        self._assigned = assigned_labels(job)
+        self._root, self._root_text = job.archive, path_fields(job.archive)
+
+    def records(self, slots: list[int]) -> Iterator[Record]:
+        """Make the records of slots that hold files."""
+        columns = [self._table.view(name)[slots].tolist() for name in _COLUMNS]
+        probabilities = np.round(self._table.view("probs")[slots].astype(np.float64), _DIGITS)
+        for values, row in zip(zip(*columns, strict=True), probabilities, strict=True):
+            fields = dict(zip(_COLUMNS, values, strict=True))
+            probs = {} if fields["error"] else self._sparse(row)
+            yield self._record(fields, probs)
+
+    def _sparse(self, row: Any) -> dict[str, float]:
+        places = np.flatnonzero(row)
+        return {
+            self._labels[place]: value
+            for place, value in zip(places.tolist(), row[places].tolist(), strict=True)
+        }
+
+    def _record(self, fields: dict[str, Any], probs: dict[str, float]) -> Record:
+        relative, relative_b64 = path_fields(fields["path"])
+        absolute, absolute_b64 = path_fields(os.path.join(self._root, fields["path"]))
+        failed = bool(fields["error"])
+        decision = failed_decision(self._job.decisions) if failed else decide(probs, self._job.decisions)
+        return Record(
+            schema_version=SCHEMA_VERSION,
+            relative_path=relative,
+            relative_path_b64=relative_b64,
+            abs_path=absolute,
+            abs_path_b64=absolute_b64,
+            hash=fields["hash"].decode() or None,
+            size=fields["size"],
+            mtime=fields["mtime_ns"] / 1e9,
+            mtime_ns=fields["mtime_ns"],
+            format=fields["format"].decode() if not failed else _extension(fields["path"]),
+            sample_rate=None if failed else fields["sample_rate"],
+            channels=None if failed else fields["channels"],
+            duration_sec=None if failed else round(fields["duration_sec"], 6),
+            rms_db=None if failed else _rounded(fields["rms_db"], 3),
+            spectral_centroid=None if failed else _rounded(fields["spectral_centroid"], 2),
+            spectral_rolloff=None if failed else _rounded(fields["spectral_rolloff"], 2),
+            topk=topk_of(probs, self._job.settings.top_k),
+            probs=None if failed else probs,
+            errors=_error(fields) if failed else None,
+            label_top1=decision.label_top1,
+            conf_top1=decision.conf_top1,
+            assigned_label=decision.assigned_label,
+            assigned_conf=decision.assigned_conf,
+            assigned_reason=decision.assigned_reason,
+            misc_routed=decision.misc_routed,
+            below_misc_threshold=decision.below_misc_threshold,
+            out_of_target=decision.out_of_target,
+        )
+
+    def count_labels(self, labels: Tallying[str]) -> None:
+        """Add to the label counts that the progress display shows."""
+        for label, count in labels.items():
+            self._table.label_counts[self._assigned.index(label)] += count
+
+
+def assigned_labels(job: Job) -> list[str]:
+    """Return every label that a file may be assigned, misc last."""
+    misc = job.decisions.misc
+    return [*sorted(set(job.decisions.canonical_of.values()) - {misc}), misc]
+
+
+def file_row(record: Record, line: int) -> FileRow:
+    """Return what the cache is to know of a record."""
+    path = relative_path(record)
+    error = record["errors"]
+    failed = Lasting.NO_FAILURE
+    if error is not None:
+        failed = Lasting.TRANSIENT if error["type"] in TRANSIENT_ERRORS else Lasting.LASTING
+    # A failed file is nobody's twin: its hash is left out.
+    digest = record["hash"] if error is None else None
+    directory, name = os.path.split(path)
+    return FileRow(directory, name, record["size"], record["mtime_ns"], digest, failed, line)
+
+
+def _error(fields: dict[str, Any]) -> FileError:
+    kind = cast(ErrorType, ERROR_TYPES[fields["error"]])
+    return FileError(type=kind, message=fields["message"].decode("utf-8", "replace"))
+
+
+def _extension(path: bytes) -> str:
+    return os.path.splitext(path)[1][1:].lower().decode("ascii", "replace")
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return None if math.isnan(value) else round(value, digits)

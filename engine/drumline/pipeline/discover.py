@@ -1,0 +1,276 @@
+"""Stage 1, discover: walk the archive, and queue what has to be read.
+
+Protocol
+--------
+Takes numbers from `free`. A file that the cache does not know, or knows with another size or mtime, fills a
+slot and goes on `todo`. What the cache knows goes on `done` at once, and costs one slot for a whole frame
+of records: the writer carries them over. Files that are gone go on `done` too, last.
+
+When the slots run out, `free` is empty and this stage waits: that is the only back-pressure there is, and
+it bounds the memory of the whole pipeline.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from drumline.cache import Cache, KnownFile, Lasting
+from drumline.errors import ArchiveError
+from drumline.pipeline.job import Job, Plan
+from drumline.pipeline.queues import Queues
+from drumline.pipeline.slots import PATH_BYTES, Counter, Kind, SlotTable, State
+from drumline.records import display_path
+from drumline.walk import Directory, Entry, Walk
+
+__all__ = ["Carried", "GoneDirectory", "GoneFile", "NewFile", "Survey", "discover", "make_survey"]
+
+_CHUNK = 32
+"""Slots handed on at once."""
+
+_GONE_REFUSED = 0.5
+"""Share of the known files that may be gone before it looks like a volume that is not mounted …"""
+
+_GONE_NOTICED = 20
+"""… but a handful of files may go at once."""
+
+
+class NewFile(NamedTuple):
+    """A file to read."""
+
+    directory: bytes
+    entry: Entry
+
+
+class Carried(NamedTuple):
+    """Lines of a frame that still hold, as a bit mask."""
+
+    frame: int
+    lines: int
+
+
+class GoneFile(NamedTuple):
+    """A known file that its directory no longer has."""
+
+    directory: int
+    name: bytes
+
+
+class GoneDirectory(NamedTuple):
+    """A known directory that the archive no longer has."""
+
+    directory: int
+
+
+Finding = NewFile | Carried | GoneFile | GoneDirectory
+
+
+@dataclass
+class Survey:
+    """Compares an archive with what the cache knows of it.
+
+    Memory: an entry for each frame and each directory, a bit for each known file of a frame that is not
+    yet complete, a name for each file that is gone.
+
+    Parameters
+    ----------
+    walk
+        The archive.
+    cache, scope
+        What is known, and where; the cache is only read. None: nothing is known.
+    run_id
+        The run being written: its records are done already.
+    retry_failed
+        Whether a lasting failure is tried again.
+    """
+
+    walk: Walk
+    cache: Cache | None
+    scope: int
+    run_id: int
+    retry_failed: bool = False
+    files: int = 0
+    size: int = 0
+    resumed: int = 0
+    gone: int = 0
+    _masks: dict[int, int] = field(default_factory=dict)
+    _gone_files: list[GoneFile] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        frames = self.cache.frames(self.scope).values() if self.cache else ()
+        self._whole = {frame.id: (1 << frame.lines) - 1 for frame in frames if frame.run != self.run_id}
+        self._unvisited = self.cache.directories(self.scope) if self.cache else {}
+        self._kept = {Lasting.NO_FAILURE} | (set() if self.retry_failed else {Lasting.LASTING})
+
+    def present(self) -> Iterator[NewFile | Carried]:
+        """Walk the archive: every file is in exactly one finding, or done already."""
+        for directory in self.walk:
+            yield from self._compare(directory)
+        yield from (Carried(frame, lines) for frame, lines in self._masks.items())
+        self.gone = len(self._gone_files)
+        if self.cache:
+            self.gone += sum(map(self.cache.count_directory, self._unvisited.values()))
+
+    def vanished(self) -> Iterator[GoneFile | GoneDirectory]:
+        """Name what is known and no longer there; valid after `present`."""
+        yield from self._gone_files
+        yield from map(GoneDirectory, self._unvisited.values())
+
+    def _compare(self, directory: Directory) -> Iterator[NewFile | Carried]:
+        number = self._unvisited.pop(directory.path, None)
+        known = self.cache.files(number) if self.cache and number is not None else {}
+        for entry in directory.files:
+            self.files += 1
+            self.size += entry.size
+            row = known.pop(entry.name, None)
+            if row is None or not self._holds(row, entry):
+                yield NewFile(directory.path, entry)
+            elif row.frame in self._whole:
+                yield from self._carry(row)
+            else:
+                self.resumed += 1
+        if number is not None:
+            self._gone_files.extend(GoneFile(number, name) for name in known)
+
+    def _holds(self, row: KnownFile, entry: Entry) -> bool:
+        same = row.size == entry.size and row.mtime_ns == entry.mtime_ns
+        return same and row.failed in self._kept and not entry.error
+
+    def _carry(self, row: KnownFile) -> Iterator[Carried]:
+        lines = self._masks.get(row.frame, 0) | 1 << row.line
+        if lines == self._whole[row.frame]:
+            self._masks.pop(row.frame, None)
+            yield Carried(row.frame, lines)
+        else:
+            self._masks[row.frame] = lines
+
+
+def make_survey(plan: Plan, cache: Cache | None, scope: int, run_id: int) -> Survey:
+    """Make the survey of an archive; `cache` None: nothing is known."""
+    formats = frozenset(name.encode() for name in plan.settings.supported_formats)
+    walk = Walk(plan.archive, formats, _identity(plan.settings.runs_root))
+    return Survey(walk, cache, scope, run_id, plan.settings.retry_failed)
+
+
+def _identity(directory: Path) -> frozenset[tuple[int, int]]:
+    try:
+        found = os.stat(directory)
+    except OSError:
+        return frozenset()
+    return frozenset({(found.st_dev, found.st_ino)})
+
+
+class _Dispatcher:
+    """Fills slots with findings and hands their numbers on."""
+
+    def __init__(self, table: SlotTable, queues: Queues) -> None:
+        self._table, self._queues = table, queues
+        self._free: list[int] = []
+        self._todo: list[int] = []
+        self._done: list[int] = []
+
+    def dispatch(self, finding: Finding) -> None:
+        slot = self._free_slot()
+        fields = self._table.slots[slot]
+        fields["tries"] = fields["error"] = fields["twin"] = 0
+        fields["owner"], fields["hash"] = -1, b""
+        if isinstance(finding, NewFile):
+            self._file(slot, finding)
+        else:
+            self._known(slot, finding)
+        if len(self._todo) + len(self._done) >= _CHUNK:
+            self.hand_on()
+
+    def _file(self, slot: int, finding: NewFile) -> None:
+        fields, entry = self._table.slots[slot], finding.entry
+        path = os.path.join(finding.directory, entry.name)
+        fields["kind"], fields["path"] = Kind.FILE, path
+        fields["size"], fields["mtime_ns"] = entry.size, entry.mtime_ns
+        error = ("unreadable", entry.error) if entry.error else None
+        if len(path) > PATH_BYTES:
+            error = ("path_too_long", f"the path has {len(path)} bytes, more than {PATH_BYTES}")
+        if error:
+            self._table.fail(slot, *error)
+            self._done.append(slot)
+        else:
+            fields["state"] = State.TODO
+            self._todo.append(slot)
+
+    def _known(self, slot: int, finding: Carried | GoneFile | GoneDirectory) -> None:
+        fields = self._table.slots[slot]
+        if isinstance(finding, Carried):
+            fields["kind"], fields["frame"] = Kind.CARRY, finding.frame
+            fields["lines"] = list(finding.lines.to_bytes(len(fields["lines"]), "little"))
+        elif isinstance(finding, GoneFile):
+            fields["kind"], fields["path"] = Kind.GONE, finding.name
+            fields["directory"] = finding.directory
+        else:
+            fields["kind"], fields["directory"] = Kind.GONE_DIRECTORY, finding.directory
+        fields["state"] = State.DONE
+        self._done.append(slot)
+
+    def _free_slot(self) -> int:
+        if not self._free:
+            self.hand_on()
+            self._free = self._queues.free.get(_CHUNK) or []
+        return self._free.pop()
+
+    def hand_on(self) -> None:
+        self._queues.todo.put(self._todo)
+        self._queues.done.put(self._done)
+        self._table.counters[Counter.QUEUED] += len(self._todo)
+        self._todo.clear()
+        self._done.clear()
+
+
+def discover(job: Job, table: SlotTable, queues: Queues) -> None:
+    """Walk the archive and hand on every file, known or not; then name what is gone."""
+    cache = Cache(job.cache_path, read_only=True)
+    survey = make_survey(job, cache, job.scope, job.run_id)
+    table.counters[Counter.KNOWN] = known = cache.count_files(job.scope)
+    dispatcher = _Dispatcher(table, queues)
+    for finding in survey.present():
+        dispatcher.dispatch(finding)
+        _count(table, survey)
+    _count(table, survey)
+    _refuse_an_empty_archive(job, survey)
+    _refuse_a_vanished_archive(job, survey.gone, known)
+    for vanished in survey.vanished():
+        dispatcher.dispatch(vanished)
+    dispatcher.hand_on()
+    table.counters[Counter.DISCOVERY_DONE] = 1
+
+
+def _refuse_an_empty_archive(job: Job, survey: Survey) -> None:
+    if survey.files:
+        return
+    root = display_path(job.archive)
+    if survey.walk.unreadable:
+        raise ArchiveError(
+            f"no audio file found in {root!r}: {survey.walk.unreadable[0][1]}", "Check the permissions."
+        )
+    raise ArchiveError(
+        f"no audio file found in {root!r}",
+        "Check the path and that the volume is mounted; 'supported_formats' lists the extensions that count.",
+    )
+
+
+def _refuse_a_vanished_archive(job: Job, gone: int, known: int) -> None:
+    if job.settings.accept_missing or gone < _GONE_NOTICED or gone <= _GONE_REFUSED * known:
+        return
+    raise ArchiveError(
+        f"{gone:,} of {known:,} known files are no longer in {display_path(job.archive)!r}",
+        "Is the volume mounted? If they were removed on purpose, give --accept-missing.",
+    )
+
+
+def _count(table: SlotTable, survey: Survey) -> None:
+    counters = table.counters
+    counters[Counter.DISCOVERED], counters[Counter.DISCOVERED_BYTES] = survey.files, survey.size
+    counters[Counter.RESUMED], counters[Counter.GONE] = survey.resumed, survey.gone
+    counters[Counter.SKIPPED_LINKS] = survey.walk.skipped_links
+    counters[Counter.SKIPPED_SPECIAL] = survey.walk.skipped_special
+    counters[Counter.UNREADABLE_DIRECTORIES] = survey.walk.unreadable_count

@@ -1,0 +1,124 @@
+"""The end of a run: drop what was superseded while it was interrupted, count, and write the summary."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from drumline.cache import Cache, FileRow, FrameRow
+from drumline.durable import output_errors, sync_directory, write_json
+from drumline.errors import DrumlineError
+from drumline.index import parse_record, read_frame, split_lines
+from drumline.pipeline.job import Job, model_facts
+from drumline.pipeline.supervisor import Outcome
+from drumline.pipeline.write import IndexAppender
+from drumline.records import SCHEMA_VERSION, path_fields
+from drumline.tally import Tally
+
+__all__ = ["finish"]
+
+
+def finish(job: Job, cache: Cache, outcome: Outcome) -> dict[str, Any]:
+    """Complete a run whose stages have all ended well, and return its summary.
+
+    Raises
+    ------
+    DrumlineError
+        When the index does not hold exactly one record for each file that was found.
+    """
+    tally, carried = cache.tally(job.run_id)
+    if tally.records != cache.count_run_files(job.run_id):
+        _drop_superseded(job, cache)
+        tally, carried = cache.tally(job.run_id)
+    _assert_one_record_per_file(tally, cache.count_run_files(job.run_id), outcome)
+    summary = _summary(job, tally, carried, outcome)
+    write_json(job.run.summary_path, summary)
+    with cache.transaction():
+        cache.drop_unused(job.scope, job.run_id)
+    return summary
+
+
+def _assert_one_record_per_file(tally: Tally, rows: int, outcome: Outcome) -> None:
+    discovered = outcome.counters["discovered"]
+    if not discovered == tally.records == rows:
+        raise DrumlineError(
+            f"{discovered:,} files were found, the index has {tally.records:,} records, the cache {rows:,} rows",
+            "This is a fault in drumline: please report it. --fresh starts anew.",
+        )
+
+
+def _drop_superseded(job: Job, cache: Cache) -> None:
+    """Write the index anew without the records of files that changed or went while the run was interrupted.
+
+    The new index takes the old one's place before the cache learns of it. A kill in between leaves a cache
+    that points past the end of the index: it is found out at the next start, and rebuilt.
+    """
+    path = job.run.index_path
+    temporary = path.with_name(f".{path.name}.tmp")
+    with output_errors(path):
+        temporary.unlink(missing_ok=True)
+    appender = IndexAppender(temporary, job.codec)
+    before = Cache(job.cache_path, read_only=True)
+    with cache.transaction(), open(path, "rb") as stream:
+        for frame, carried, rows in before.live_frames(job.run_id):
+            if len(rows) == frame.lines:
+                raw = os.pread(stream.fileno(), frame.length, frame.place)
+                cache.move_frame(frame.id, appender.append(raw))
+            else:
+                _rewrite(job, cache, appender, stream.fileno(), frame, min(carried, len(rows)), rows)
+        cache.drop_dead_frames(job.run_id)
+        cache.set_valid(job.run_id, appender.end)
+        appender.sync()
+        appender.close()
+        with output_errors(path):
+            os.replace(temporary, path)
+            sync_directory(path.parent)
+    before.close()
+
+
+def _rewrite(
+    job: Job,
+    cache: Cache,
+    appender: IndexAppender,
+    descriptor: int,
+    frame: FrameRow,
+    carried: int,
+    rows: list[FileRow],
+) -> None:
+    lines = split_lines(read_frame(descriptor, frame.place, frame.length, job.codec))
+    live = [lines[row.line] for row in rows]
+    data = job.codec.compress(b"".join(live))
+    tally = Tally.of(parse_record(line, job.run.index_path) for line in live)
+    numbered = [row._replace(line=place) for place, row in enumerate(rows)]
+    cache.add_frame(job.scope, job.run_id, appender.append(data), len(data), carried, tally, numbered)
+
+
+def _summary(job: Job, tally: Tally, carried: int, outcome: Outcome) -> dict[str, Any]:
+    counters = outcome.counters
+    root, root_b64 = path_fields(job.archive)
+    handled = counters["written"] + counters["carried"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": job.run.name,
+        "run_directory": str(job.run.directory),
+        "index": str(job.run.index_path),
+        "archive_root": root,
+        "archive_root_b64": root_b64,
+        "counts": {
+            "discovered": counters["discovered"],
+            "indexed": tally.records,
+            "carried_over": carried,
+            "classified": tally.records - carried - tally.failed,
+            "failed": tally.failed,
+            "known_content": counters["twins"],
+            "gone": counters["gone"],
+            "skipped_links": counters["skipped_links"],
+            "skipped_special": counters["skipped_special"],
+            "unreadable_directories": counters["unreadable_directories"],
+        },
+        **tally.report(),
+        "elapsed_sec": round(outcome.elapsed_sec, 3),
+        "files_per_sec": round(handled / max(outcome.elapsed_sec, 1e-9), 1),
+        "model": model_facts(job.bundle),
+        "complete": True,
+    }

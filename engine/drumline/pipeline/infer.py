@@ -1,0 +1,94 @@
+"""`infer`: one classification of an archive, from settings to summary."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from drumline.cache import Cache
+from drumline.errors import OutputError
+from drumline.lock import exclusive
+from drumline.pipeline.discover import NewFile, make_survey
+from drumline.pipeline.finish import finish
+from drumline.pipeline.job import Plan, model_facts
+from drumline.pipeline.prepare import make_job, make_plan, make_runs_root
+from drumline.pipeline.supervisor import supervise
+from drumline.progress import Progress
+from drumline.records import display_path
+from drumline.recover import agrees, open_cache
+from drumline.settings import InferSettings
+
+__all__ = ["infer", "preview"]
+
+
+def infer(settings: InferSettings, progress: Progress | None = None) -> dict[str, Any]:
+    """Classify an archive and return the summary (the content of ``summary.json``).
+
+    Goes on with an unfinished run of the same archive, model and settings; carries over what earlier runs
+    know of unchanged files. The archive is only read.
+
+    Parameters
+    ----------
+    settings
+        What to do.
+    progress
+        Is told how far it is; None for silence.
+
+    Raises
+    ------
+    DrumlineError
+        See `drumline.errors`; whatever was written before is whole, and the same call goes on.
+
+    Notes
+    -----
+    Forks: call it from a process that runs no other threads at that moment.
+    """
+    plan = make_plan(_absolute(settings))
+    make_runs_root(plan.settings)
+    with exclusive(plan.settings.runs_root / ".lock", f"the runs root {str(settings.runs_root)!r}"):
+        cache = open_cache(plan.cache_path, plan.settings.runs_root)
+        try:
+            job = make_job(plan, cache)
+            cache.close()  # no SQLite connection may live through a fork
+            outcome = supervise(job, progress or Progress())
+            cache = Cache(plan.cache_path)
+            return finish(job, cache, outcome)
+        finally:
+            cache.close()
+
+
+def _absolute(settings: InferSettings) -> InferSettings:
+    return replace(settings, runs_root=Path(os.path.abspath(settings.runs_root)))
+
+
+def preview(settings: InferSettings) -> dict[str, Any]:
+    """Return what `infer` would read and what it would carry over; writes nothing."""
+    plan = make_plan(_absolute(settings))
+    cache = None if settings.fresh else _open_known(plan)
+    scope = cache.find_scope(plan.archive, plan.inference_key) if cache else None
+    survey = make_survey(plan, cache if scope is not None else None, scope or 0, run_id=0)
+    new = [finding.entry.size for finding in survey.present() if isinstance(finding, NewFile)]
+    return {
+        "archive_root": display_path(plan.archive),
+        "runs_root": display_path(bytes(plan.settings.runs_root)),
+        "model": model_facts(plan.bundle),
+        "counts": {
+            "discovered": survey.files,
+            "to_read": len(new),
+            "to_read_bytes": sum(new),
+            "carried_over": survey.files - len(new),
+            "gone": survey.gone,
+            "unreadable_directories": survey.walk.unreadable_count,
+        },
+    }
+
+
+def _open_known(plan: Plan) -> Cache | None:
+    try:
+        cache = Cache(plan.cache_path, read_only=True)
+    except (OutputError, sqlite3.DatabaseError):
+        return None
+    return cache if agrees(cache, plan.settings.runs_root) else None

@@ -1,0 +1,108 @@
+"""The job: everything that the stages of one run need to know, worked out before they start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import xxhash
+
+from drumline.bundle import Bundle
+from drumline.decide import DecisionSettings
+from drumline.index import Codec
+from drumline.records import SCHEMA_VERSION, display_path
+from drumline.runs import Run
+from drumline.settings import InferSettings
+
+__all__ = ["Job", "Plan", "decision_key", "inference_key", "model_facts"]
+
+
+def inference_key(settings: InferSettings, bundle: Bundle) -> str:
+    """Digest of all that changes what is read from a file or inferred from it."""
+    return _digest(
+        [SCHEMA_VERSION, bundle.fingerprint, settings.hash_algorithm, settings.include_audio_stats]
+    )
+
+
+def decision_key(settings: InferSettings, decisions: DecisionSettings) -> str:
+    """Digest of all else that changes a record's bytes: decisions, and how the index is written."""
+    targets = None if decisions.target_labels is None else sorted(decisions.target_labels)
+    values = [decisions.canonical_of, decisions.threshold, decisions.misc, targets]
+    return _digest([*values, settings.top_k, settings.compress_index])
+
+
+def _digest(values: list[object]) -> str:
+    return xxhash.xxh3_128_hexdigest(orjson.dumps(values, option=orjson.OPT_SORT_KEYS, default=dict))
+
+
+def model_facts(bundle: Bundle) -> dict[str, Any]:
+    """Return what run.json and summary.json say of the model."""
+    return {
+        "name": bundle.name,
+        "version": bundle.version,
+        "path": display_path(bytes(bundle.path)),
+        "fingerprint": bundle.fingerprint,
+        "label_checksum": bundle.taxonomy.checksum,
+        "labels": list(bundle.labels),
+        "temperature": bundle.temperature,
+        "calibration_version": bundle.calibration_version,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was asked for, checked; nothing is written yet.
+
+    Parameters
+    ----------
+    settings
+        What was asked for; `runs_root` is absolute.
+    bundle, decisions
+        The model, and how its probabilities become labels.
+    archive
+        Absolute path of the archive.
+    inference_key, decision_key
+        Digests of what changes probabilities, and of what else changes records.
+    """
+
+    settings: InferSettings
+    bundle: Bundle
+    decisions: DecisionSettings
+    archive: bytes
+    inference_key: str
+    decision_key: str
+
+    @property
+    def cache_path(self) -> Path:
+        """Where the cache of the runs root is."""
+        return self.settings.runs_root / "cache.sqlite"
+
+    @property
+    def codec(self) -> Codec:
+        """How the index is compressed."""
+        return Codec(self.settings.compress_index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Plan):
+    """A plan with its run: everything that the stages need to know.
+
+    Parameters
+    ----------
+    run
+        The run that is written.
+    run_id, scope
+        Its ids in the cache.
+    carriable
+        Runs in the cache whose frames can be carried over byte for byte.
+    valid
+        Length up to which the run's index is complete (more than 0 when a run goes on), in bytes.
+    """
+
+    run: Run
+    run_id: int
+    scope: int
+    carriable: frozenset[int]
+    valid: int

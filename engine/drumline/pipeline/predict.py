@@ -1,0 +1,66 @@
+"""Stage 3, predict (× 1): run the model on what is ready, in batches as they come.
+
+Protocol
+--------
+Takes numbers from `ready`: as many as there are up to the largest batch, waiting a few milliseconds for
+more when they are few. Rows are gathered into one contiguous input; probabilities go back into the slots,
+the slots on `done`. The model is opened when the first slot arrives, so a rescan that finds nothing new
+never loads it.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from drumline.inference import Session, open_session
+from drumline.machine import usable_cpus
+from drumline.pipeline.job import Job
+from drumline.pipeline.queues import Queues
+from drumline.pipeline.slots import Counter, SlotTable, State
+
+__all__ = ["predict"]
+
+_PATIENCE_SEC = 0.004
+"""How long a batch waits for more files once it has one."""
+
+_CPUS_PER_THREAD = 4
+"""One thread of the model keeps up with about this many CPUs' worth of extract workers."""
+
+
+def predict(job: Job, table: SlotTable, queues: Queues) -> None:
+    """Predict until there are no more features."""
+    session: Session | None = None
+    while (slots := _next_batch(queues, job.settings.batch_size)) is not None:
+        slots = table.take(slots, State.READY, State.PREDICTING)
+        session = session or _open(job)
+        _predict(session, table, slots)
+        queues.done.put(slots)
+
+
+def _open(job: Job) -> Session:
+    threads = max(1, usable_cpus() // _CPUS_PER_THREAD)
+    return open_session(job.bundle, job.settings.device, threads)
+
+
+def _next_batch(queues: Queues, largest: int) -> list[int] | None:
+    slots = queues.ready.get(largest)
+    deadline = time.monotonic() + _PATIENCE_SEC
+    while slots and len(slots) < largest and (left := deadline - time.monotonic()) > 0:
+        more = queues.ready.get(largest - len(slots), timeout=left)
+        if not more:
+            break
+        slots += more
+    return slots
+
+
+def _predict(session: Session, table: SlotTable, slots: list[int]) -> None:
+    probabilities = session.probabilities(table.view("features")[slots])
+    finite = np.isfinite(probabilities.sum(axis=1))
+    table.view("probs")[slots] = probabilities
+    table.view("state")[slots] = State.DONE
+    for place in np.flatnonzero(~finite):
+        table.fail(slots[place], "invalid_samples", "the model gives no finite output for this file")
+    table.counters[Counter.BATCHES] += 1
+    table.counters[Counter.PREDICTED] += len(slots)

@@ -1,0 +1,123 @@
+"""The start of a run: check what was asked, and decide whether a run begins or goes on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+from drumline import __version__
+from drumline.bundle import load_bundle
+from drumline.cache import Cache
+from drumline.durable import output_errors
+from drumline.errors import ArchiveError, OutputError
+from drumline.pipeline.job import Job, Plan, decision_key, inference_key, model_facts
+from drumline.records import display_path
+from drumline.runs import Run, create_run, open_run
+from drumline.settings import InferSettings
+
+__all__ = ["make_job", "make_plan", "make_runs_root"]
+
+
+def make_plan(settings: InferSettings) -> Plan:
+    """Check settings against the disk and the bundle.
+
+    Raises
+    ------
+    DrumlineError
+        When the archive, the bundle or the labels are not what they should be.
+    """
+    archive = _archive(settings)
+    bundle = load_bundle(
+        settings.model_path, label_map=settings.label_map, canonical_map=settings.canonical_map
+    )
+    decisions = settings.decision_settings(bundle.taxonomy)
+    return Plan(
+        settings=settings,
+        bundle=bundle,
+        decisions=decisions,
+        archive=archive,
+        inference_key=inference_key(settings, bundle),
+        decision_key=decision_key(settings, decisions),
+    )
+
+
+def _archive(settings: InferSettings) -> bytes:
+    archive = os.path.realpath(os.fsencode(settings.archive))
+    shown = display_path(os.fsencode(settings.archive))
+    if not os.path.exists(archive):
+        raise ArchiveError(f"no archive at {shown!r}", "Check the path, and that the volume is mounted.")
+    if not os.path.isdir(archive):
+        raise ArchiveError(f"the archive {shown!r} is a file", "Give the directory that holds the samples.")
+    if not os.access(archive, os.R_OK | os.X_OK):
+        raise ArchiveError(
+            f"the archive {shown!r} cannot be read: permission denied", "Check the permissions."
+        )
+    if archive == os.path.realpath(os.fsencode(settings.runs_root)):
+        raise OutputError(
+            f"archive and runs root are the same directory: {shown!r}", "Give another --runs-root."
+        )
+    return archive
+
+
+def make_runs_root(settings: InferSettings) -> None:
+    """Make the directory for runs, and see that it can be written."""
+    with output_errors(settings.runs_root):
+        settings.runs_root.mkdir(parents=True, exist_ok=True)
+        if not os.access(settings.runs_root, os.W_OK | os.X_OK):
+            raise PermissionError(13, "permission denied")
+
+
+def make_job(plan: Plan, cache: Cache) -> Job:
+    """Go on with an unfinished run of the same archive, model and settings, or begin a new one."""
+    with cache.transaction():
+        scope = cache.scope(plan.archive, plan.inference_key)
+        if plan.settings.fresh:
+            cache.forget_scope(scope)
+    found = None if plan.settings.fresh else _unfinished(plan, cache, scope)
+    run_id, run, valid = found or _begin(plan, cache, scope)
+    runs = cache.runs(scope)
+    return Job(
+        **vars(plan),
+        run=run,
+        run_id=run_id,
+        scope=scope,
+        carriable=frozenset(number for number, row in runs.items() if row[1] == plan.decision_key),
+        valid=valid,
+    )
+
+
+def _unfinished(plan: Plan, cache: Cache, scope: int) -> tuple[int, Run, int] | None:
+    runs = sorted(cache.runs(scope).items(), key=lambda item: item[1][0], reverse=True)
+    for number, (name, key, valid) in runs:
+        directory = plan.settings.runs_root / name
+        if key == plan.decision_key and (directory / "run.json").exists():
+            index = directory / f"index{plan.codec.suffix}"
+            index.touch()
+            run = open_run(directory)
+            if not run.complete:
+                return number, run, valid
+    return None
+
+
+def _begin(plan: Plan, cache: Cache, scope: int) -> tuple[int, Run, int]:
+    run = create_run(plan.settings.runs_root, _run_info(plan), plan.archive)
+    with cache.transaction():
+        run_id = cache.add_run(scope, run.name, plan.decision_key)
+    return run_id, run, 0
+
+
+def _run_info(plan: Plan) -> dict[str, Any]:
+    settings = plan.settings.to_json()
+    return {
+        "drumline_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "index": f"index{plan.codec.suffix}",
+        "model": model_facts(plan.bundle),
+        "canonical_map": dict(plan.decisions.canonical_of),
+        "settings": settings,
+        "inference_key": plan.inference_key,
+        "decision_key": plan.decision_key,
+        "platform": {"python": platform.python_version(), "system": platform.platform()},
+    }

@@ -1,0 +1,137 @@
+"""Stage processes: forked from the supervisor, watched by it, and never left behind.
+
+The supervisor is single-threaded, so fork is safe, and it costs a few milliseconds and no memory: what the
+parent has imported is shared. A child leaves by `os._exit`, so nothing of the parent's clean-up runs twice.
+What goes wrong in a child comes back as one small message in a pipe.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from drumline import errors
+from drumline.errors import DrumlineError, StageError
+from drumline.pipeline.queues import LifelineCut
+
+__all__ = ["Reports", "StageProcess"]
+
+_FAILED = 70
+_MESSAGE_BYTES = 3000  # a pipe takes up to PIPE_BUF (4096) bytes in one piece
+
+
+class Reports:
+    """A pipe in which stages say why they end."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+
+    def send(self, stage: str, error: DrumlineError) -> None:
+        """Say why a stage ends (called in the stage)."""
+        message = [
+            stage,
+            type(error).__name__,
+            error.what[: _MESSAGE_BYTES // 2],
+            error.way_out[: _MESSAGE_BYTES // 4],
+        ]
+        os.write(self.writer, orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE))
+
+    def receive(self) -> DrumlineError | None:
+        """Return the first error that was sent (called in the supervisor)."""
+        try:
+            data = os.read(self.reader, 1 << 16)
+        except BlockingIOError:
+            return None
+        for line in data.splitlines():
+            _stage, name, what, way_out = orjson.loads(line)
+            kind: Any = getattr(errors, name, StageError)
+            return kind(what, way_out)  # type: ignore[no-any-return]
+        return None
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+@dataclass
+class StageProcess:
+    """A running stage.
+
+    Parameters
+    ----------
+    name
+        The stage's name, for messages.
+    pid
+        Its process id.
+    code
+        Exit code, negative for a signal; None while it runs.
+    """
+
+    name: str
+    pid: int
+    code: int | None = None
+
+    @classmethod
+    def start(cls, name: str, body: Callable[[], None], reports: Reports) -> StageProcess:
+        """Fork a process that runs `body` and exits."""
+        gc.collect()
+        gc.freeze()  # the collector must not touch, and so copy, the pages that are shared
+        pid = os.fork()
+        if pid == 0:
+            _run(name, body, reports)
+        gc.unfreeze()
+        return cls(name, pid)
+
+    def poll(self) -> int | None:
+        """Return the exit code if the process has ended."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def kill(self) -> None:
+        """Kill the process, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait until the process has ended."""
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended yet."""
+        return self.poll() is None
+
+
+def _run(name: str, body: Callable[[], None], reports: Reports) -> None:
+    code = _FAILED
+    try:
+        # Ctrl-C reaches the whole group; only the supervisor answers it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        body()
+        code = 0
+    except LifelineCut:
+        code = 0
+    except DrumlineError as error:
+        reports.send(name, error)
+    except BaseException:
+        reports.send(name, StageError(f"the {name} stage failed:\n{traceback.format_exc(limit=-4)}", _REPORT))
+    finally:
+        os._exit(code)
+
+
+_REPORT = "This is a fault in drumline: please report it. The same command goes on where it stopped."

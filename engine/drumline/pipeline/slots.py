@@ -1,0 +1,220 @@
+"""The slot table: one block of shared memory, one *slot* for every file in flight.
+
+Protocol
+--------
+A slot belongs to one process at a time, and its `state` says to which stage. Only the owner writes to it.
+
+    FREE ──discover──► TODO ──extract──► CLAIMED ──► READY ──predict──► PREDICTING ──► DONE ──write──► FREE
+
+- discover fills `kind`, `path`, `size`, `mtime_ns`, sets TODO (or DONE, for work that needs no audio) and
+  puts the slot's number on a queue.
+- extract sets CLAIMED and `owner` before it looks at the file, fills hash, audio facts and features, sets
+  READY (or DONE, for a failure or a known twin) and hands the number on.
+- predict and write take a number only when the slot is READY or DONE respectively, and change the state
+  before anything else. A number that arrives twice is thereby dropped the second time, so the supervisor
+  may put a dead worker's slots on a queue again without knowing how far the worker came.
+- write sets FREE and returns the number to discover.
+
+`claims` closes the last gap: the kernel writes slot numbers straight from the queue into the worker's row
+of it (see `SlotQueue.get_into`), so a number that was taken from the queue is on record even if the worker
+dies before its next instruction. A row is cleared as soon as its slots are CLAIMED.
+
+The block is anonymous shared memory, inherited by fork: it has no name, so nothing can be left in /dev/shm
+by a kill, and the size of /dev/shm does not matter.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drumline.errors import StageError
+from drumline.index import FRAME_LINES
+from drumline.records import ErrorType
+
+__all__ = ["CLAIM_SLOTS", "ERROR_TYPES", "NO_SLOT", "PATH_BYTES", "Counter", "Kind", "SlotTable", "State"]
+
+PATH_BYTES: Final = 4096
+CLAIM_SLOTS: Final = 4
+"""Slots that a worker takes from the queue at once."""
+
+NO_SLOT: Final = 0xFFFF_FFFF
+ERROR_TYPES: Final[tuple[str, ...]] = ("", *get_args(ErrorType))
+
+
+class State(IntEnum):
+    """To whom a slot belongs."""
+
+    FREE = 0
+    TODO = 1
+    CLAIMED = 2
+    READY = 3
+    PREDICTING = 4
+    DONE = 5
+    WRITING = 6
+
+
+class Kind(IntEnum):
+    """What a slot asks of the writer."""
+
+    FILE = 0
+    """A file with a prediction or a failure: write its record."""
+    CARRY = 1
+    """Records of an earlier run that still hold: `frame` and the bits of `lines`."""
+    GONE = 2
+    """A file that is no longer there: forget `path` (a name) in `directory`."""
+    GONE_DIRECTORY = 3
+    """A directory that is no longer there: forget all files of `directory`."""
+
+
+class Counter(IntEnum):
+    """Places in the block of shared counters; each is written by one stage only."""
+
+    DISCOVERED = 0
+    DISCOVERED_BYTES = 1
+    DISCOVERY_DONE = 2
+    QUEUED = 3
+    RESUMED = 4
+    KNOWN = 5
+    GONE = 6
+    SKIPPED_LINKS = 7
+    SKIPPED_SPECIAL = 8
+    UNREADABLE_DIRECTORIES = 9
+    WRITTEN = 10
+    CARRIED = 11
+    TWINS = 12
+    FAILED = 13
+    WRITTEN_BYTES = 14
+    BATCHES = 15
+    PREDICTED = 16
+
+
+def _slot_dtype(feature_shape: tuple[int, ...], classes: int) -> np.dtype[Any]:
+    return np.dtype(
+        [
+            ("state", "u1"),
+            ("kind", "u1"),
+            ("error", "u1"),
+            ("tries", "u1"),
+            ("twin", "u1"),
+            ("channels", "u2"),
+            ("owner", "i4"),
+            ("sample_rate", "u4"),
+            ("size", "i8"),
+            ("mtime_ns", "i8"),
+            ("directory", "i8"),
+            ("frame", "i8"),
+            ("duration_sec", "f8"),
+            ("rms_db", "f8"),
+            ("spectral_centroid", "f8"),
+            ("spectral_rolloff", "f8"),
+            ("lines", "u1", (FRAME_LINES // 8,)),
+            ("hash", "S64"),
+            ("format", "S8"),
+            ("message", "S240"),
+            ("path", f"S{PATH_BYTES}"),
+            ("probs", "f4", (classes,)),
+            ("features", "f4", feature_shape),
+        ],
+        align=True,
+    )
+
+
+@dataclass(frozen=True)
+class SlotTable:
+    """The shared block: slots, claims, counters, and label counts for the progress display.
+
+    Attributes are views of the shared memory; assigning to their elements is seen by all stages.
+    """
+
+    slots: NDArray[Any]
+    claims: NDArray[np.uint32]
+    current: NDArray[np.uint32]
+    started: NDArray[np.float64]
+    counters: NDArray[np.int64]
+    label_counts: NDArray[np.int64]
+
+    @classmethod
+    def create(
+        cls, slots: int, workers: int, feature_shape: tuple[int, ...], classes: int, labels: int
+    ) -> SlotTable:
+        """Allocate a table.
+
+        Parameters
+        ----------
+        slots
+            Files in flight at most.
+        workers
+            Extract workers.
+        feature_shape
+            Shape of one feature tensor (float32).
+        classes
+            Fine labels.
+        labels
+            Assigned labels to be counted.
+
+        Raises
+        ------
+        StageError
+            When the memory cannot be had.
+        """
+        parts: list[tuple[np.dtype[Any], tuple[int, ...]]] = [
+            (np.dtype(np.int64), (len(Counter),)),
+            (np.dtype(np.int64), (labels,)),
+            (np.dtype(np.float64), (workers,)),
+            (np.dtype(np.uint32), (workers,)),
+            (np.dtype(np.uint32), (workers, CLAIM_SLOTS)),
+            (_slot_dtype(feature_shape, classes), (slots,)),
+        ]
+        sizes = [-(-dtype.itemsize * int(np.prod(shape)) // 64) * 64 for dtype, shape in parts]
+        block = _shared_memory(sum(sizes))
+        offsets = np.cumsum([0, *sizes[:-1]]).tolist()
+        arrays: list[NDArray[Any]] = [
+            np.ndarray(shape, dtype, buffer=block, offset=offset)
+            for (dtype, shape), offset in zip(parts, offsets, strict=True)
+        ]
+        counters, label_counts, started, current, claims, table = arrays
+        claims[:] = NO_SLOT
+        current[:] = NO_SLOT
+        return cls(table, claims, current, started, counters, label_counts)
+
+    def view(self, name: str) -> NDArray[Any]:
+        """Return one field of all slots, as a view."""
+        field: NDArray[Any] = self.slots[name]
+        return field
+
+    def take(self, slots: list[int], expected: State, state: State) -> list[int]:
+        """Take slots over: keep those in the expected state, and set the new one.
+
+        Only the one consumer of a queue may call this for the states of that queue.
+        """
+        states = self.slots["state"]
+        taken = [slot for slot in dict.fromkeys(slots) if states[slot] == expected]
+        states[taken] = state
+        return taken
+
+    def fail(self, slot: int, error: str, message: str) -> None:
+        """Turn a slot into a typed failure."""
+        self.slots["error"][slot] = ERROR_TYPES.index(error)
+        self.slots["message"][slot] = message.encode("utf-8", "backslashreplace")[:240]
+        self.slots["state"][slot] = State.DONE
+
+    def count(self, *states: State) -> int:
+        """Return how many slots are in one of these states."""
+        return int(np.isin(self.slots["state"], states).sum())
+
+
+def _shared_memory(size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, size)
+    except OSError as error:
+        raise StageError(
+            f"no {size >> 20} MB of shared memory for the slot table: {os.strerror(error.errno or 0)}",
+            "Use a smaller --batch-size or fewer --workers, or give the container more memory.",
+        ) from error

@@ -1,0 +1,359 @@
+"""The supervisor: starts the stages, watches them, and ends them in order.
+
+Protocol
+--------
+Order of ends: discover leaves when the archive is walked. When no slot waits for extraction any more, the
+supervisor closes `todo`; the workers leave; it closes `ready` and `done`; predict leaves, then write. Each
+stage sees the end of its stream only when nothing can come any more.
+
+Workers and predict start when the first file has to be read, so a rescan that finds nothing new costs two
+processes.
+
+A worker that dies is replaced. Its slots are told by `owner`: the one it was working on is tried once more
+and then failed as `worker_crash` (or `timeout`), the others are queued again. A stage of which there is only
+one cannot be replaced without losing its place: its death ends the run, and the same command goes on.
+
+The first Ctrl-C (or SIGTERM, SIGHUP) stops in order: no new files, workers finish the file at hand, what is
+predicted is written. The second kills everything; what is on disk is whole in either case.
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import numpy as np
+
+from drumline.errors import Interrupted, StageError
+from drumline.pipeline.assemble import assigned_labels
+from drumline.pipeline.discover import discover
+from drumline.pipeline.job import Job
+from drumline.pipeline.process import Reports, StageProcess
+from drumline.pipeline.queues import Queues, SlotQueue
+from drumline.pipeline.slots import NO_SLOT, Counter, Kind, SlotTable, State
+from drumline.pipeline.write import write
+from drumline.progress import Progress, Snapshot
+
+__all__ = ["Outcome", "supervise"]
+
+_TICK_SEC = 0.01
+_TRIES = 2
+_WORKERS_MAY_FINISH_SEC = 1.0
+_ALL_MAY_FINISH_SEC = 1.8
+_IDLE_DEATHS = 20
+_PAUSED_SEC = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the shared counters said at the end."""
+
+    counters: dict[str, int]
+    elapsed_sec: float
+
+
+class _Signals:
+    """Counts requests to stop while the pipeline runs."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.requests += 1
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Count SIGINT, SIGTERM and SIGHUP; only a main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # A command started by nohup ignores SIGHUP, and goes on ignoring it.
+        before = {number: signal.getsignal(number) for number in numbers}
+        noted = [number for number in numbers if before[number] is not signal.SIG_IGN]
+        for number in noted:
+            signal.signal(number, self._note)
+        try:
+            yield
+        finally:
+            for number in noted:
+                signal.signal(number, before[number])
+
+
+class _Supervisor:
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self._job, self._progress = job, progress
+        settings = job.settings
+        self._workers_wanted = settings.worker_count
+        # Two batches under way, one being gathered, and for each worker a chunk at hand and one waiting.
+        slots = 3 * settings.batch_size + 32 * self._workers_wanted + 64
+        self._labels = assigned_labels(job)
+        self._table = SlotTable.create(
+            slots,
+            self._workers_wanted,
+            job.bundle.front_end.shape,
+            len(job.bundle.labels),
+            len(self._labels),
+        )
+        self._queues, self._reports = Queues.create(), Reports()
+        self._queues.free.put(np.arange(slots))
+        self._stages: dict[str, StageProcess] = {}
+        self._workers: dict[int, StageProcess] = {}
+        self._timed_out: set[int] = set()
+        self._idle_deaths, self._progress_mark = 0, -1
+        self._started = self._last_tick = time.monotonic()
+        self._drained = self._extracted = False
+
+    def run(self, signals: _Signals) -> Outcome:
+        queues = self._queues
+        self._start("write", write, queues.done, (queues.free,))
+        self._start("discover", discover, queues.free, (queues.todo, queues.done))
+        while self._stages["write"].running:
+            if signals.requests:
+                self._stop_in_order(signals)
+            self._tick()
+        self._reap()
+        self._show()
+        counters = {place.name.lower(): int(self._table.counters[place]) for place in Counter}
+        return Outcome(counters, time.monotonic() - self._started)
+
+    def _start(
+        self,
+        name: str,
+        stage: Callable[[Job, SlotTable, Queues], None],
+        reads: SlotQueue,
+        writes: tuple[SlotQueue, ...],
+    ) -> None:
+        def body() -> None:
+            self._queues.keep(reads=reads, writes=writes)
+            stage(self._job, self._table, self._queues)
+
+        self._stages[name] = StageProcess.start(name, body, self._reports)
+
+    def _start_worker(self, number: int) -> None:
+        from drumline.pipeline.extract import extract
+
+        def body() -> None:
+            queues = self._queues
+            queues.keep(reads=queues.todo, writes=(queues.ready, queues.done))
+            extract(self._job, self._table, queues, number)
+
+        self._workers[number] = StageProcess.start("extract", body, self._reports)
+
+    def _tick(self) -> None:
+        poll = select.poll()
+        poll.register(self._reports.reader, select.POLLIN)
+        poll.poll(_TICK_SEC * 1000)
+        self._reap()
+        if self._table.counters[Counter.QUEUED] and "predict" not in self._stages:
+            self._start_extraction()
+        self._stop_slow_workers()
+        self._close_what_has_ended()
+        self._show()
+
+    def _start_extraction(self) -> None:
+        from drumline.pipeline.predict import predict
+
+        for number in range(self._workers_wanted):
+            self._start_worker(number)
+        self._start("predict", predict, self._queues.ready, (self._queues.done,))
+
+    def _reap(self) -> None:
+        for name, stage in self._stages.items():
+            if stage.poll():
+                raise self._reports.receive() or StageError(
+                    f"the {name} stage was ended by {_cause(stage)}",
+                    "Nothing is lost: give the same command again to go on.",
+                )
+        for number, worker in list(self._workers.items()):
+            if worker.poll() is not None:
+                self._bury(number, self._workers.pop(number))
+
+    def _bury(self, number: int, worker: StageProcess) -> None:
+        if worker.code == 0:
+            return
+        if error := self._reports.receive():
+            raise error
+        self._give_up_on_workers_that_never_start(number)
+        self._recover_slots(number, worker)
+        self._timed_out.discard(number)
+        if not self._drained:
+            self._start_worker(number)
+
+    def _give_up_on_workers_that_never_start(self, number: int) -> None:
+        finished = self._done()
+        if self._table.current[number] != NO_SLOT or finished > self._progress_mark:
+            self._idle_deaths, self._progress_mark = 0, finished
+        self._idle_deaths += 1
+        if self._idle_deaths > _IDLE_DEATHS:
+            raise StageError(
+                "extract workers die before they read a file", "See what 'drumline doctor' says."
+            )
+
+    def _recover_slots(self, number: int, worker: StageProcess) -> None:
+        table, queues = self._table, self._queues
+        states, owners = table.view("state"), table.view("owner")
+        claimed = [slot for slot in table.claims[number].tolist() if slot != NO_SLOT]
+        again = [slot for slot in claimed if states[slot] == State.TODO]
+        at_hand = int(table.current[number])
+        for slot in np.flatnonzero((owners == number) & (states == State.CLAIMED)).tolist():
+            if slot == at_hand and not self._may_try_again(slot):
+                self._fail(slot, number, worker)
+                continue
+            states[slot] = State.TODO
+            again.append(slot)
+        table.claims[number], table.current[number] = NO_SLOT, NO_SLOT
+        queues.todo.put(list(dict.fromkeys(again)))
+        # What was finished may or may not have been handed on: a number that arrives twice does no harm.
+        for state, queue in ((State.READY, queues.ready), (State.DONE, queues.done)):
+            queue.put(np.flatnonzero((owners == number) & (states == state)))
+
+    def _may_try_again(self, slot: int) -> bool:
+        tries = self._table.view("tries")
+        tries[slot] += 1
+        return bool(tries[slot] < _TRIES)
+
+    def _fail(self, slot: int, number: int, worker: StageProcess) -> None:
+        if number in self._timed_out:
+            limit = self._job.settings.file_timeout_sec
+            self._table.fail(slot, "timeout", f"not decoded within {limit:g} s, {_TRIES} times")
+        else:
+            self._table.fail(
+                slot, "worker_crash", f"the decoder was ended by {_cause(worker)}, {_TRIES} times"
+            )
+
+    def _stop_slow_workers(self) -> None:
+        now = time.monotonic()
+        if now - self._last_tick > _PAUSED_SEC:
+            # We were all stopped (a closed lid, a debugger): the workers are not to blame.
+            self._table.started[:] += now - self._last_tick
+        self._last_tick = now
+        for number, worker in self._workers.items():
+            busy = self._table.current[number] != NO_SLOT
+            if busy and now - self._table.started[number] > self._job.settings.file_timeout_sec:
+                self._timed_out.add(number)
+                worker.kill()
+
+    def _close_what_has_ended(self) -> None:
+        queues = self._queues
+        if not self._drained and not self._stages["discover"].running:
+            self._drained = not self._table.count(State.TODO, State.CLAIMED)
+            if self._drained:
+                queues.todo.close_writer()
+        if self._drained and not self._extracted and not self._workers:
+            self._extracted = True
+            queues.ready.close_writer()
+            queues.done.close_writer()
+
+    def _stop_in_order(self, signals: _Signals) -> None:
+        self._progress.note("stopping; press Ctrl-C again to stop at once")
+        begun = time.monotonic()
+        self._stages["discover"].kill()
+        self._stages["discover"].wait()
+        self._drop_waiting()
+        workers_killed = False
+        while self._stages["write"].running and signals.requests < 2:
+            elapsed = time.monotonic() - begun
+            if elapsed > _ALL_MAY_FINISH_SEC:
+                break
+            if elapsed > _WORKERS_MAY_FINISH_SEC and not workers_killed:
+                workers_killed = True
+                self._drop_workers()
+            self._leave_in_order()
+            time.sleep(_TICK_SEC)
+        raise self._interrupted()
+
+    def _leave_in_order(self) -> None:
+        queues = self._queues
+        queues.todo.close_writer()
+        self._workers = {number: worker for number, worker in self._workers.items() if worker.running}
+        if not self._workers:
+            queues.ready.close_writer()
+            queues.done.close_writer()
+
+    def _drop_waiting(self) -> None:
+        while self._queues.todo.get(1024, timeout=0):
+            pass
+
+    def _drop_workers(self) -> None:
+        for worker in self._workers.values():
+            worker.kill()
+            worker.wait()
+
+    def _interrupted(self) -> Interrupted:
+        found = int(self._table.counters[Counter.DISCOVERED])
+        done = self._done()
+        return Interrupted(
+            f"stopped: {done:,} of {found:,} files found so far are done",
+            "Nothing is lost: give the same command again to go on.",
+        )
+
+    def _done(self) -> int:
+        counters = self._table.counters
+        return int(counters[Counter.WRITTEN] + counters[Counter.CARRIED] + counters[Counter.RESUMED])
+
+    def _show(self) -> None:
+        if self._progress.due():
+            self._progress.show(self._snapshot())
+
+    def _snapshot(self) -> Snapshot:
+        counters, states = self._table.counters, self._table.view("state")
+        return Snapshot(
+            found=int(counters[Counter.DISCOVERED]),
+            found_all=bool(counters[Counter.DISCOVERY_DONE]),
+            done=self._done(),
+            carried=int(counters[Counter.CARRIED] + counters[Counter.RESUMED]),
+            failed=int(counters[Counter.FAILED]),
+            written_bytes=int(counters[Counter.WRITTEN_BYTES]),
+            written=int(counters[Counter.WRITTEN]),
+            labels=dict(zip(self._labels, self._table.label_counts.tolist(), strict=True)),
+            waiting={
+                "extract": int((states == State.TODO).sum()),
+                "predict": int((states == State.READY).sum()),
+                "write": int(((states == State.DONE) & (self._table.view("kind") == Kind.FILE)).sum()),
+            },
+            slots=len(states),
+            elapsed_sec=time.monotonic() - self._started,
+        )
+
+    def close(self) -> None:
+        """Leave no process and no open pipe behind."""
+        for process in (*self._stages.values(), *self._workers.values()):
+            process.kill()
+            process.wait()
+        self._queues.close()
+        self._reports.close()
+
+
+def _cause(process: StageProcess) -> str:
+    code = process.code or 0
+    if code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def supervise(job: Job, progress: Progress) -> Outcome:
+    """Run the pipeline of a job to its end.
+
+    Raises
+    ------
+    Interrupted
+        When the user stopped it; the same job can be run again and goes on.
+    StageError
+        When a stage died.
+    DrumlineError
+        Whatever else a stage reported.
+    """
+    signals = _Signals()
+    with signals.noted():
+        supervisor = _Supervisor(job, progress)
+        try:
+            return supervisor.run(signals)
+        finally:
+            supervisor.close()

@@ -1,0 +1,191 @@
+"""Which label a record gets: the stored or renewed decision, then a person's correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import orjson
+
+from drumline.bundle import load_bundle
+from drumline.decide import DecisionSettings
+from drumline.errors import ConfigError, IndexFormatError
+from drumline.rebuild.settings import RebuildSettings
+from drumline.records import Record, redecide
+from drumline.runs import Run
+
+__all__ = ["Labeller", "Override", "labeller_for", "read_overrides"]
+
+_MAX_LINE = 1 << 20
+
+
+class Override(NamedTuple):
+    """A person's correction: the canonical label, and the line that says so."""
+
+    label: str
+    line: int
+
+
+@dataclass
+class Labeller:
+    """Gives records their label and remembers which corrections were used.
+
+    Parameters
+    ----------
+    settings
+        How to decide anew; None keeps the decisions of the index.
+    overrides
+        Content hash → correction.
+    targets
+        Labels that are wanted; None: all. Binds corrections too.
+    misc
+        Label of what is not wanted.
+    """
+
+    settings: DecisionSettings | None
+    overrides: Mapping[str, Override]
+    targets: frozenset[str] | None
+    misc: str
+
+    def __post_init__(self) -> None:
+        self.used: set[str] = set()
+
+    def label(self, record: Record) -> tuple[Record, bool]:
+        """Return (the record as it reads now, whether a correction changed who decided)."""
+        if self.settings is not None:
+            record = _redecide(record, self.settings)
+        if not self.overrides or record["hash"] not in self.overrides:
+            return record, False
+        self.used.add(cast(str, record["hash"]))
+        if record["errors"] is not None:
+            return record, False
+        return self._corrected(record), True
+
+    def _corrected(self, record: Record) -> Record:
+        label = self.overrides[cast(str, record["hash"])].label
+        if self.targets is not None and label not in self.targets:
+            label = self.misc
+        return {**record, "assigned_label": label, "misc_routed": label == self.misc}
+
+    def check_used(self, path: Path | None) -> None:
+        """Raise `ConfigError` when a correction's hash was in no record."""
+        unused = sorted((entry.line, key) for key, entry in self.overrides.items() if key not in self.used)
+        if unused:
+            line, key = unused[0]
+            more = f" ({len(unused) - 1} more lines like it)" if len(unused) > 1 else ""
+            raise ConfigError(
+                f"{str(path)!r}, line {line}: no file of the index has the hash {key!r}{more}",
+                "Take the hashes from the index's field 'hash', or remove the line.",
+            )
+
+
+def _redecide(record: Record, settings: DecisionSettings) -> Record:
+    try:
+        return redecide(record, settings)
+    except KeyError as error:
+        raise IndexFormatError(
+            f"the index holds the label {error.args[0]!r}, which the canonical mapping lacks",
+            "Rebuild from the run's directory: its run.json holds the mapping that belongs to it.",
+        ) from error
+
+
+def labeller_for(run: Run, settings: RebuildSettings) -> Labeller:
+    """Return the labeller that `settings` ask for.
+
+    Notes
+    -----
+    The canonical mapping is the run's own. An index without a run.json is decided anew, where that is
+    asked for, by the default bundle's mapping and a threshold of 0.5 unless one is given.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown label, a threshold out of range, or an overrides file that is wrong.
+    """
+    if not settings.redecides and settings.overrides is None:
+        return Labeller(None, {}, None, run.misc_label())
+    decision = _asked(_made_with(run), settings)
+    overrides = read_overrides(settings.overrides, decision) if settings.overrides else {}
+    return Labeller(
+        decision if settings.redecides else None, overrides, decision.target_labels, decision.misc
+    )
+
+
+def _made_with(run: Run) -> DecisionSettings:
+    try:
+        stored = run.decision_settings()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise IndexFormatError(f"run.json of {run.name} lacks its settings: {error}") from error
+    if stored is not None:
+        return stored
+    taxonomy = load_bundle().taxonomy
+    return DecisionSettings(taxonomy.canonical_of, misc=taxonomy.misc)
+
+
+def _asked(made_with: DecisionSettings, settings: RebuildSettings) -> DecisionSettings:
+    targets = made_with.target_labels
+    if settings.labels is not None:
+        targets = frozenset(settings.labels)
+    if settings.allow_all:
+        targets = None
+    threshold = made_with.threshold if settings.threshold is None else settings.threshold
+    return DecisionSettings(made_with.canonical_of, threshold, made_with.misc, targets)
+
+
+def read_overrides(path: Path, settings: DecisionSettings) -> dict[str, Override]:
+    """Read corrections: content hash → canonical label.
+
+    Raises
+    ------
+    ConfigError
+        Naming file and line: no JSON object, a missing key, an unknown label, or a second, different
+        label for one hash.
+    """
+    overrides: dict[str, Override] = {}
+    try:
+        with open(path, "rb") as stream:
+            lines = enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), 1)
+            for number, line in lines:
+                if line.strip():
+                    _add_override(overrides, f"{str(path)!r}, line {number}", number, line, settings)
+    except OSError as error:
+        raise ConfigError(f"cannot read the overrides {str(path)!r}: {error.strerror}") from error
+    return overrides
+
+
+def _add_override(
+    overrides: dict[str, Override], where: str, number: int, line: bytes, settings: DecisionSettings
+) -> None:
+    digest, named = _fields(where, line)
+    label = _canonical(where, named, settings)
+    earlier = overrides.setdefault(digest, Override(label, number))
+    if earlier.label != label:
+        raise ConfigError(
+            f"{where}: {digest} is to be {label!r} here and {earlier.label!r} in line {earlier.line}",
+            "Keep one of the two lines.",
+        )
+
+
+def _fields(where: str, line: bytes) -> tuple[str, str]:
+    try:
+        value: Any = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(f"{where}: no JSON: {error}") from error
+    for key in ("hash", "correct_label"):
+        if not isinstance(value, dict) or not isinstance(value.get(key), str):
+            raise ConfigError(
+                f"{where}: {key} is missing or no text",
+                'A line looks like {"hash": "…", "correct_label": "Kick", "note": "…"}.',
+            )
+    return value["hash"].strip(), value["correct_label"].strip()
+
+
+def _canonical(where: str, named: str, settings: DecisionSettings) -> str:
+    canonical = {*settings.canonical_of.values(), settings.misc}
+    if named in canonical:
+        return named
+    if named in settings.canonical_of:
+        return settings.canonical_of[named]
+    raise ConfigError(f"{where}: unknown label {named!r}", f"Labels are: {', '.join(sorted(canonical))}.")

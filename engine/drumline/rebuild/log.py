@@ -1,0 +1,253 @@
+"""The mapping log: what in a tree is rebuild's own, and where it came from.
+
+``_mapping.jsonl`` is appended to, never rewritten. Its first line marks the directory as made by drumline. A
+line is on disk *before* what it speaks of appears, so that after a kill nothing of ours is unknown; a line whose
+file never appeared does no harm. ``removed`` lines come after the removal.
+
+===========  ====================================================================================
+action       says
+===========  ====================================================================================
+created      first line: version of the log, and whether the directory itself was made
+rebuild      a rebuild began: run, archive, settings
+dir          a directory is about to be made
+make         a file is about to appear: target, source, mode, size, mtime_ns, hash
+report       a manifest or summary is about to be written: target, hash of its content
+removed      what stood at target is gone (or never came)
+===========  ====================================================================================
+
+Paths that are no UTF-8 have their exact bytes in ``target_b64`` and ``source_b64`` too.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from collections.abc import Iterator
+from typing import IO, Any, Literal, NamedTuple
+
+import orjson
+
+from drumline.durable import output_errors
+from drumline.errors import OutputError
+from drumline.rebuild.actions import Action, Refused
+from drumline.rebuild.names import is_safe
+from drumline.rebuild.store import Store
+from drumline.rebuild.tree import Tree, not_a_tree, write_all
+from drumline.records import path_fields
+
+__all__ = ["MAPPING", "Made", "MappingLog", "Standing", "load_log", "make_line", "path_line", "standing"]
+
+MAPPING = b"_mapping.jsonl"
+LOG_VERSION = 1
+_MAX_LINE = 1 << 17
+_ROWS = 5_000
+
+
+class Made(NamedTuple):
+    """A file that rebuild made, as it was then. `source` is absolute."""
+
+    target: bytes
+    mode: str
+    size: int
+    mtime_ns: int
+    source: bytes
+    hash: str | None
+
+
+Standing = Literal["ours", "gone", "changed", "last_copy"]
+
+
+def standing(tree: Tree, made: Made) -> Standing:
+    """Tell what became of a file that rebuild made.
+
+    Notes
+    -----
+    Ours: a link that still points where it did, or a regular file with the size and modification time that it
+    was given. A hard link whose other names are all gone is the last copy of somebody's sample: not ours to
+    remove.
+    """
+    try:
+        status = tree.lstat(made.target)
+    except Refused:
+        return "changed"
+    if status is None:
+        return "gone"
+    if made.mode == "symlink":
+        link = stat.S_ISLNK(status.st_mode) and tree.readlink(made.target) == made.source
+        return "ours" if link else "changed"
+    if not stat.S_ISREG(status.st_mode) or status.st_size != made.size:
+        return "changed"
+    if not same_time(status.st_mtime_ns, made.mtime_ns):
+        return "changed"
+    return "last_copy" if made.mode == "hardlink" and status.st_nlink == 1 else "ours"
+
+
+def same_time(found_ns: int, given_ns: int) -> bool:
+    """Tell whether a file system that may have rounded it (FAT: 2 s, exFAT: 10 ms, NTFS: 100 ns) gives back a time."""
+    granularity = next(step for step in (2 * 10**9, 10**9, 10**7, 10**3, 100, 1) if found_ns % step == 0)
+    return abs(found_ns - given_ns) < granularity
+
+
+def path_line(action: str, target: bytes, **more: Any) -> bytes:
+    """Return a line about a target."""
+    text, encoded = path_fields(target)
+    exact = {} if encoded is None else {"target_b64": encoded}
+    return _line({"action": action, "target": text, **exact, **more})
+
+
+def make_line(action: Action, mode: str, source: bytes) -> bytes:
+    """Return the line that announces a file."""
+    target, target_b64 = path_fields(action.target)
+    origin, origin_b64 = path_fields(source)
+    line: dict[str, Any] = {"action": "make", "target": target, "source": origin, "mode": mode}
+    line.update(size=action.size, mtime_ns=action.mtime_ns, hash=action.hash)
+    if target_b64 is not None:
+        line["target_b64"] = target_b64
+    if origin_b64 is not None:
+        line["source_b64"] = origin_b64
+    return _line(line)
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class MappingLog:
+    """The log, open for appending; whole lines or nothing."""
+
+    def __init__(self, tree: Tree, length: int) -> None:
+        self._tree = tree
+        with output_errors(tree.path):
+            self._descriptor = tree.open_file(MAPPING, os.O_WRONLY | os.O_CREAT)
+            self._length = length
+            os.ftruncate(self._descriptor, length)
+            os.lseek(self._descriptor, length, os.SEEK_SET)
+            if length == 0:
+                os.fsync(tree.root)
+
+    def begin(self, *, made_root: bool) -> None:
+        """Write the first line."""
+        self.append([_line({"action": "created", "drumline_mapping": LOG_VERSION, "made_root": made_root})])
+
+    def append(self, lines: list[bytes], *, sync: bool = True) -> None:
+        """Append lines; on disk when this returns, unless `sync` is false."""
+        data = b"".join(lines)
+        if not data:
+            return
+        with output_errors(self._tree.path):
+            try:
+                write_all(self._descriptor, data)
+                if sync:
+                    os.fsync(self._descriptor)
+            except OSError:
+                os.ftruncate(self._descriptor, self._length)
+                os.lseek(self._descriptor, self._length, os.SEEK_SET)
+                raise
+            self._length += len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+class LogState(NamedTuple):
+    """What stands in a log besides the paths: its length in bytes (whole lines), and of its first line."""
+
+    length: int
+    made_root: bool
+
+
+def load_log(tree: Tree, store: Store) -> LogState | None:
+    """Read a tree's log into `store`; None when the directory was not made by drumline.
+
+    Raises
+    ------
+    OutputError
+        When the log is of a newer version, or a line in it makes no sense.
+    """
+    try:
+        descriptor = tree.open_file(MAPPING, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise not_a_tree(tree.path, f"has a {MAPPING.decode()} that cannot be read: {error.strerror}") from error
+    with open(descriptor, "rb") as stream, store.transaction():
+        return _load(tree, stream, store)
+
+
+def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
+    first = stream.readline(_MAX_LINE)
+    if not first.endswith(b"\n"):
+        return LogState(0, made_root=False)  # killed while it was begun; `guard` checks that nothing else is there
+    head = _parse(tree, first, 1)
+    if head.get("drumline_mapping") != LOG_VERSION:
+        raise OutputError(
+            f"{str(tree.path)!r} has a mapping log of version {head.get('drumline_mapping')!r}; "
+            f"this drumline reads version {LOG_VERSION}",
+            "Use the drumline that made it.",
+        )
+    length = len(first)
+    for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), 2):
+        if not line.endswith(b"\n"):
+            break
+        _apply(tree, store, _parse(tree, line, number), number)
+        length += len(line)
+    store.flush()
+    return LogState(length, made_root=bool(head.get("made_root")))
+
+
+def _parse(tree: Tree, line: bytes, number: int) -> dict[str, Any]:
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise _damaged(tree, number)
+    return value
+
+
+def _damaged(tree: Tree, number: int) -> OutputError:
+    return OutputError(
+        f"line {number} of {MAPPING.decode()} in {str(tree.path)!r} makes no sense",
+        "The log was changed by hand or damaged. Nothing was touched; rebuild into a new directory.",
+    )
+
+
+def _apply(tree: Tree, store: Store, line: dict[str, Any], number: int) -> None:
+    action = line.get("action")
+    if action == "rebuild":
+        return
+    try:
+        target = _exact(line, "target")
+        if not is_safe(target):
+            raise ValueError(target)
+        if action == "make":
+            store.made(target, *_made_fields(line))
+        elif action == "dir":
+            store.folder(target)
+        elif action == "report":
+            store.report(target, str(line["hash"]))
+        elif action == "removed":
+            store.removed(target)
+        else:
+            raise ValueError(action)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged(tree, number) from error
+
+
+def _made_fields(line: dict[str, Any]) -> tuple[str, int, int, bytes, str | None]:
+    size, mtime_ns, mode, digest = line["size"], line["mtime_ns"], line["mode"], line["hash"]
+    if not (isinstance(size, int) and isinstance(mtime_ns, int) and max(abs(size), abs(mtime_ns)) < 1 << 63):
+        raise ValueError(size)
+    return str(mode), size, mtime_ns, _exact(line, "source"), None if digest is None else str(digest)
+
+
+def _exact(line: dict[str, Any], name: str) -> bytes:
+    encoded = line.get(name + "_b64")
+    return line[name].encode() if encoded is None else base64.b64decode(encoded, validate=True)
+
+
+def folders_bottom_up(store: Store) -> Iterator[bytes]:
+    """Iterate over the directories that rebuild made, each before its parent."""
+    return (target for (target,) in store.rows("SELECT target FROM folder ORDER BY target DESC"))

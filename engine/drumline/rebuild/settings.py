@@ -1,0 +1,85 @@
+"""What a rebuild is asked to do, checked once, at the edge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from drumline.errors import UsageError
+
+__all__ = ["CopyMode", "Dedup", "Layout", "RebuildSettings"]
+
+CopyMode = Literal["copy", "hardlink", "symlink", "reflink", "none"]
+"""How a file gets into the tree; none: manifests and statistics only, the files of the tree stay as they are."""
+
+Layout = Literal["mirror", "flat"]
+"""mirror: label/relative path; flat: label/normalised name."""
+
+Dedup = Literal["keep-all", "first"]
+"""first: of files with the same content only the first by path."""
+
+
+@dataclass(frozen=True)
+class RebuildSettings:
+    """What `plan_rebuild` plans.
+
+    Parameters
+    ----------
+    source
+        A run directory, a runs root (its newest complete run) or an index file.
+    out
+        Directory of the tree; made when it is not there.
+    copy_mode, layout, dedup
+        See the types.
+    labels
+        Canonical labels that are wanted; files of the others go to misc. None: as the run was made.
+    allow_all
+        Every canonical label is wanted, also where the run was made for some of them.
+    threshold
+        Smallest probability that is believed, 0..1. None: as the run was made.
+    overrides
+        File of corrections, one JSON object a line: ``hash``, ``correct_label``, ``note``.
+    archive_root
+        Where the archive is now, when it was moved since it was indexed.
+    """
+
+    source: Path
+    out: Path
+    copy_mode: CopyMode = "copy"
+    labels: tuple[str, ...] | None = None
+    allow_all: bool = False
+    threshold: float | None = None
+    overrides: Path | None = None
+    layout: Layout = "mirror"
+    dedup: Dedup = "keep-all"
+    archive_root: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("copy mode", self.copy_mode, get_args(CopyMode)),
+            ("layout", self.layout, get_args(Layout)),
+            ("dedup", self.dedup, get_args(Dedup)),
+        ):
+            if value not in known:
+                raise UsageError(f"unknown {name} {value!r}", f"It is one of {', '.join(known)}.")
+        if self.allow_all and self.labels is not None:
+            raise UsageError("a list of labels and 'allow all' contradict each other", "Give one of them.")
+        if self.labels is not None and not self.labels:
+            raise UsageError("the list of labels is empty", "Name at least one, or leave it out.")
+
+    @property
+    def redecides(self) -> bool:
+        """Whether decisions may differ from those that the index holds."""
+        return self.threshold is not None or self.labels is not None or self.allow_all
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain values; paths as text."""
+        return {
+            name: display(value) if isinstance(value, Path) else value for name, value in vars(self).items()
+        }
+
+
+def display(path: Path) -> str:
+    """Return a path as text that JSON can hold."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

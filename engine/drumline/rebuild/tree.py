@@ -1,0 +1,257 @@
+"""Directories by descriptor, so that no name, and no link that somebody plants, leads elsewhere.
+
+Every operation in the tree is relative to the descriptor of its directory, and every directory is opened
+from its parent's descriptor with O_NOFOLLOW, one part of the path at a time. The descriptors of recently used
+directories are kept; the plan is in depth-first order, so nearly every file finds its directory open.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from drumline.durable import output_errors
+from drumline.errors import BusyError, OutputError
+from drumline.rebuild.actions import Action, Refused
+
+__all__ = ["Directories", "Sources", "Tree", "write_all"]
+
+STAGING = b"_staging"
+"""Where copies grow before they are linked to their name; a directory at the top of the tree."""
+
+_KEPT_OPEN = 64
+_SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
+_ABSENT = {errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
+
+
+class Directories:
+    """Descriptors of the directories below one root.
+
+    Parameters
+    ----------
+    root
+        Descriptor of the root; closed by `close`.
+    follow
+        Whether a directory may be a symbolic link.
+    """
+
+    def __init__(self, root: int, *, follow: bool) -> None:
+        self.root = root
+        self._flags = _SEARCH if follow else _SEARCH | os.O_NOFOLLOW
+        self._open: dict[bytes, int] = {b"": root}
+
+    def locate(self, path: bytes, *, make: bool = False) -> tuple[int, bytes]:
+        """Return (descriptor of the directory, name in it); the descriptor is good until the next call."""
+        directory, _, name = path.rpartition(b"/")
+        descriptor = self._open.get(directory)
+        return (self._walk(directory, make) if descriptor is None else descriptor), name
+
+    def _walk(self, directory: bytes, make: bool) -> int:
+        known = directory
+        while known not in self._open:
+            known = known.rpartition(b"/")[0]
+        descriptor, path = self._open[known], known
+        for name in directory[len(known) :].strip(b"/").split(b"/"):
+            descriptor = self._enter(descriptor, name, make)
+            path = path + b"/" + name if path else name
+            self._keep(path, descriptor)
+        return descriptor
+
+    def _enter(self, parent: int, name: bytes, make: bool) -> int:
+        try:
+            return os.open(name, self._flags, dir_fd=parent)
+        except FileNotFoundError:
+            if not make:
+                raise
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=parent)
+        return os.open(name, self._flags, dir_fd=parent)
+
+    def _keep(self, path: bytes, descriptor: int) -> None:
+        self._open[path] = descriptor
+        if len(self._open) > _KEPT_OPEN:
+            oldest = next(key for key in self._open if key)
+            os.close(self._open.pop(oldest))
+
+    def forget(self) -> None:
+        """Close all but the root's descriptor: directories below may have been removed."""
+        for path in list(self._open):
+            if path:
+                os.close(self._open.pop(path))
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self.forget()
+        os.close(self.root)
+
+
+class Sources(Directories):
+    """The archive; only read. Links in it are followed, as they were when it was indexed."""
+
+    def __init__(self, root: bytes) -> None:
+        super().__init__(os.open(root, _SEARCH), follow=True)
+        self.path = root
+
+    def find(self, action: Action) -> tuple[int, bytes, os.stat_result]:
+        """Return (directory, name, stat) of an action's source.
+
+        Raises
+        ------
+        Refused
+            When it is missing, unreadable, or not the file that was indexed.
+        """
+        try:
+            descriptor, name = self.locate(action.source)
+            status = os.stat(name, dir_fd=descriptor)
+        except OSError as error:
+            raise source_refusal(error) from error
+        check_unchanged(status, action)
+        return descriptor, name, status
+
+    def absolute(self, action: Action) -> bytes:
+        """Return the absolute path of an action's source."""
+        return os.path.join(self.path, action.source)
+
+
+def source_refusal(error: OSError) -> Refused:
+    """Return the verdict for an `OSError` about a source; raise it again when it stops everything."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
+    gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
+    return Refused("missing" if gone else "unreadable", error.strerror or str(error))
+
+
+def check_unchanged(status: os.stat_result, action: Action) -> None:
+    """Raise `Refused` when a source is not the file that was indexed."""
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused("changed", "no regular file any more")
+    if status.st_size != action.size:
+        raise Refused("changed", f"{status.st_size} bytes now, {action.size} when it was indexed")
+    if status.st_mtime_ns != action.mtime_ns:
+        raise Refused("changed", "modified since it was indexed")
+
+
+class Tree(Directories):
+    """The output directory, opened and locked.
+
+    Raises
+    ------
+    OutputError
+        When it cannot be opened.
+    BusyError
+        When another process holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with output_errors(path):
+            root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        super().__init__(root, follow=False)
+        self.path = path
+        try:
+            fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise BusyError(
+                f"another rebuild or undo works in {str(path)!r}", "Wait until it has ended, then try again."
+            ) from error
+        except OSError:
+            pass  # a file system without locks: one writer at a time is then up to the user
+
+    def lstat(self, target: bytes) -> os.stat_result | None:
+        """Return what stands at `target`, not following a link; None when nothing does.
+
+        Raises
+        ------
+        Refused
+            When a link or a file stands where a directory on the way should be.
+        """
+        try:
+            descriptor, name = self.locate(target)
+            return os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise Refused("occupied", "a link or a file stands where a directory should be") from error
+            raise
+
+    def readlink(self, target: bytes) -> bytes:
+        """Return where a symbolic link points."""
+        descriptor, name = self.locate(target)
+        return os.readlink(name, dir_fd=descriptor)
+
+    def unlink(self, target: bytes) -> None:
+        """Remove a file or link; nothing there is fine."""
+        with suppress(FileNotFoundError):
+            descriptor, name = self.locate(target)
+            os.unlink(name, dir_fd=descriptor)
+
+    def rmdir(self, target: bytes) -> bool:
+        """Remove a directory if it is empty; tell whether it is gone. Call `forget` afterwards."""
+        try:
+            descriptor, name = self.locate(target)
+            os.rmdir(name, dir_fd=descriptor)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def names(self, directory: bytes = b"") -> list[bytes]:
+        """Return the names in a directory; none when it is not there.
+
+        Raises
+        ------
+        Refused
+            When it is no directory.
+        """
+        status = self.lstat(directory) if directory else None
+        if directory and (status is None or not stat.S_ISDIR(status.st_mode)):
+            return []
+        parent, name = self.locate(directory)
+        descriptor = os.open(name or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        try:
+            return [os.fsencode(entry) for entry in os.listdir(descriptor)]
+        finally:
+            os.close(descriptor)
+
+    def open_file(self, target: bytes, flags: int) -> int:
+        """Open a file, never through a link; directories on the way must be there."""
+        descriptor, name = self.locate(target)
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666, dir_fd=descriptor)
+
+    def leftovers(self) -> Iterator[bytes]:
+        """Iterate over the staged files that a killed rebuild left."""
+        for name in self.names(STAGING):
+            if name.isdigit():
+                yield STAGING + b"/" + name
+
+    def clear_staging(self) -> None:
+        """Remove what a killed rebuild left in the staging directory."""
+        for target in self.leftovers():
+            self.unlink(target)
+
+    def sync(self) -> None:
+        """Put everything written to the tree's file system on disk, data and names."""
+        from drumline.rebuild.syncfs import syncfs
+
+        syncfs(self.root)
+
+
+def not_a_tree(path: Path, why: str) -> OutputError:
+    """Return the error for a directory that drumline did not make."""
+    return OutputError(
+        f"{str(path)!r} {why}", "Give a new or empty directory with --out; nothing in this one was touched."
+    )
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`, however many calls that takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,308 @@
+"""The settings of a run: made once at the edge, checked on construction, passed down unchanged.
+
+`check_setting` is the one place that knows what each key may hold; config.yml and the Python API are
+checked by the same rules and complain in the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from drumline.decide import DecisionSettings
+from drumline.errors import ConfigError
+from drumline.index import Compression
+from drumline.labels import MISC, Taxonomy
+from drumline.machine import usable_cpus
+
+__all__ = [
+    "FFMPEG_FORMATS",
+    "SOUNDFILE_FORMATS",
+    "Device",
+    "HashAlgorithm",
+    "InferSettings",
+    "MiscSettings",
+    "allowed_values",
+    "check_setting",
+]
+
+Device = Literal["auto", "cpu", "cuda"]
+HashAlgorithm = Literal["xxh3_64", "xxh64", "md5", "sha256"]
+
+SOUNDFILE_FORMATS = (
+    *("wav", "wave", "bwf", "rf64", "w64", "aif", "aiff", "aifc", "caf", "au", "snd"),
+    *("flac", "ogg", "oga", "opus", "mp3", "mp2", "mp1"),
+    *(
+        "8svx",
+        "avr",
+        "htk",
+        "iff",
+        "nist",
+        "paf",
+        "pvf",
+        "sd2",
+        "sds",
+        "sf",
+        "sph",
+        "svx",
+        "voc",
+        "wve",
+        "xi",
+    ),
+)
+"""Extensions of what libsndfile reads; `.raw` and `.mat` are left out, as they say nothing about sound."""
+
+FFMPEG_FORMATS = (
+    "m4a",
+    "m4b",
+    "aac",
+    "alac",
+    "wma",
+    "ac3",
+    "amr",
+    "ape",
+    "dsf",
+    "mka",
+    "mpc",
+    "tta",
+    "wv",
+    "webm",
+)
+"""Extensions of what is read through ffmpeg, where it is installed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MiscSettings:
+    """When a file is not believed to be a kit drum, and what it is called then.
+
+    Parameters
+    ----------
+    threshold
+        Smallest probability (summed over one canonical label) that is believed, 0..1.
+    label
+        Label of what is not believed, not wanted, or no kit drum.
+    """
+
+    threshold: float = 0.5
+    label: str = MISC
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "misc.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferSettings:
+    """Everything that `infer` is told.
+
+    Parameters
+    ----------
+    archive
+        Directory tree to classify; it is never written to.
+    runs_root
+        Directory that holds the run directories and the cache.
+    model_path
+        Bundle, by directory or by name. None: the default bundle.
+    label_map, canonical_map
+        Files used in place of the bundle's own.
+    batch_size
+        Most files in one call of the model.
+    workers
+        Extract processes. None: one for each CPU that this process may use.
+    device
+        ``"auto"`` takes CUDA where it really works; ``"cuda"`` fails where it does not.
+    target_labels
+        Canonical labels that are wanted; the others go to misc. None: all.
+    misc
+        Threshold and label of misc.
+    top_k
+        How many of the most probable fine labels a record lists.
+    dedup_hash
+        A file whose content is known takes over its twin's prediction without being decoded.
+    hash_algorithm
+        Of the content hash in each record.
+    compress_index
+        Compression of the index.
+    include_audio_stats
+        Whether records hold level, centroid and rolloff.
+    supported_formats
+        Extensions that are read as audio, lower case without the dot.
+    fresh
+        Ignore earlier runs and the cache.
+    retry_failed
+        Try files again that failed in an earlier run, although they did not change.
+    accept_missing
+        Go on although most of the known files are gone (an archive that is not mounted looks like that).
+    file_timeout_sec
+        Seconds after which a file is given up.
+    """
+
+    archive: Path
+    runs_root: Path = Path("ClassifiedArchive")
+    model_path: Path | None = None
+    label_map: Path | None = None
+    canonical_map: Path | None = None
+    batch_size: int = 64
+    workers: int | None = None
+    device: Device = "auto"
+    target_labels: tuple[str, ...] | None = None
+    misc: MiscSettings = field(default_factory=MiscSettings)
+    top_k: int = 3
+    dedup_hash: bool = True
+    hash_algorithm: HashAlgorithm = "xxh3_64"
+    compress_index: Compression = "zstd"
+    include_audio_stats: bool = True
+    supported_formats: tuple[str, ...] = SOUNDFILE_FORMATS + FFMPEG_FORMATS
+    fresh: bool = False
+    retry_failed: bool = False
+    accept_missing: bool = False
+    file_timeout_sec: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("archive", "runs_root", "model_path", "label_map", "canonical_map"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
+        _check_fields(self)
+
+    @property
+    def worker_count(self) -> int:
+        """Extract processes to start."""
+        return self.workers or usable_cpus()
+
+    def decision_settings(self, taxonomy: Taxonomy) -> DecisionSettings:
+        """Return what turns a model's probabilities into assigned labels."""
+        targets = None if self.target_labels is None else frozenset(self.target_labels)
+        settings = DecisionSettings(taxonomy.canonical_of, self.misc.threshold, self.misc.label, targets)
+        return settings.with_misc(taxonomy.misc)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain values, paths as text for people."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return bytes(value).decode("utf-8", "replace")
+    return list(value) if isinstance(value, tuple) else value
+
+
+class _Rule(NamedTuple):
+    holds: Callable[[Any], bool]
+    allowed: str
+
+
+def check_setting(key: str, value: object) -> None:
+    """Check one setting.
+
+    Parameters
+    ----------
+    key
+        As in config.yml, with a dot between levels: ``"misc.threshold"``.
+    value
+        What it is to be.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, the value and what is allowed.
+    """
+    rule = _RULES[key]
+    if not rule.holds(value):
+        raise ConfigError(f"{key} cannot be {_shown(value)}", f"Allowed: {rule.allowed}.")
+
+
+def allowed_values(key: str) -> str:
+    """Say in words what a setting may hold."""
+    return _RULES[key].allowed
+
+
+def _check_fields(settings: MiscSettings | InferSettings, prefix: str = "") -> None:
+    for setting in fields(settings):
+        check_setting(prefix + setting.name, getattr(settings, setting.name))
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "empty"
+    plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    text = repr(plain)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _whole(low: int, high: int) -> _Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    return _Rule(holds, f"a whole number from {low} to {high}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _one_of(kind: Any) -> _Rule:
+    values = get_args(kind)
+    return _Rule(lambda value: isinstance(value, str) and value in values, ", ".join(values))
+
+
+def _optional(rule: _Rule, meaning: str) -> _Rule:
+    return _Rule(lambda value: value is None or rule.holds(value), f"{rule.allowed}, or null for {meaning}")
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, Path) and "\0" not in str(value)
+
+
+def _is_label(value: Any) -> bool:
+    return (
+        isinstance(value, str)
+        and value.isprintable()
+        and value == value.strip() != ""
+        and "/" not in value
+        and not value.startswith(".")
+    )
+
+
+def _is_format(value: Any) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isalnum() and value == value.lower()
+
+
+def _some(holds: Callable[[Any], bool], allowed: str) -> _Rule:
+    def all_hold(value: Any) -> bool:
+        return isinstance(value, tuple) and bool(value) and all(map(holds, value))
+
+    return _Rule(all_hold, allowed)
+
+
+_FLAG = _Rule(lambda value: isinstance(value, bool), "true or false")
+_PATH = _Rule(_is_path, "a path")
+_LABELS = _some(_is_label, "a list of canonical labels")
+
+_RULES: dict[str, _Rule] = {
+    "archive": _PATH,
+    "runs_root": _PATH,
+    "model_path": _optional(_Rule(_is_path, "a bundle's directory or name"), "the default bundle"),
+    "label_map": _optional(_PATH, "the bundle's own"),
+    "canonical_map": _optional(_PATH, "the bundle's own"),
+    "batch_size": _whole(1, 4096),
+    "workers": _optional(_whole(1, 1024), "one for each CPU"),
+    "device": _one_of(Device),
+    "target_labels": _optional(_LABELS, "all"),
+    "misc": _Rule(lambda value: isinstance(value, MiscSettings), "threshold and label"),
+    "misc.threshold": _Rule(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "misc.label": _Rule(_is_label, "a printable name without '/' that does not begin with '.'"),
+    "top_k": _whole(1, 1000),
+    "dedup_hash": _FLAG,
+    "hash_algorithm": _one_of(HashAlgorithm),
+    "compress_index": _one_of(Compression),
+    "include_audio_stats": _FLAG,
+    "supported_formats": _some(_is_format, "a list of extensions, lower case without the dot: [wav, flac]"),
+    "fresh": _FLAG,
+    "retry_failed": _FLAG,
+    "accept_missing": _FLAG,
+    "file_timeout_sec": _Rule(
+        lambda value: _is_number(value) and 0 < value <= 86_400, "seconds, more than 0, at most 86400"
+    ),
+}

@@ -1,0 +1,113 @@
+"""What a run holds: counts, confidences, durations, formats and errors."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from drumline.errors import IndexFormatError
+from drumline.index import parse_record, read_frames, record_errors
+from drumline.records import display_path
+from drumline.runs import Run
+from drumline.tally import Tally
+
+__all__ = ["Stats", "read_stats"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts of one run.
+
+    Parameters
+    ----------
+    run
+        Name of the run, or of the index file.
+    archive_root
+        What was classified, as text for people; None for an index without a run.json.
+    complete
+        Whether the run came to its end; None when that is not known.
+    records, failed
+        Files in the index, and how many of them have no prediction.
+    torn_bytes
+        Bytes behind the last whole frame.
+    report
+        What `Tally.report` gives.
+    """
+
+    run: str
+    archive_root: str | None
+    complete: bool | None
+    records: int
+    failed: int
+    torn_bytes: int
+    report: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything in one object."""
+        return {
+            "run": self.run,
+            "archive_root": self.archive_root,
+            "complete": self.complete,
+            "records": self.records,
+            "classified": self.records - self.failed,
+            "failed": self.failed,
+            "torn_bytes": self.torn_bytes,
+            **self.report,
+        }
+
+
+def read_stats(run: Run) -> Stats:
+    """Count a run: from its summary where that still belongs to the index, else from the index.
+
+    Raises
+    ------
+    IndexFormatError
+        When the index cannot be understood.
+    """
+    summary = _valid_summary(run)
+    if summary is not None:
+        counts = summary["counts"]
+        report = {key: summary[key] for key in Tally().report()}
+        return _stats(run, counts["indexed"], counts["failed"], 0, report)
+    tally, torn_bytes = _count_index(run)
+    return _stats(run, tally.records, tally.failed, torn_bytes, tally.report())
+
+
+def _stats(run: Run, records: int, failed: int, torn_bytes: int, report: dict[str, Any]) -> Stats:
+    root = run.archive_root
+    return Stats(
+        run=run.name if run.info else display_path(os.fsencode(run.index_path.name)),
+        archive_root=None if root is None else display_path(root),
+        complete=run.complete if run.info else None,
+        records=records,
+        failed=failed,
+        torn_bytes=torn_bytes,
+        report=report,
+    )
+
+
+def _valid_summary(run: Run) -> dict[str, Any] | None:
+    """Return the summary, or None where there is none, or it does not fit the index and itself."""
+    if not run.info or not run.complete:
+        return None
+    try:
+        summary = run.summary()
+        counts = summary["counts"]
+        adds_up = counts["indexed"] == sum(summary["labels"].values()) + counts["failed"]
+        has_all = all(key in summary for key in Tally().report())
+        newer = run.summary_path.stat().st_mtime_ns >= run.index_path.stat().st_mtime_ns
+    except (IndexFormatError, OSError, KeyError, TypeError, AttributeError):
+        return None
+    return summary if adds_up and has_all and newer else None
+
+
+def _count_index(run: Run) -> tuple[Tally, int]:
+    """Count every record; also return how many bytes stand behind the last whole frame."""
+    tally, end, path = Tally(), 0, run.index_path
+    with record_errors(path):
+        for frame in read_frames(path):
+            for line in frame.data.split(b"\n")[:-1]:
+                tally.add(parse_record(line, path))
+            end = frame.offset + frame.length
+    return tally, path.stat().st_size - end

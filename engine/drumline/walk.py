@@ -1,0 +1,118 @@
+"""The archive as directories of audio files, in a fixed order, from bytes to bytes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+__all__ = ["Directory", "Entry", "Walk"]
+
+_APPLE_DOUBLE = b"._"  # macOS keeps resource forks in files of this prefix: never audio, whatever the suffix
+
+
+class Entry(NamedTuple):
+    """An audio file as its directory shows it; `error` says why it cannot be looked at, or is empty."""
+
+    name: bytes
+    size: int
+    mtime_ns: int
+    error: str = ""
+
+
+class Directory(NamedTuple):
+    """A directory, by its path below the archive root (empty for the root), and its audio files."""
+
+    path: bytes
+    files: list[Entry]
+
+
+@dataclass
+class Walk:
+    """Iterates over the directories of an archive, each once, depth first, sorted by name.
+
+    Links to files are followed, links to directories are not: so no loop exists and every file is met once
+    by its own path. What is no regular file is passed over and counted.
+
+    Parameters
+    ----------
+    root
+        Archive root.
+    formats
+        Extensions that count as audio, lower case without dot.
+    skip
+        (device, inode) of directories to leave out: our own output.
+    """
+
+    root: bytes
+    formats: frozenset[bytes]
+    skip: frozenset[tuple[int, int]] = frozenset()
+    skipped_links: int = 0
+    skipped_special: int = 0
+    unreadable: list[tuple[bytes, str]] = field(default_factory=list)
+    unreadable_count: int = 0
+
+    def __iter__(self) -> Iterator[Directory]:
+        pending = [b""]
+        while pending:
+            path = pending.pop()
+            entries = self._entries(path)
+            if entries is None:
+                continue
+            below = [os.path.join(path, entry.name) for entry in entries if self._is_directory(entry)]
+            pending.extend(reversed(below))
+            yield Directory(path, [self._look(entry) for entry in entries if self._is_audio(entry)])
+
+    def _entries(self, path: bytes) -> list[os.DirEntry[bytes]] | None:
+        try:
+            with os.scandir(os.path.join(self.root, path)) as listing:
+                return sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            self.unreadable_count += 1
+            if len(self.unreadable) < 100:
+                self.unreadable.append((path, error.strerror or str(error)))
+            return None
+
+    def _is_directory(self, entry: os.DirEntry[bytes]) -> bool:
+        if not entry.is_dir(follow_symlinks=False):
+            return False
+        return not self.skip or self._identity(entry) not in self.skip
+
+    @staticmethod
+    def _identity(entry: os.DirEntry[bytes]) -> tuple[int, int] | None:
+        try:
+            found = entry.stat(follow_symlinks=False)
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino)
+
+    def _is_audio(self, entry: os.DirEntry[bytes]) -> bool:
+        name = entry.name
+        if name.rpartition(b".")[2].lower() not in self.formats or name.startswith(_APPLE_DOUBLE):
+            return False
+        if entry.is_file(follow_symlinks=False):
+            return True
+        if entry.is_symlink():
+            return self._is_link_to_file(entry)
+        self.skipped_special += not entry.is_dir(follow_symlinks=False)
+        return False
+
+    def _is_link_to_file(self, entry: os.DirEntry[bytes]) -> bool:
+        try:
+            mode = entry.stat().st_mode
+        except OSError:
+            return True  # a dangling link is a file that cannot be read: it gets its record
+        if stat.S_ISREG(mode):
+            return True
+        self.skipped_links += 1
+        return False
+
+    @staticmethod
+    def _look(entry: os.DirEntry[bytes]) -> Entry:
+        try:
+            found = entry.stat()
+        except OSError as error:
+            return Entry(entry.name, 0, 0, error.strerror or str(error))
+        return Entry(entry.name, found.st_size, found.st_mtime_ns)
