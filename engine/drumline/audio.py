@@ -310,13 +310,14 @@ def _one_line(error: object) -> str:
 @contextmanager
 def _opened(path: bytes) -> Iterator[int]:
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK, a named pipe would be waited for.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            yield file
+        finally:
+            os.close(file)
     except OSError as error:
         raise AudioError("decode_error", _one_line(error.strerror)) from error
-    try:
-        yield file
-    finally:
-        os.close(file)
 
 
 @contextmanager

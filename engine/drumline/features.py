@@ -21,6 +21,7 @@ from drumline.frontend import FrontEnd
 __all__ = ["Analysis", "FeatureExtractor", "hann_window", "mel_filterbank"]
 
 _AMIN, _AMIN_DB = np.float32(1e-10), -100.0
+_TINY = np.finfo(np.float32).tiny
 _RMS_FLOOR_DB = -120.0
 _ROLLOFF = np.float32(0.85)
 # How far a band may lie below its frame's mean power in a float32 transform: measured on 64,000 frames of
@@ -175,32 +176,33 @@ class _SpectralStatistics:
     """
 
     def __init__(self, bins: int, bin_hz: float) -> None:
-        self._bins, self._bin_hz, self._width = bins, bin_hz, math.isqrt(bins)
+        self._bin_hz = bin_hz
+        self._width = math.isqrt(bins)
         starts = np.arange(0, bins, self._width)
-        ones, bin_numbers = np.ones(bins, np.float32), np.arange(bins)
-        shape = (len(starts), bins)
-        self._block_sums = csr_array((ones, bin_numbers, np.append(starts, bins)), shape=shape)
-        self._bin_numbers = bin_numbers.astype(np.float32)
+        ones, numbers, shape = np.ones(bins, np.float32), np.arange(bins), (len(starts), bins)
+        self._block_sums = csr_array((ones, numbers, np.append(starts, bins)), shape=shape)
+        self._bin_numbers = numbers.astype(np.float32)
         self._inside = np.arange(self._width)[:, np.newaxis]
 
     def means(self, magnitude: NDArray[np.float32], frames: int) -> tuple[float, float]:
         """Return centroid and rolloff in Hz, each the mean over the first `frames` frames."""
-        cumulative = np.cumsum(self._block_sums @ magnitude, axis=0)
-        total = cumulative[-1]
-        centroid = (self._bin_numbers @ magnitude) / np.where(total > 0.0, total, np.float32(1.0))
-        rolloff = self._rolloff(magnitude, cumulative)
-        return float(centroid[:frames].mean()) * self._bin_hz, float(rolloff[:frames].mean()) * self._bin_hz
+        running = np.zeros((self._block_sums.shape[0] + 1, magnitude.shape[1]), np.float32)
+        np.cumsum(self._block_sums @ magnitude, axis=0, out=running[1:])
+        centroid = (self._bin_numbers @ magnitude) / np.maximum(running[-1], _TINY)
+        rolloff = self._rolloff(magnitude, running)
+        hz_per_bin = self._bin_hz / frames
+        return float(centroid[:frames].sum()) * hz_per_bin, float(rolloff[:frames].sum()) * hz_per_bin
 
-    def _rolloff(self, magnitude: NDArray[np.float32], cumulative: NDArray[np.float32]) -> NDArray[np.intp]:
-        """Return the rolloff bin of each frame; `cumulative` are the running sums over the blocks."""
-        threshold = _ROLLOFF * cumulative[-1]
-        columns = np.arange(magnitude.shape[1])
-        block = (cumulative >= threshold).argmax(axis=0)
-        below = np.where(block > 0, cumulative[block - 1, columns], np.float32(0.0))
-        rows = np.minimum(block * self._width + self._inside, self._bins - 1)
-        running = below + np.cumsum(magnitude[rows, columns], axis=0)
-        bins = block * self._width + (running < threshold).sum(axis=0)
-        rolloff: NDArray[np.intp] = np.minimum(bins, self._bins - 1)
+    def _rolloff(self, magnitude: NDArray[np.float32], running: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Return the rolloff bin of each frame; `running` is the sum of the bins before each block."""
+        threshold = _ROLLOFF * running[-1]
+        frame = np.arange(magnitude.shape[1])
+        block = (running[1:] >= threshold).argmax(axis=0)
+        first = block * self._width
+        # Past the last bin there is no more than "clip" to read: the threshold has been reached before.
+        inside = magnitude.take((first + self._inside) * len(frame) + frame, mode="clip")
+        inside[0] += running[block, frame]
+        rolloff: NDArray[np.intp] = first + (np.cumsum(inside, axis=0) < threshold).sum(axis=0)
         return rolloff
 
 

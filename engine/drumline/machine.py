@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
+import platform
+import resource
+import shutil
 from pathlib import Path
 
-__all__ = ["usable_cpus"]
+__all__ = [
+    "available_memory",
+    "cpu_flags",
+    "cpu_name",
+    "free_space",
+    "open_files_limit",
+    "usable_cpus",
+]
 
-_CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+_CGROUP = Path("/sys/fs/cgroup")
+_CPU_QUOTA_V1 = _CGROUP / "cpu/cpu.cfs_quota_us", _CGROUP / "cpu/cpu.cfs_period_us"
+_MEMORY = (
+    (_CGROUP / "memory.max", _CGROUP / "memory.current"),
+    (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
+)
 
 
 def usable_cpus() -> int:
@@ -20,10 +34,73 @@ def usable_cpus() -> int:
 
 def _cpu_quota() -> float | None:
     try:
-        if _CGROUP_V2.exists():
-            quota, period = _CGROUP_V2.read_text().split()
+        if (_CGROUP / "cpu.max").exists():
+            quota, period = (_CGROUP / "cpu.max").read_text().split()
         else:
-            quota, period = (path.read_text().strip() for path in _CGROUP_V1)
+            quota, period = (path.read_text().strip() for path in _CPU_QUOTA_V1)
         return float(quota) / float(period) if quota not in ("max", "-1") else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def available_memory() -> int | None:
+    """Return the memory in bytes that can be had without swapping; None where that cannot be told."""
+    amounts = [amount for amount in (_machine_memory(), _container_memory()) if amount is not None]
+    return min(amounts, default=None)
+
+
+def _machine_memory() -> int | None:
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+
+
+def _container_memory() -> int | None:
+    for limit, usage in _MEMORY:
+        try:
+            return max(0, int(limit.read_text()) - int(usage.read_text()))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def cpu_name() -> str:
+    """Return the processor's name."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the processor's features, as Linux calls them; empty where they cannot be read."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def open_files_limit() -> int:
+    """Return how many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def free_space(path: Path) -> int | None:
+    """Return the free bytes where `path` is, or will be made; None where that cannot be told."""
+    for place in (path, *path.absolute().parents):
+        try:
+            return shutil.disk_usage(place).free
+        except OSError:
+            continue
+    return None

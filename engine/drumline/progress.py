@@ -204,7 +204,9 @@ def _queue_line(snapshot: Snapshot) -> Any:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration for people: ``8 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    """Return a duration for people: ``0.4 s``, ``18 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

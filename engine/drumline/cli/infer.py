@@ -33,8 +33,8 @@ __all__ = ["infer_command"]
 @click.option("--device", help="auto, cpu or cuda. [auto]")
 @click.option("--workers", type=int, help="Extract processes. [one for each CPU]")
 @click.option("--batch-size", type=int, help="Most files in one call of the model. [64]")
-@click.option("--threshold", "misc.threshold", type=float, help="Below this probability a file is misc. [0.5]")
-@click.option("--misc-label", "misc.label", help="What misc is called. [misc]")
+@click.option("--threshold", type=float, help="Below this probability a file is misc. [0.5]")
+@click.option("--misc-label", help="What misc is called. [misc]")
 @click.option(
     "--labels", "target_labels", callback=comma_separated, help="Wanted canonical labels: A,B. [all]"
 )
@@ -78,7 +78,8 @@ def infer_command(
     from drumline.config import infer_settings, load_config
 
     config = load_config(config_file) if config_file else None
-    settings = infer_settings(config, options)
+    misc = {"misc.threshold": options.pop("threshold"), "misc.label": options.pop("misc_label")}
+    settings = infer_settings(config, {**options, **misc})
     if dry_run:
         _show_preview(settings, as_json)
         return

@@ -83,17 +83,17 @@ class Assembler:
             rms_db=None if failed else _rounded(fields["rms_db"], 3),
             spectral_centroid=None if failed else _rounded(fields["spectral_centroid"], 2),
             spectral_rolloff=None if failed else _rounded(fields["spectral_rolloff"], 2),
-            topk=topk_of(probs, self._job.settings.top_k),
-            probs=None if failed else probs,
-            errors=_error(fields) if failed else None,
             label_top1=decision.label_top1,
             conf_top1=decision.conf_top1,
+            topk=topk_of(probs, self._job.settings.top_k),
+            probs=None if failed else probs,
             assigned_label=decision.assigned_label,
             assigned_conf=decision.assigned_conf,
             assigned_reason=decision.assigned_reason,
             misc_routed=decision.misc_routed,
             below_misc_threshold=decision.below_misc_threshold,
             out_of_target=decision.out_of_target,
+            errors=_error(fields) if failed else None,
         )
 
     def count_labels(self, labels: Tallying[str]) -> None:

@@ -92,12 +92,10 @@ def _unfinished(plan: Plan, cache: Cache, scope: int) -> tuple[int, Run, int] | 
     runs = sorted(cache.runs(scope).items(), key=lambda item: item[1][0], reverse=True)
     for number, (name, key, valid) in runs:
         directory = plan.settings.runs_root / name
-        if key == plan.decision_key and (directory / "run.json").exists():
-            index = directory / f"index{plan.codec.suffix}"
-            index.touch()
-            run = open_run(directory)
-            if not run.complete:
-                return number, run, valid
+        begun = (directory / "run.json").exists() and not (directory / "summary.json").exists()
+        if begun and key == plan.decision_key:
+            (directory / f"index{plan.codec.suffix}").touch()  # a kill may have come before its first byte
+            return number, open_run(directory), valid
     return None
 
 

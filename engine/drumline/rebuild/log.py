@@ -41,7 +41,6 @@ __all__ = ["MAPPING", "Made", "MappingLog", "Standing", "load_log", "make_line",
 MAPPING = b"_mapping.jsonl"
 LOG_VERSION = 1
 _MAX_LINE = 1 << 17
-_ROWS = 5_000
 
 
 class Made(NamedTuple):
@@ -172,7 +171,10 @@ def load_log(tree: Tree, store: Store) -> LogState | None:
         return None
     except OSError as error:
         raise not_a_tree(tree.path, f"has a {MAPPING.decode()} that cannot be read: {error.strerror}") from error
-    with open(descriptor, "rb") as stream, store.transaction():
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise not_a_tree(tree.path, f"has a {MAPPING.decode()} that is no file")
+    with open(descriptor, "rb") as stream:
         return _load(tree, stream, store)
 
 
@@ -189,8 +191,8 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
         )
     length = len(first)
     for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), 2):
-        if not line.endswith(b"\n"):
-            break
+        if not line.endswith(b"\n") and len(line) < _MAX_LINE:
+            break  # torn by a kill: what it announces never came
         _apply(tree, store, _parse(tree, line, number), number)
         length += len(line)
     store.flush()
