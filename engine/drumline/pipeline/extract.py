@@ -144,7 +144,7 @@ class _Worker:
         try:
             return self._fill(slot)
         except AudioError as error:
-            self._table.fail(slot, error.type, str(error))
+            self._table.fail(slot, error.type, error.message)
         except ChangedError:
             self._table.fail(slot, "changed", "the file changed while it was read")
         except FileNotFoundError:

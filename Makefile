@@ -1,0 +1,55 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORPUS ?= $(or $(DRUMLINE_CORPUS),../shared/corpus)
+DEMO := build/demo
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test lint docs model bench bench-quick clean
+
+help:  ## Say what can be made.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/.demo  ## Classify and rebuild a synthesised archive, or your own: make demo ARCHIVE=path
+	@$(BIN)/python -m bench.demo $(DEMO) $(if $(ARCHIVE),--archive "$(ARCHIVE)")
+
+test: lint  ## Check style and types, and run all tests.
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.demo  ## Write docs/cli.md anew from the commands' own help.
+	$(BIN)/python -m drumline.cli.reference docs/cli.md
+
+model: $(VENV)/.dev  ## Train, convert, calibrate and measure the default bundle from scratch.
+	$(BIN)/python -m drumline_convert.make_model --corpus "$(CORPUS)" --out models/mfcc-cnn
+
+bench: $(VENV)/.dev  ## Measure speed and memory against the plain way and others: bench/REPORT.md
+	$(BIN)/python -m bench.run --corpus "$(CORPUS)"
+
+bench-quick: $(VENV)/.dev  ## The same on a small scale, in about a minute.
+	$(BIN)/python -m bench.run --corpus "$(CORPUS)" --quick
+
+clean:  ## Remove what was built; the environment stays.
+	rm -rf build dist engine/*.egg-info *.egg-info .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+$(VENV)/bin/python:
+	@echo "Making $(VENV) …"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "drumline needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade pip setuptools wheel
+
+$(VENV)/.demo: setup.cfg constraints.txt | $(VENV)/bin/python
+	@echo "Installing drumline …"
+	@$(PIP) install --constraint constraints.txt --editable '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: setup.cfg constraints.txt | $(VENV)/bin/python
+	@echo "Installing drumline with everything that the tests and the training need …"
+	@$(PIP) install --constraint constraints.txt --editable '.[cpu,train,dev]'
+	@touch $@ $(VENV)/.demo
