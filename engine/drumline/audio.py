@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from drumline.frontend import FrontEnd
 from drumline.pcm import Buffer, parse_pcm
+from drumline.records import ErrorType
 
 __all__ = ["AudioError", "Decoder", "Waveform", "read_waveform"]
 
@@ -36,8 +37,8 @@ _RESAMPLER_MARGIN = 1024
 # Full scale is 1; bytes that are no samples read as floats of any magnitude, and their square overflows.
 _LARGEST_MAGNITUDE = 1e15
 _BLOCK_FRAMES, _BLOCK_VALUES = 1 << 14, 1 << 20
-# libsndfile says so many frames where a header does not know.
-_UNKNOWN_FRAMES = 1 << 40
+# Where a header does not know its frames, libsndfile says more than this; they are counted, up to a limit.
+_UNKNOWN_FRAMES, _MOST_COUNTED = 1 << 40, 1 << 28
 _NOT_RECOGNISED, _UNKNOWN_ENCODING = 1, 64
 _APPLE_DOUBLE = bytes.fromhex("00051607")
 _FFMPEG_TIMEOUT_S, _FFMPEG_MARGIN_S = 10.0, 1.0
@@ -50,14 +51,15 @@ class AudioError(Exception):
     Parameters
     ----------
     type
-        ``unsupported_format``, ``decode_error``, ``empty_audio``, ``needs_ffmpeg`` or ``invalid_samples``.
+        From here ``unsupported_format``, ``decode_error``, ``empty_audio``, ``needs_ffmpeg`` or
+        ``invalid_samples``.
     message
         The cause, in one sentence.
     """
 
-    def __init__(self, type: str, message: str) -> None:  # noqa: A002  (the record's field name)
+    def __init__(self, type: ErrorType, message: str) -> None:  # noqa: A002  (the record's field name)
         super().__init__(type, message)
-        self.type = type
+        self.type: ErrorType = type
         self.message = message
 
     def __str__(self) -> str:
@@ -135,7 +137,15 @@ class Decoder:
             return self._waveform(start)
 
     def decode_path(self, path: bytes) -> Waveform:
-        """Decode a file that is too big for memory; otherwise as `decode`."""
+        """Decode a file that is too big for memory.
+
+        Raises
+        ------
+        AudioError
+            The file cannot be analysed.
+        OSError
+            It cannot be read.
+        """
         # By descriptor: soundfile takes a path that ends in .raw for headerless samples.
         with _opened(path) as file, np.errstate(all="ignore"):
             _refuse_what_is_no_audio(os.pread(file, 4, 0))
@@ -154,7 +164,7 @@ class Decoder:
                 return self._stream_start(stream)
         except soundfile.LibsndfileError as error:
             return self._ffmpeg_start(path, error)
-        except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OSError) as error:
+        except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
             raise AudioError("decode_error", _one_line(error)) from error
 
     def _stream_start(self, stream: _Stream) -> _Start:
@@ -177,7 +187,7 @@ class Decoder:
         output, log = _run_bounded(self._ffmpeg_command(path))
         pcm = parse_pcm(output)
         if pcm is None:
-            error_type = "unsupported_format" if cause.code == _NOT_RECOGNISED else "decode_error"
+            error_type: ErrorType = "unsupported_format" if cause.code == _NOT_RECOGNISED else "decode_error"
             raise AudioError(error_type, f"libsndfile: {reason}; ffmpeg cannot decode it either") from cause
         needed = self._frames_needed(pcm.sample_rate)
         mono, frames = _mixed(pcm.read(needed)), pcm.frames
@@ -270,11 +280,11 @@ def _read_mono(stream: _Stream, needed: int) -> NDArray[np.float32]:
 
 
 def _count_frames(stream: _Stream) -> int:
-    """Return how many frames are left, by decoding them."""
+    """Return how many frames are left, by decoding them; a lower bound where they are very many."""
     block = np.empty((max(1, _BLOCK_VALUES // stream.channels), stream.channels), np.float32)
     count = 0
     with suppress(soundfile.LibsndfileError):
-        while read := len(stream.read(out=block)):
+        while count < _MOST_COUNTED and (read := len(stream.read(out=block))):
             count += read
     return count
 
@@ -309,15 +319,12 @@ def _one_line(error: object) -> str:
 
 @contextmanager
 def _opened(path: bytes) -> Iterator[int]:
+    # Without O_NONBLOCK, a named pipe would be waited for.
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        # Without O_NONBLOCK, a named pipe would be waited for.
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            yield file
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise AudioError("decode_error", _one_line(error.strerror)) from error
+        yield file
+    finally:
+        os.close(file)
 
 
 @contextmanager
@@ -350,11 +357,14 @@ def _duration_in_log(log: bytes) -> float:
 def _run_bounded(command: list[str | bytes]) -> tuple[bytes, bytes]:
     """Run a program and return the first bytes of its output and of its log; then it is stopped."""
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=pipe) as process:
-        try:
-            return _drain(process)
-        finally:
-            process.kill()
+    try:
+        with subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=pipe) as process:
+            try:
+                return _drain(process)
+            finally:
+                process.kill()
+    except OSError as error:
+        raise AudioError("decode_error", f"ffmpeg cannot be run: {_one_line(error.strerror)}") from error
 
 
 def _drain(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
@@ -367,7 +377,8 @@ def _drain(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
             assert stream is not None
             selector.register(stream, selectors.EVENT_READ, received[stream])
         while selector.get_map() and len(output) < _FFMPEG_OUTPUT_BYTES:
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            left = deadline - time.monotonic()
+            ready = selector.select(left) if left > 0.0 else []
             if not ready:
                 raise AudioError("decode_error", f"ffmpeg did not end within {_FFMPEG_TIMEOUT_S:g} s")
             for key, _ in ready:

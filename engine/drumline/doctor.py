@@ -35,7 +35,7 @@ _PACKAGES = (
     "PyYAML",
 )
 _TRAINING = ("tensorflow", "keras", "tf2onnx", "onnx", "librosa")
-_TELLING_FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_int8 asimd asimddp i8mm".split()
+_TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 _LEAST_MEMORY = 512 << 20
 _LEAST_SPACE = 100 << 20
 _LEAST_OPEN_FILES = 256

@@ -1,14 +1,20 @@
 """As much of the ONNX file format (protobuf) as works without the `onnx` package.
 
 A message is a sequence of fields: a varint of ``number << 3 | wire type``, then a varint (type 0), 8 bytes
-(1), a length and as many bytes (2), or 4 bytes (5). Field numbers are those of onnx.proto3.
+(1), a length and as many bytes (2), or 4 bytes (5). Field numbers are those of onnx.proto3. Whole numbers are
+not negative here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["OnnxFormatError", "bytes_field", "has_external_data", "int_field", "message_fields"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["OnnxFormatError", "encode_model", "encode_node", "has_external_data", "message_fields"]
+
+Shape = Sequence[int | str]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DEEPEST = 64
@@ -25,19 +31,77 @@ _CHILDREN = {
 """Message → its fields that lead to tensors."""
 
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_OPSET, _IR_VERSION = 17, 8
+_FLOAT, _ATTRIBUTE_INT, _ATTRIBUTE_INTS = 1, 2, 7
 
 
 class OnnxFormatError(ValueError):
     """The bytes are no protobuf message."""
 
 
-def int_field(number: int, value: int) -> bytes:
-    """Encode a field that holds a whole number ≥ 0."""
+def encode_model(
+    nodes: Sequence[bytes],
+    weights: Mapping[str, NDArray[np.float32]],
+    inputs: Mapping[str, Shape],
+    outputs: Mapping[str, Shape],
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """Encode an ONNX model whose tensors are all float32.
+
+    Parameters
+    ----------
+    nodes
+        From `encode_node`, in the order in which they run.
+    weights
+        Name → constant tensor.
+    inputs, outputs
+        Name → shape; a dimension that varies is a name.
+    metadata
+        Custom metadata.
+    """
+    graph = b"".join(_bytes_field(1, node) for node in nodes) + _bytes_field(2, "graph")
+    graph += b"".join(_bytes_field(5, _tensor(name, values)) for name, values in weights.items())
+    graph += b"".join(_bytes_field(11, _value_info(name, shape)) for name, shape in inputs.items())
+    graph += b"".join(_bytes_field(12, _value_info(name, shape)) for name, shape in outputs.items())
+    opset = _bytes_field(1, "") + _int_field(2, _OPSET)
+    model = _int_field(1, _IR_VERSION) + _bytes_field(2, "drumline")
+    model += _bytes_field(7, graph) + _bytes_field(8, opset)
+    entries = (_bytes_field(1, key) + _bytes_field(2, value) for key, value in (metadata or {}).items())
+    return model + b"".join(_bytes_field(14, entry) for entry in entries)
+
+
+def encode_node(kind: str, inputs: Sequence[str], output: str, **attributes: int | Sequence[int]) -> bytes:
+    """Encode one node: operator, names of its inputs and of its one output, whole-number attributes."""
+    node = b"".join(_bytes_field(1, name) for name in inputs) + _bytes_field(2, output)
+    node += _bytes_field(4, kind)
+    return node + b"".join(_bytes_field(5, _attribute(name, value)) for name, value in attributes.items())
+
+
+def _attribute(name: str, value: int | Sequence[int]) -> bytes:
+    if isinstance(value, int):
+        return _bytes_field(1, name) + _int_field(3, value) + _int_field(20, _ATTRIBUTE_INT)
+    values = b"".join(_int_field(8, item) for item in value)
+    return _bytes_field(1, name) + values + _int_field(20, _ATTRIBUTE_INTS)
+
+
+def _tensor(name: str, values: NDArray[np.float32]) -> bytes:
+    sizes = b"".join(_int_field(1, size) for size in values.shape)
+    data = values.astype("<f4").tobytes()
+    return sizes + _int_field(2, _FLOAT) + _bytes_field(8, name) + _bytes_field(9, data)
+
+
+def _value_info(name: str, shape: Shape) -> bytes:
+    sizes = (_int_field(1, size) if isinstance(size, int) else _bytes_field(2, size) for size in shape)
+    dimensions = _bytes_field(2, b"".join(_bytes_field(1, size) for size in sizes))
+    tensor_type = _bytes_field(1, _int_field(1, _FLOAT) + dimensions)
+    return _bytes_field(1, name) + _bytes_field(2, tensor_type)
+
+
+def _int_field(number: int, value: int) -> bytes:
     return _varint(number << 3 | _VARINT) + _varint(value)
 
 
-def bytes_field(number: int, value: bytes | str) -> bytes:
-    """Encode a field that holds bytes, text or a message."""
+def _bytes_field(number: int, value: bytes | str) -> bytes:
     data = value.encode() if isinstance(value, str) else value
     return _varint(number << 3 | _BYTES) + _varint(len(data)) + data
 

@@ -130,7 +130,10 @@ def _parse_wav(data: Buffer) -> Pcm | None:
     if tag not in (_WAVE_PCM, _WAVE_FLOAT):
         return None
     encoding: Encoding = "float" if tag == _WAVE_FLOAT else "uint" if bits == 8 else "int"
-    return _pcm(data, "wav", sample_rate, channels, offset, size, "<", encoding, bits, block)
+    if not _is_plain(encoding, bits, channels, block) or sample_rate == 0:
+        return None
+    frames = min(size, len(data) - offset) // block
+    return Pcm("wav", sample_rate, channels, frames, data, offset, "<", encoding, bits // 8)
 
 
 def _extensible_tag(data: Buffer, fmt: int, fmt_size: int) -> int:
@@ -155,10 +158,18 @@ def _parse_aiff(data: Buffer, *, compressed: bool) -> Pcm | None:
     if name not in _AIFC_ENCODINGS or skip:
         return None
     order, encoding = _AIFC_ENCODINGS[name]
-    sample_rate = _extended_to_int(bytes(data[comm + 8 : comm + 18]))
     block = channels * (bits // 8)
-    pcm = _pcm(data, "aiff", sample_rate, channels, ssnd + 8, size - 8, order, encoding, bits, block)
-    return pcm if pcm is not None and pcm.frames == frames else None
+    sample_rate = _extended_to_int(bytes(data[comm + 8 : comm + 18]))
+    if not _is_plain(encoding, bits, channels, block) or sample_rate == 0:
+        return None
+    if frames != min(size - 8, len(data) - ssnd - 8) // block:
+        return None
+    return Pcm("aiff", sample_rate, channels, frames, data, ssnd + 8, order, encoding, bits // 8)
+
+
+def _is_plain(encoding: Encoding, bits: int, channels: int, block: int) -> bool:
+    widths = (32, 64) if encoding == "float" else (8, 16, 24, 32)
+    return bits in widths and 1 <= channels <= _MAX_CHANNELS and block == channels * (bits // 8)
 
 
 def _extended_to_int(value: bytes) -> int:
@@ -168,24 +179,3 @@ def _extended_to_int(value: bytes) -> int:
     if not 40 <= shift <= 63 or mantissa & ((1 << shift) - 1):
         return 0
     return int(mantissa >> shift)
-
-
-def _pcm(
-    data: Buffer,
-    container: str,
-    sample_rate: int,
-    channels: int,
-    offset: int,
-    size: int,
-    order: str,
-    encoding: Encoding,
-    bits: int,
-    block: int,
-) -> Pcm | None:
-    widths = (32, 64) if encoding == "float" else (8, 16, 24, 32)
-    if bits not in widths or not 1 <= channels <= _MAX_CHANNELS or block != channels * (bits // 8):
-        return None
-    if sample_rate < 1 or offset > len(data):
-        return None
-    frames = min(size, len(data) - offset) // block
-    return Pcm(container, sample_rate, channels, frames, data, offset, order, encoding, bits // 8)

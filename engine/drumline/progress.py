@@ -119,8 +119,9 @@ class PanelProgress(Progress):
         self._live.start()
 
     def note(self, text: str) -> None:
-        """Show a remark below the panel."""
+        """Show a remark, from now on below the panel."""
         self._note = text
+        self._live.update(text, refresh=True)
 
     def close(self) -> None:
         """Remove the panel."""

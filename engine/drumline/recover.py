@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +20,17 @@ __all__ = ["open_cache"]
 _SIDE_FILES: Final = ("", "-wal", "-shm")
 
 
-def open_cache(path: Path, runs_root: Path) -> Cache:
+def open_cache(path: Path, runs_root: Path, note: Callable[[str], None] = lambda _text: None) -> Cache:
     """Open the cache of a runs root; rebuild it when it is missing, damaged, or not what the indexes say.
+
+    Parameters
+    ----------
+    path
+        The cache.
+    runs_root
+        The directory of the runs.
+    note
+        Is told when a rebuild begins, which takes some seconds for a million records.
 
     Raises
     ------
@@ -39,7 +49,9 @@ def open_cache(path: Path, runs_root: Path) -> Cache:
     if not fresh:
         _remove(path)
         cache = Cache(path)
-    _fill(cache, runs_root)
+    if list_runs(runs_root):
+        note("making the cache anew from the indexes of earlier runs")
+        _fill(cache, runs_root)
     return cache
 
 

@@ -1,7 +1,7 @@
 """Stub bundles: everything a bundle has, around a tiny model that has learnt nothing.
 
 They let the pipeline, a front end or a label list be tried before there is a trained model. The graph is
-encoded by hand, so that neither `onnx` nor a training framework is needed.
+encoded by `drumline.onnxfile`, so that neither `onnx` nor a training framework is needed.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drumline.bundle import find_bundle, load_bundle
 from drumline.durable import output_errors, sync_directory, write_bytes, write_json
 from drumline.errors import BundleError, OutputError
 from drumline.frontend import FrontEnd
 from drumline.labels import CANONICAL_LABELS, MISC, Taxonomy, read_labels
-from drumline.onnxfile import bytes_field, int_field
+from drumline.onnxfile import encode_model, encode_node
 
 __all__ = ["create_stub", "stub_model"]
 
-_OPSET, _IR_VERSION = 17, 8
-_FLOAT, _ATTRIBUTE_INT, _ATTRIBUTE_INTS = 1, 2, 7
 _SCALE = 0.04
 """Size of the weights: logits of some units, so that confidences are spread over 0..1."""
 
@@ -152,55 +149,14 @@ def stub_model(front_end: FrontEnd, labels: tuple[str, ...]) -> bytes:
     weights = weights.reshape(rows, len(labels)) * np.float32(_SCALE)
     if front_end.kind == "mfcc":
         weights[0] *= np.float32(0.1)  # the level, which would drown the rest
-    graph = b"".join(
-        [
-            _node("ReduceMean", ["features"], "means", _ints("axes", [2]), _int("keepdims", 0)),
-            _node("Gemm", ["means", "weights", "bias"], "logits"),
-            _node("Softmax", ["logits"], "probabilities", _int("axis", 1)),
-            bytes_field(2, "stub"),
-            _tensor("weights", weights),
-            _tensor("bias", np.zeros(len(labels), np.float32)),
-            bytes_field(11, _value("features", ["batch", rows, frames])),
-            bytes_field(12, _value("logits", ["batch", len(labels)])),
-            bytes_field(12, _value("probabilities", ["batch", len(labels)])),
-        ]
+    sizes = ("batch", len(labels))
+    return encode_model(
+        nodes=[
+            encode_node("ReduceMean", ["features"], "means", axes=[2], keepdims=0),
+            encode_node("Gemm", ["means", "weights", "bias"], "logits"),
+            encode_node("Softmax", ["logits"], "probabilities", axis=1),
+        ],
+        weights={"weights": weights, "bias": np.zeros(len(labels), np.float32)},
+        inputs={"features": ("batch", rows, frames)},
+        outputs={"logits": sizes, "probabilities": sizes},
     )
-    opset = bytes_field(1, "") + int_field(2, _OPSET)
-    return b"".join(
-        [
-            int_field(1, _IR_VERSION),
-            bytes_field(2, "drumline"),
-            bytes_field(7, graph),
-            bytes_field(8, opset),
-        ]
-    )
-
-
-def _node(kind: str, inputs: list[str], output: str, *attributes: bytes) -> bytes:
-    node = b"".join(bytes_field(1, name) for name in inputs) + bytes_field(2, output) + bytes_field(4, kind)
-    return bytes_field(1, node + b"".join(bytes_field(5, attribute) for attribute in attributes))
-
-
-def _int(name: str, value: int) -> bytes:
-    return bytes_field(1, name) + int_field(3, value) + int_field(20, _ATTRIBUTE_INT)
-
-
-def _ints(name: str, values: list[int]) -> bytes:
-    return (
-        bytes_field(1, name)
-        + b"".join(int_field(8, value) for value in values)
-        + int_field(20, _ATTRIBUTE_INTS)
-    )
-
-
-def _tensor(name: str, values: NDArray[np.float32]) -> bytes:
-    dimensions = b"".join(int_field(1, size) for size in values.shape)
-    data = values.astype("<f4").tobytes()
-    return bytes_field(5, dimensions + int_field(2, _FLOAT) + bytes_field(8, name) + bytes_field(9, data))
-
-
-def _value(name: str, shape: list[int | str]) -> bytes:
-    sizes = (int_field(1, size) if isinstance(size, int) else bytes_field(2, size) for size in shape)
-    dimensions = bytes_field(2, b"".join(bytes_field(1, size) for size in sizes))
-    tensor_type = bytes_field(1, int_field(1, _FLOAT) + dimensions)
-    return bytes_field(1, name) + bytes_field(2, tensor_type)

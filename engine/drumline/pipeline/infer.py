@@ -46,14 +46,15 @@ def infer(settings: InferSettings, progress: Progress | None = None) -> dict[str
     -----
     Forks: call it from a process that runs no other threads at that moment.
     """
+    progress = progress or Progress()
     plan = make_plan(_absolute(settings))
     make_runs_root(plan.settings)
     with exclusive(plan.settings.runs_root / ".lock", f"the runs root {str(settings.runs_root)!r}"):
-        cache = open_cache(plan.cache_path, plan.settings.runs_root)
+        cache = open_cache(plan.cache_path, plan.settings.runs_root, progress.note)
         try:
             job = make_job(plan, cache)
             cache.close()  # no SQLite connection may live through a fork
-            outcome = supervise(job, progress or Progress())
+            outcome = supervise(job, progress)
             cache = Cache(plan.cache_path)
             return finish(job, cache, outcome)
         finally:

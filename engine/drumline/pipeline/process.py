@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sqlite3
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import orjson
 
 from drumline import errors
-from drumline.errors import DrumlineError, StageError
+from drumline.errors import DrumlineError, OutputError, StageError
 from drumline.pipeline.queues import LifelineCut
 
 __all__ = ["Reports", "StageProcess"]
@@ -128,10 +129,13 @@ def _run(name: str, body: Callable[[], None], reports: Reports) -> None:
         code = 0
     except DrumlineError as error:
         reports.send(name, error)
+    except sqlite3.DatabaseError as error:
+        reports.send(name, OutputError(f"the cache cannot be used: {error}", _CACHE_WAY_OUT))
     except BaseException:
         reports.send(name, StageError(f"the {name} stage failed:\n{traceback.format_exc(limit=-4)}", _REPORT))
     finally:
         os._exit(code)
 
 
+_CACHE_WAY_OUT = "Delete cache.sqlite in the runs root and give the same command again: it is made anew."
 _REPORT = "This is a fault in drumline: please report it. The same command goes on where it stopped."

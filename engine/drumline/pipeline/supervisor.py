@@ -42,7 +42,7 @@ from drumline.progress import Progress, Snapshot
 
 __all__ = ["Outcome", "supervise"]
 
-_TICK_SEC = 0.01
+_TICK_SEC = 0.02
 _TRIES = 2
 _WORKERS_MAY_FINISH_SEC = 1.0
 _ALL_MAY_FINISH_SEC = 1.8

@@ -23,8 +23,8 @@ Problem = Literal[
 ]
 
 State = Literal["make", "replace", "adopt", "there", "listed"] | Problem
-"""make: not there yet; replace: there, but made otherwise; there: nothing to do; adopt: the archive's file was
-edited in place and its hard link with it, only the log is behind; listed: only manifests are wanted."""
+"""make: not there yet; replace: there, but made otherwise; there: nothing to do; listed: only for manifests;
+adopt: the archive's file was edited in place and its hard link with it, only the log is behind."""
 
 
 class Action(NamedTuple):
@@ -75,11 +75,13 @@ _BY_ERROR: dict[int, Problem] = {
     errno.EACCES: "refused",
     errno.EPERM: "refused",
     errno.EMLINK: "refused",
+    errno.EXDEV: "refused",
+    errno.EOPNOTSUPP: "refused",
 }
 
 
 def refusal(error: OSError) -> Refused:
-    """Return the verdict for an `OSError` about one target; raise it again when it stops everything (no space)."""
+    """Return the verdict for an `OSError` about one target; raise again what stops everything."""
     problem = _BY_ERROR.get(error.errno or 0)
     if problem is None:
         raise error

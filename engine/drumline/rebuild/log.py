@@ -1,8 +1,8 @@
 """The mapping log: what in a tree is rebuild's own, and where it came from.
 
-``_mapping.jsonl`` is appended to, never rewritten. Its first line marks the directory as made by drumline. A
-line is on disk *before* what it speaks of appears, so that after a kill nothing of ours is unknown; a line whose
-file never appeared does no harm. ``removed`` lines come after the removal.
+``_mapping.jsonl`` is appended to, never rewritten. Its first line marks the directory as made by drumline.
+A line is on disk *before* what it speaks of appears, so that after a kill nothing of ours is unknown; a line
+whose file never appeared does no harm. ``removed`` lines come after the removal.
 
 ===========  ====================================================================================
 action       says
@@ -36,7 +36,20 @@ from drumline.rebuild.store import Store
 from drumline.rebuild.tree import Tree, not_a_tree, write_all
 from drumline.records import path_fields
 
-__all__ = ["MAPPING", "Made", "MappingLog", "Standing", "load_log", "make_line", "path_line", "standing"]
+__all__ = [
+    "MAPPING",
+    "LogState",
+    "Made",
+    "MappingLog",
+    "Standing",
+    "folders_bottom_up",
+    "load_log",
+    "make_line",
+    "original_is_gone",
+    "path_line",
+    "rebuild_line",
+    "standing",
+]
 
 MAPPING = b"_mapping.jsonl"
 LOG_VERSION = 1
@@ -82,8 +95,16 @@ def standing(tree: Tree, made: Made) -> Standing:
     return "last_copy" if made.mode == "hardlink" and status.st_nlink == 1 else "ours"
 
 
+def original_is_gone(made: Made) -> bool:
+    """Tell whether a copy's original is not where it was, so that the copy may be the last."""
+    return made.mode in ("copy", "reflink") and not os.path.lexists(made.source)
+
+
 def same_time(found_ns: int, given_ns: int) -> bool:
-    """Tell whether a file system that may have rounded it (FAT: 2 s, exFAT: 10 ms, NTFS: 100 ns) gives back a time."""
+    """Tell whether a time is the one that was given to the file system, which may have rounded it.
+
+    FAT keeps 2 s, exFAT 10 ms, NTFS 100 ns.
+    """
     granularity = next(step for step in (2 * 10**9, 10**9, 10**7, 10**3, 100, 1) if found_ns % step == 0)
     return abs(found_ns - given_ns) < granularity
 
@@ -106,6 +127,11 @@ def make_line(action: Action, mode: str, source: bytes) -> bytes:
     if origin_b64 is not None:
         line["source_b64"] = origin_b64
     return _line(line)
+
+
+def rebuild_line(about: dict[str, Any]) -> bytes:
+    """Return the line that says that a rebuild began."""
+    return _line({"action": "rebuild", **about})
 
 
 def _line(value: dict[str, Any]) -> bytes:
@@ -170,7 +196,9 @@ def load_log(tree: Tree, store: Store) -> LogState | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise not_a_tree(tree.path, f"has a {MAPPING.decode()} that cannot be read: {error.strerror}") from error
+        raise not_a_tree(
+            tree.path, f"has a {MAPPING.decode()} that cannot be read: {error.strerror}"
+        ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise not_a_tree(tree.path, f"has a {MAPPING.decode()} that is no file")
@@ -181,7 +209,9 @@ def load_log(tree: Tree, store: Store) -> LogState | None:
 def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
     first = stream.readline(_MAX_LINE)
     if not first.endswith(b"\n"):
-        return LogState(0, made_root=False)  # killed while it was begun; `guard` checks that nothing else is there
+        return LogState(
+            0, made_root=False
+        )  # killed while it was begun; `guard` checks that nothing else is there
     head = _parse(tree, first, 1)
     if head.get("drumline_mapping") != LOG_VERSION:
         raise OutputError(

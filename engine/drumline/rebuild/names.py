@@ -36,7 +36,7 @@ _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,10}\Z")
 
 
 def is_safe(path: bytes) -> bool:
-    """Tell whether `path` can only lead downwards: relative, no ``.``, ``..``, empty or over-long part, no NUL."""
+    """Tell whether `path` only leads downwards: relative, no ``.``, ``..``, empty or long part, no NUL."""
     if _UNSAFE.search(path) or len(path) > MAX_PATH:
         return False
     return len(path) <= MAX_NAME or max(map(len, path.split(b"/"))) <= MAX_NAME

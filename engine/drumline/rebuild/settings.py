@@ -11,7 +11,7 @@ from drumline.errors import UsageError
 __all__ = ["CopyMode", "Dedup", "Layout", "RebuildSettings"]
 
 CopyMode = Literal["copy", "hardlink", "symlink", "reflink", "none"]
-"""How a file gets into the tree; none: manifests and statistics only, the files of the tree stay as they are."""
+"""How a file gets into the tree; none: manifests and statistics only, the tree's files stay as they are."""
 
 Layout = Literal["mirror", "flat"]
 """mirror: label/relative path; flat: label/normalised name."""
@@ -42,6 +42,8 @@ class RebuildSettings:
         File of corrections, one JSON object a line: ``hash``, ``correct_label``, ``note``.
     archive_root
         Where the archive is now, when it was moved since it was indexed.
+    drop_last_copies
+        Files of an earlier plan go also where the archive does not have them any more.
     """
 
     source: Path
@@ -54,6 +56,7 @@ class RebuildSettings:
     layout: Layout = "mirror"
     dedup: Dedup = "keep-all"
     archive_root: Path | None = None
+    drop_last_copies: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (

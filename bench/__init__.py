@@ -1,0 +1,1 @@
+"""Synthesised archives, the plain way to classify them, and what is measured against it."""

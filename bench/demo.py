@@ -1,0 +1,195 @@
+"""`make demo`: a messy archive is made, classified and rebuilt, and a picture shows what came of it.
+
+python -m bench.demo demo
+python -m bench.demo demo --archive ~/Samples
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from bench.engine import ENGINE, EngineError, call, shown_command
+from bench.synth import iter_archive, with_progress, write_truth
+from drumline.charts import Bar
+from drumline.cli.common import safe_text, stdout_console
+
+__all__ = ["Picture", "main"]
+
+FILES, SEED = 600, 1
+_COLOURS = {
+    "Kick": "red", "Snare": "yellow", "Hihat": "cyan", "Tom": "magenta", "Crash": "blue", "Ride": "green",
+}  # fmt: skip
+_FOLDERS_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What came of a demo.
+
+    Parameters
+    ----------
+    infer
+        Summary that ``drumline infer --json`` printed.
+    out
+        The demo's directory, with ``organised`` and ``runs`` in it.
+    archive
+        What was classified.
+    command
+        How a person starts drumline here.
+    """
+
+    infer: dict[str, Any]
+    out: Path
+    archive: Path
+    command: str
+
+    def __rich__(self) -> RenderableType:
+        body = Table.grid(expand=True, padding=(0, 4))
+        body.add_column(ratio=3)
+        body.add_column(ratio=4)
+        body.add_row(self._labels(), self._tree())
+        inside = Group(self._speed(), "", body, "", self._errors())
+        return Group(Panel(inside, title="drumline", padding=(1, 2)), self._next_steps())
+
+    def _speed(self) -> Text:
+        counts, seconds = self.infer["counts"], self.infer["elapsed_sec"]
+        done, carried = counts["discovered"], counts["carried_over"]
+        if done and carried == done:
+            text = Text.assemble((f"Rescan: {done:,} files, none changed", "bold"), f", in {seconds:.2f} s.")
+            return text.append(" Nothing was decoded or inferred again.", "dim")
+        text = Text.assemble((f"{done:,} files classified in {seconds:.1f} s", "bold"))
+        text.append(
+            f"   {self.infer['files_per_sec']:,.0f} files/s   {self.infer['size_bytes'] / 1e6:,.0f} MB"
+        )
+        return text.append(f"   {carried:,} carried over" if carried else "")
+
+    def _labels(self) -> Table:
+        labels: dict[str, int] = self.infer["labels"]
+        table = Table.grid(padding=(0, 1), expand=True)
+        table.add_column()
+        table.add_column(justify="right", style="bold")
+        table.add_column(ratio=1)
+        for label, count in sorted(labels.items(), key=lambda item: (item[0] not in _COLOURS, -item[1])):
+            colour = _COLOURS.get(label, "bright_black")
+            bar = Bar(count / max(labels.values()), colour)
+            table.add_row(Text(safe_text(label), colour), f"{count:,}", bar)
+        return table
+
+    def _tree(self) -> Tree:
+        organised = self.out / "organised"
+        tree = Tree(Text(f"{organised.name}/", "bold"), guide_style="dim")
+        expanded = False
+        for label in _folders(organised):
+            branch = tree.add(_folder_text(organised / label))
+            if label in _COLOURS and not expanded:
+                expanded = True
+                _add_folders(branch, organised / label)
+        return tree
+
+    def _errors(self) -> Text:
+        errors: dict[str, int] = self.infer["errors"]
+        if not errors:
+            return Text("No file failed.", "green")
+        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in errors.items())
+        text = Text.assemble((f"{sum(errors.values()):,} files could not be read", "yellow"), f" ({kinds}).")
+        return text.append(" They cost a record each, not the run.", "dim")
+
+    def _next_steps(self) -> Padding:
+        runs, kicks = (shlex.quote(os.fspath(self.out / name)) for name in ("runs", "kicks"))
+        steps = {
+            "How sure, how long, what failed": f"{self.command} stats {runs}",
+            "Only the kicks that are beyond doubt": f"{self.command} rebuild {runs} --out {kicks} "
+            "--labels Kick --threshold 0.9",
+            "Your own samples, which are only read": "make demo ARCHIVE=~/Samples",
+        }
+        text = Text("Next\n", "bold")
+        for what, command in steps.items():
+            text.append(f"  {what}\n", "not bold dim").append(f"    {command}\n", "not bold cyan")
+        return Padding(text, (1, 0, 0, 2))
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.is_symlink())
+
+
+def _folder_text(path: Path) -> Text:
+    count = sum(len(files) for _, _, files in os.walk(path))
+    return Text.assemble(f"{safe_text(path.name)}/ ", (f"{count:,}", "bold"))
+
+
+def _add_folders(branch: Tree, path: Path) -> None:
+    """Show the first folders below a label, and how many more there are."""
+    folders = _folders(path)
+    for name in folders[:_FOLDERS_SHOWN]:
+        branch.add(_folder_text(path / name))
+    if len(folders) > _FOLDERS_SHOWN:
+        branch.add(Text(f"… {len(folders) - _FOLDERS_SHOWN} more folders", "dim"))
+
+
+def make_archive(archive: Path, truth: Path) -> None:
+    """Synthesise the demo's archive, unless a whole one is there; what is half done is made anew."""
+    if truth.exists():
+        return
+    shutil.rmtree(archive, ignore_errors=True)
+    print(f"Synthesising {FILES} drum one-shots, as messy as real archives are …", file=sys.stderr)
+    half = truth.with_suffix(".part")
+    write_truth(with_progress(iter_archive(archive, FILES, SEED), FILES), half)
+    half.replace(truth)
+
+
+def run_demo(out: Path, archive: Path | None = None, engine: tuple[str, ...] = ENGINE) -> Picture:
+    """Make, classify and rebuild; returns the picture.
+
+    Parameters
+    ----------
+    out
+        The demo's directory; made when it is not there.
+    archive
+        What to classify in place of a synthesised archive; it is only read.
+    engine
+        How drumline is started.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if archive is None:
+        archive = out / "archive"
+        make_archive(archive, out / "truth.jsonl")
+    summary = call("infer", archive, "--runs-root", out / "runs", engine=engine)
+    # Links cost no space; symbolic ones leave somebody's own files as they are and cross file systems.
+    mode = "hardlink" if archive == out / "archive" else "symlink"
+    call("rebuild", summary["run_directory"], "--out", out / "organised", "--copy-mode", mode, engine=engine)
+    return Picture(summary, out, archive, shown_command())
+
+
+@click.command(help="Synthesise, classify and rebuild an archive in OUT, and show what came of it.")
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--archive",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Classify this directory; nothing in it is changed.",
+)
+def main(out: Path, archive: Path | None) -> None:
+    """Run the demo."""
+    try:
+        picture = run_demo(out, archive)
+    except EngineError as error:
+        # The command has said on stderr what was wrong and what to do.
+        sys.exit(error.exit_code)
+    stdout_console().print(picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""How long a command takes, and how much memory all of its processes hold together."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+__all__ = ["CommandFailed", "Outcome", "interleaved", "median", "run_command", "tree_pss"]
+
+Argument = str | os.PathLike[str]
+
+
+class CommandFailed(RuntimeError):  # noqa: N818  (what happened, for a person)
+    """A measured command ended with an exit code that is not 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run of a command.
+
+    Parameters
+    ----------
+    seconds
+        Wall clock from start to end, the interpreter's start included.
+    stdout
+        What it printed.
+    pss
+        Samples of the memory of the command and all of its descendants, in bytes; empty when not asked for.
+    """
+
+    seconds: float
+    stdout: bytes
+    pss: tuple[int, ...] = ()
+
+    @property
+    def peak_pss(self) -> int:
+        """Largest sample of the memory, in bytes."""
+        return max(self.pss, default=0)
+
+
+def run_command(
+    command: Sequence[Argument], *, cwd: Path | None = None, pss_every: float | None = None
+) -> Outcome:
+    """Run a command to its end.
+
+    Parameters
+    ----------
+    command
+        Program and arguments.
+    cwd
+        Where it runs.
+    pss_every
+        Seconds between two samples of its memory; None takes none.
+
+    Raises
+    ------
+    CommandFailed
+        The exit code is not 0; what it said on stderr is in the message.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd)
+    sampler = _Sampler(process.pid, pss_every) if pss_every else None
+    stdout, stderr = process.communicate()
+    seconds = time.perf_counter() - start
+    samples = sampler.stop() if sampler else ()
+    if process.returncode:
+        name = " ".join(os.fspath(part) for part in command)
+        said = stderr.decode(errors="replace")[-2000:]
+        raise CommandFailed(f"{name}: exit code {process.returncode}\n{said}")
+    return Outcome(seconds, stdout, samples)
+
+
+class _Sampler:
+    """Takes samples of a process tree's memory in a thread."""
+
+    def __init__(self, pid: int, every: float) -> None:
+        self._pid, self._every = pid, every
+        self._samples: list[int] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(self._every):
+            self._samples.append(tree_pss(self._pid))
+
+    def stop(self) -> tuple[int, ...]:
+        self._ended.set()
+        self._thread.join()
+        return tuple(self._samples)
+
+
+def tree_pss(pid: int) -> int:
+    """Return the memory of a process and all of its descendants in bytes.
+
+    Proportional set size, which counts a page that n processes share as 1/n of a page in each; unique set
+    size where the system knows no such thing. Processes that end meanwhile count as nothing.
+    """
+    try:
+        parent = psutil.Process(pid)
+        processes = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    return sum(map(_pss, processes))
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_full_info()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0
+    return int(getattr(memory, "pss", 0) or memory.uss)
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median."""
+    return float(statistics.median(values))
+
+
+def interleaved(repeats: int, *sides: Callable[[], float]) -> list[list[float]]:
+    """Run A B A B …, so that what drifts on the machine meets all sides alike; returns one list per side."""
+    results: list[list[float]] = [[] for _ in sides]
+    for _ in range(repeats):
+        for side, result in zip(sides, results, strict=True):
+            result.append(side())
+    return results

@@ -1,0 +1,151 @@
+"""What is refused, by name, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from drumline.errors import ArchiveError, OutputError
+from drumline.rebuild.log import MAPPING, LogState, load_log
+from drumline.rebuild.settings import CopyMode
+from drumline.rebuild.store import Store
+from drumline.rebuild.tree import Sources, Tree, not_a_tree
+
+__all__ = ["check_device", "check_places", "check_room", "open_archive", "open_tree"]
+
+_NOBODYS = {b".DS_Store", b"lost+found", MAPPING}
+_MARGIN_BYTES = 16 << 20
+_BYTES_PER_FILE = 1_024
+"""Room for a file's lines in the mapping log and in its manifest."""
+
+
+def open_tree(out: Path, store: Store) -> tuple[Tree, LogState | None] | None:
+    """Open and lock the output directory and load its log; None when it is not there yet.
+
+    Raises
+    ------
+    OutputError
+        When it is no directory, or holds something and was not made by drumline.
+    BusyError
+        When another process works in it.
+    """
+    if not os.path.lexists(out):
+        return None
+    if not out.is_dir():
+        raise OutputError(f"{str(out)!r} is no directory", "Give a new or empty directory with --out.")
+    tree = Tree(out)
+    try:
+        return tree, _log_of(tree, store)
+    except BaseException:
+        tree.close()
+        raise
+
+
+def _log_of(tree: Tree, store: Store) -> LogState | None:
+    state = load_log(tree, store)
+    if state is None or state.length == 0:
+        others = [name for name in tree.names() if name not in _NOBODYS]
+        if others:
+            raise not_a_tree(tree.path, f"was not made by drumline and holds {len(others)} entries")
+    return state
+
+
+def check_places(out: Path, archive_root: bytes | None, run_directory: Path | None) -> None:
+    """Raise `OutputError` when tree and archive, or tree and run, lie in one another."""
+    tree = os.fsencode(out)
+    if archive_root is not None:
+        if _within(tree, archive_root):
+            raise OutputError(
+                f"{str(out)!r} lies in the archive {os.fsdecode(archive_root)!r}, which is never written to",
+                "Give a directory outside of the archive with --out.",
+            )
+        if _within(archive_root, tree):
+            raise OutputError(
+                f"the archive {os.fsdecode(archive_root)!r} lies in {str(out)!r}",
+                "Give a directory that does not hold the archive with --out.",
+            )
+    if run_directory is not None and _within(tree, os.fsencode(run_directory)):
+        raise OutputError(
+            f"{str(out)!r} lies in the run {str(run_directory)!r}, which is never changed",
+            "Give a directory outside of the run with --out.",
+        )
+
+
+def _within(inner: bytes, outer: bytes) -> bool:
+    place = os.path.realpath(outer)
+    return any(path == place or _same(path, place) for path in _upwards(os.path.realpath(inner)))
+
+
+def _upwards(path: bytes) -> Iterator[bytes]:
+    while True:
+        yield path
+        parent = os.path.dirname(path)
+        if parent == path:
+            return
+        path = parent
+
+
+def _same(path: bytes, other: bytes) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
+
+
+def open_archive(root: bytes) -> Sources:
+    """Open the archive.
+
+    Raises
+    ------
+    ArchiveError
+        When it is not there: a volume that is not mounted must not look like missing files.
+    """
+    try:
+        return Sources(root)
+    except OSError as error:
+        raise ArchiveError(
+            f"cannot open the archive {os.fsdecode(root)!r}: {error.strerror}",
+            "Mount its volume, or say with --archive-root where the archive is now.",
+        ) from error
+
+
+def _device_of(out: Path) -> int:
+    existing = next(path for path in _upwards(os.path.realpath(os.fsencode(out))) if os.path.exists(path))
+    return os.stat(existing).st_dev
+
+
+def check_device(out: Path, mode: CopyMode, source_device: int, source: bytes) -> None:
+    """Raise `OutputError` when a hard link or shared blocks would have to cross file systems."""
+    if mode not in ("hardlink", "reflink") or _device_of(out) == source_device:
+        return
+    raise OutputError(
+        f"{mode} needs one file system, but {os.fsdecode(source)!r} and {str(out)!r} are on different ones",
+        "Use --copy-mode copy or symlink, or give an --out on the archive's file system.",
+    )
+
+
+def check_room(out: Path, mode: CopyMode, files: int, data_bytes: int) -> None:
+    """Raise `OutputError` when the file system has no room for what is planned.
+
+    Parameters
+    ----------
+    files, data_bytes
+        Files to be made, and the sum of their sizes.
+    """
+    existing = next(path for path in _upwards(os.path.realpath(os.fsencode(out))) if os.path.exists(path))
+    system = os.statvfs(existing)
+    needed = files * _BYTES_PER_FILE + _MARGIN_BYTES
+    if mode == "copy":
+        needed += data_bytes + files * system.f_frsize // 2
+    free = system.f_bavail * system.f_frsize
+    if needed > free:
+        raise OutputError(
+            f"{str(out)!r} needs {needed / 1e9:,.2f} GB, but its file system has {free / 1e9:,.2f} GB free",
+            "Free some space, choose another --out, or use --copy-mode hardlink, which needs none.",
+        )
+    if mode not in ("hardlink", "none") and system.f_files and files > system.f_favail:
+        raise OutputError(
+            f"{str(out)!r} needs {files:,} files, but its file system has room for {system.f_favail:,} more",
+            "Use --copy-mode hardlink, or choose another --out.",
+        )

@@ -1,0 +1,162 @@
+r"""Manifests, statistics and summary: what `rebuild` tells about a tree, as files at its top.
+
+A manifest lists one file a line, relative to the tree. In names, a backslash is written ``\\``, and a control
+character or a byte that is no UTF-8 ``\xNN``; every other name stands as it is.
+
+A report that somebody edited, or a file of that name that somebody put there, is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+import orjson
+import xxhash
+
+from drumline.durable import output_errors
+from drumline.rebuild.actions import Action, Refused
+from drumline.rebuild.log import MappingLog, path_line
+from drumline.rebuild.plan import PLACED, Plan
+from drumline.rebuild.store import Store
+from drumline.rebuild.tree import STAGING, Tree
+
+__all__ = ["ERRORS", "MANIFESTS", "STATS", "SUMMARY", "Reports", "content_hash", "escaped", "manifest_name"]
+
+MANIFESTS = b"_manifests"
+ERRORS = MANIFESTS + b"/errors.txt"
+STATS = b"_stats.json"
+SUMMARY = b"_rebuild_summary.json"
+_STAGED = STAGING + b"/0"
+_SPECIAL = re.compile(rb"[\x00-\x1f\x7f\\]")
+_BLOCK = 1 << 20
+
+
+def escaped(name: bytes) -> bytes:
+    """Return a name as it stands in a manifest."""
+    if name.isascii() and not _SPECIAL.search(name):
+        return name
+    name = _SPECIAL.sub(lambda found: b"\\\\" if found[0] == b"\\" else b"\\x%02x" % found[0][0], name)
+    return name.decode("utf-8", "backslashreplace").encode()
+
+
+def manifest_name(label: str) -> bytes:
+    """Return where a label's manifest stands."""
+    return MANIFESTS + b"/" + label.encode() + b".txt"
+
+
+def content_hash(tree: Tree, target: bytes) -> str | None:
+    """Return the hash of a file's content; None when there is none, and "" for what is no file."""
+    status = tree.lstat(target)
+    if status is None:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return ""
+    digest = xxhash.xxh3_128()
+    with open(tree.open_file(target, os.O_RDONLY), "rb") as stream:
+        for block in iter(lambda: stream.read(_BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_ours(tree: Tree, store: Store, target: bytes) -> bool:
+    """Tell whether a report still reads as rebuild wrote it."""
+    try:
+        digest = content_hash(tree, target)
+    except Refused:
+        return False
+    query = "SELECT 1 FROM report WHERE target = ? AND hash = ?"
+    return digest is not None and store.row(query, (target, digest)) is not None
+
+
+class Reports:
+    """Writes the reports of one plan."""
+
+    def __init__(self, plan: Plan, tree: Tree, log: MappingLog) -> None:
+        self._plan, self._tree, self._log, self._store = plan, tree, log, plan.store
+
+    def write_manifests(self) -> None:
+        """Write a manifest for each label and the list of errors; remove those of labels that are gone."""
+        wanted = {ERRORS}
+        for label, actions in groupby(self._placed(), key=lambda action: action.label):
+            name = manifest_name(self._plan.label_names[label])
+            wanted.add(name)
+            self.write(name, (escaped(action.target) + b"\n" for action in actions))
+        self.write(ERRORS, self._errors())
+        for (target,) in self._store.rows("SELECT DISTINCT target FROM report").fetchall():
+            if target.startswith(MANIFESTS + b"/") and target not in wanted:
+                self._remove(target)
+
+    def _placed(self) -> Iterator[Action]:
+        rows = self._store.rows(
+            "SELECT number, state, label, target, source, size, mtime_ns, hash FROM plan"
+            f" WHERE state IN {PLACED} ORDER BY label, number"
+        )
+        return map(Action._make, rows)
+
+    def _errors(self) -> Iterator[bytes]:
+        for path, kind, message in self._store.rows("SELECT * FROM failed ORDER BY path, type, message"):
+            yield b"\t".join((escaped(path), escaped(kind.encode()), escaped(message.encode()))) + b"\n"
+
+    def write_json(self, target: bytes, value: Any) -> None:
+        """Write an object as indented JSON."""
+        option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS
+        self.write(target, [orjson.dumps(value, option=option)])
+
+    def write(self, target: bytes, lines: Iterable[bytes]) -> None:
+        """Replace a report atomically and durably, unless it is not ours."""
+        with output_errors(self._tree.path):
+            digest, size = self._stage(lines)
+            try:
+                self._publish(target, digest, size)
+            except Refused as verdict:
+                self._leave(target, verdict.message)
+            finally:
+                self._tree.unlink(_STAGED)
+
+    def _stage(self, lines: Iterable[bytes]) -> tuple[str, int]:
+        digest, size = xxhash.xxh3_128(), 0
+        with open(
+            self._tree.open_file(_STAGED, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb", _BLOCK
+        ) as stream:
+            for line in lines:
+                digest.update(line)
+                size += stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return digest.hexdigest(), size
+
+    def _publish(self, target: bytes, digest: str, size: int) -> None:
+        current = content_hash(self._tree, target)
+        if current == digest and is_ours(self._tree, self._store, target):
+            return
+        if current is not None and not is_ours(self._tree, self._store, target):
+            raise Refused("occupied", "edited by somebody, or not made by drumline")
+        self._log.append([path_line("report", target, hash=digest, size=size)])
+        self._store.report(target, digest)
+        self._store.flush()
+        self._rename(target)
+
+    def _rename(self, target: bytes) -> None:
+        staging, number = self._tree.locate(_STAGED)
+        staging = os.dup(staging)
+        try:
+            directory, name = self._tree.locate(target)
+            os.rename(number, name, src_dir_fd=staging, dst_dir_fd=directory)
+        finally:
+            os.close(staging)
+
+    def _remove(self, target: bytes) -> None:
+        if is_ours(self._tree, self._store, target):
+            self._tree.unlink(target)
+            self._log.append([path_line("removed", target)])
+        elif self._tree.lstat(target) is not None:
+            self._leave(target, "edited by somebody")
+
+    def _leave(self, target: bytes, why: str) -> None:
+        self._store.problem("edited", target, why)
+        self._plan.counts["reports_left"] += 1

@@ -1,0 +1,153 @@
+"""The plan: what `execute` is going to do, and what a dry run prints."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, cast
+
+from drumline.errors import UsageError
+from drumline.rebuild.actions import Action, Problem
+from drumline.rebuild.log import LogState
+from drumline.rebuild.settings import RebuildSettings, display
+from drumline.rebuild.store import Store
+from drumline.rebuild.tree import Sources, Tree
+from drumline.records import display_path
+from drumline.runs import Run
+from drumline.tally import Tally
+
+__all__ = ["PLACED", "TO_DO", "LabelTotal", "Plan", "check_not_executed"]
+
+PLACED = ("make", "replace", "adopt", "there", "listed")
+"""States of files that are, or will be, in the tree."""
+
+TO_DO = ("make", "replace", "adopt")
+"""States of files that `execute` has something to do for."""
+
+_COLUMNS = "number, state, label, target, source, size, mtime_ns, hash"
+
+
+@dataclass
+class LabelTotal:
+    """Files and bytes that one label has in the tree."""
+
+    files: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Plan:
+    """A planned rebuild. Use it in a ``with`` statement, or close it.
+
+    Parameters
+    ----------
+    settings
+        What was asked.
+    run
+        The run that it comes from.
+    archive_root
+        Where the archive is; None for an empty index without a run.json.
+    counts
+        Files per `State`, and ``remove``, ``duplicate`` (left out by dedup), ``failed``, ``overridden``.
+    labels
+        What each label has in the tree, by its directory's name.
+    tally
+        Counts over all records as decided now.
+    warnings
+        What the user should know before.
+    """
+
+    settings: RebuildSettings
+    run: Run
+    archive_root: bytes | None
+    store: Store
+    tree: Tree | None = None
+    log: LogState | None = None
+    sources: Sources | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    labels: dict[str, LabelTotal] = field(default_factory=dict)
+    label_names: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    warnings: list[str] = field(default_factory=list)
+    executed: bool = False
+
+    def __enter__(self) -> Plan:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unlock the output directory and drop the plan."""
+        for part in (self.tree, self.sources, self.store):
+            if part is not None:
+                part.close()
+        self.tree = self.sources = None
+
+    @property
+    def files(self) -> int:
+        """Files that the tree will hold of this plan."""
+        return sum(total.files for total in self.labels.values())
+
+    @property
+    def size(self) -> int:
+        """Their size, in bytes."""
+        return sum(total.bytes for total in self.labels.values())
+
+    def actions(self) -> Iterator[Action]:
+        """Iterate over the whole plan, in order: what will be done, what is done, what cannot be done."""
+        return map(Action._make, self.store.rows(f"SELECT {_COLUMNS} FROM plan ORDER BY number"))
+
+    def label_of(self, action: Action) -> str:
+        """Return the name of an action's directory at the top of the tree."""
+        return self.label_names[action.label]
+
+    def problems(self) -> Iterator[tuple[Problem, bytes, str]]:
+        """Iterate over (problem, path, message), sorted."""
+        return cast(
+            "Iterator[tuple[Problem, bytes, str]]",
+            self.store.rows("SELECT kind, path, message FROM problem ORDER BY kind, path"),
+        )
+
+    def batches(self, files: int, size: int) -> Iterator[list[Action]]:
+        """Iterate over what is to be done, in lists of at most `files` files and about `size` bytes."""
+        query = f"SELECT {_COLUMNS} FROM plan WHERE number > ? AND state IN {TO_DO} ORDER BY number LIMIT ?"
+        last = -1
+        while rows := self.store.rows(query, (last, files)).fetchall():
+            batch = _up_to(list(map(Action._make, rows)), size)
+            yield batch
+            last = batch[-1].number
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything that can be counted."""
+        return {
+            "out": display(self.settings.out),
+            "run": self.run.name,
+            "archive_root": None if self.archive_root is None else display_path(self.archive_root),
+            "settings": self.settings.to_json(),
+            "files": self.files,
+            "bytes": self.size,
+            "labels": {label: vars(total) for label, total in sorted(self.labels.items())},
+            "counts": dict(sorted(self.counts.items())),
+            "warnings": self.warnings,
+        }
+
+
+def _up_to(actions: list[Action], size: int) -> list[Action]:
+    total = 0
+    for place, action in enumerate(actions):
+        total += action.size
+        if total >= size:
+            return actions[: place + 1]
+    return actions
+
+
+def check_not_executed(plan: Plan) -> None:
+    """Raise `UsageError` when a plan is executed a second time."""
+    if plan.executed:
+        raise UsageError("this plan was executed already", "Plan again: what is in place is then left alone.")
+    plan.executed = True

@@ -1,0 +1,118 @@
+"""Planning: from an index to a plan.
+
+The index is read once, then its files are gone over once more in their order in the tree:
+
+    records ─ label ─► targets ─ order, collisions ─► names ─ look at tree and archive ─► states
+
+Nothing is written but a temporary table (see `drumline.rebuild.store`), and the plan does not depend on the
+order of the records. The output directory stays locked from planning to the end of the execution.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from drumline.errors import IndexFormatError
+from drumline.index import read_index
+from drumline.rebuild import guard
+from drumline.rebuild.actions import Progress, report_to
+from drumline.rebuild.collect import BAD_FIELDS, Collector
+from drumline.rebuild.labelling import labeller_for
+from drumline.rebuild.plan import TO_DO, Plan
+from drumline.rebuild.settings import RebuildSettings
+from drumline.rebuild.store import Store, working_space
+from drumline.rebuild.survey import Surveyor
+from drumline.records import absolute_path, display_path, relative_path
+from drumline.runs import Run, open_run
+
+__all__ = ["plan_rebuild"]
+
+
+def plan_rebuild(settings: RebuildSettings, progress: Callable[[Progress], None] | None = None) -> Plan:
+    """Plan a rebuild; nothing is written.
+
+    Parameters
+    ----------
+    settings
+        What to rebuild, where, and how.
+    progress
+        Called now and then with how far it got.
+
+    Returns
+    -------
+    Plan
+        To be given to `execute`, and to be closed.
+
+    Raises
+    ------
+    ConfigError
+        For overrides, labels or a threshold that make no sense.
+    IndexFormatError
+        When there is no such run or index, or it is damaged.
+    ArchiveError
+        When the archive is not there.
+    OutputError, BusyError
+        When the output directory is somebody's, too small, on the wrong file system, or in use.
+    """
+    run = open_run(settings.source)
+    labeller = labeller_for(run, settings)
+    with ExitStack() as on_error, working_space():
+        plan = Plan(settings, run, _archive_root(run, settings), Store())
+        on_error.callback(plan.close)
+        _open_places(plan)
+        Collector(plan, labeller, report_to(progress)).collect()
+        Surveyor(plan, report_to(progress)).survey()
+        to_make = plan.store.row(f"SELECT COUNT(*), TOTAL(size) FROM plan WHERE state IN {TO_DO}")
+        guard.check_room(settings.out, settings.copy_mode, to_make[0], int(to_make[1]))
+        plan.warnings.extend(_warnings(plan))
+        on_error.pop_all()
+    return plan
+
+
+def _open_places(plan: Plan) -> None:
+    settings, root = plan.settings, plan.archive_root
+    run_directory = plan.run.directory if plan.run.info else None
+    guard.check_places(settings.out, root, run_directory)
+    opened = guard.open_tree(settings.out, plan.store)
+    if opened is not None:
+        plan.tree, plan.log = opened
+    if settings.copy_mode != "none" and root is not None:
+        plan.sources = guard.open_archive(root)
+        guard.check_device(settings.out, settings.copy_mode, os.fstat(plan.sources.root).st_dev, root)
+
+
+def _archive_root(run: Run, settings: RebuildSettings) -> bytes | None:
+    if settings.archive_root is not None:
+        return os.path.abspath(os.fsencode(settings.archive_root))
+    try:
+        root = run.archive_root
+        if root is None:
+            root = _root_in_index(run.index_path)
+    except BAD_FIELDS as error:
+        raise IndexFormatError(f"{run.name} does not say where its archive is: {error!r}") from error
+    return None if root is None else os.path.abspath(root)
+
+
+def _root_in_index(index_path: Path) -> bytes | None:
+    record = next(iter(read_index(index_path)), None)
+    if record is None:
+        return None
+    inner, whole = relative_path(record), absolute_path(record)
+    if not whole.startswith(b"/") or not whole.endswith(b"/" + inner):
+        raise IndexFormatError(
+            f"the paths in {str(index_path)!r} contradict each other: {display_path(whole)!r}",
+            "Say with --archive-root where the archive is.",
+        )
+    return whole[: -len(inner) - 1] or b"/"
+
+
+def _warnings(plan: Plan) -> Iterator[str]:
+    if plan.run.info and not plan.run.complete:
+        yield f"{plan.run.name} is not complete: only the {plan.tally.records:,} files indexed so far are planned"
+    if plan.settings.copy_mode == "symlink":
+        yield "symbolic links break when the archive is moved or its volume is not mounted"
+    if plan.settings.archive_root is None and not plan.run.info and plan.archive_root is not None:
+        yield f"no run.json beside the index: the archive is taken to be {display_path(plan.archive_root)!r}"

@@ -1,0 +1,256 @@
+"""Undo: take away what `rebuild` made, and nothing else.
+
+Files first, then the reports, then the directories that became empty, last the mapping log: an undo that was
+killed anywhere is completed by the same command. What a person added or changed stays, and is theirs from
+then on. Where the archive does not have a file any more, the tree's is its last copy: it stays too, and the
+log with it, so that a later undo can still remove it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drumline.durable import output_errors
+from drumline.errors import Interrupted, OutputError
+from drumline.rebuild.actions import Progress, Refused, report_to
+from drumline.rebuild.log import (
+    MAPPING,
+    LogState,
+    Made,
+    MappingLog,
+    Standing,
+    folders_bottom_up,
+    load_log,
+    original_is_gone,
+    path_line,
+    standing,
+)
+from drumline.rebuild.manifests import is_ours
+from drumline.rebuild.settings import display
+from drumline.rebuild.store import Store, working_space
+from drumline.rebuild.tree import Tree, not_a_tree
+from drumline.records import display_path
+
+__all__ = ["UndoSummary", "undo"]
+
+_KEPT_NAMES = 1_000
+_BATCH = 5_000
+
+
+@dataclass(frozen=True)
+class UndoSummary:
+    """What an undo did, or would do.
+
+    Parameters
+    ----------
+    out
+        The tree.
+    dry_run
+        Whether nothing was done.
+    removed
+        Files that rebuild had made and that were removed.
+    gone
+        Files that rebuild had made and that somebody removed before.
+    changed
+        Files and reports that somebody changed: they stay.
+    last_copies
+        Files whose original is gone from the archive: they stay.
+    directories, reports
+        Empty directories and reports that were removed; in a dry run directories are an upper bound.
+    kept
+        (path, why) of files that stay, the first thousand.
+    """
+
+    out: str
+    dry_run: bool
+    removed: int
+    gone: int
+    changed: int
+    last_copies: int
+    directories: int
+    reports: int
+    kept: tuple[tuple[str, str], ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing of rebuild's own is left."""
+        return self.last_copies == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        kept = [{"path": path, "why": why} for path, why in self.kept]
+        return {**vars(self), "kept": kept, "complete": self.complete}
+
+
+def undo(
+    out: Path,
+    dry_run: bool = False,
+    *,
+    drop_last_copies: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> UndoSummary:
+    """Remove exactly what `rebuild` made in a directory.
+
+    Parameters
+    ----------
+    out
+        The tree.
+    dry_run
+        Only tell what would be done.
+    drop_last_copies
+        Remove also what the archive does not have any more.
+    progress
+        Called now and then with how far it got.
+
+    Raises
+    ------
+    OutputError
+        When the directory is not there, was not made by drumline, or cannot be written.
+    BusyError
+        When another process works in it.
+    Interrupted
+        On Ctrl-C; the same command goes on.
+    """
+    if not out.is_dir():
+        raise OutputError(f"there is no directory {str(out)!r}", "Give the directory that rebuild made.")
+    tree, store = Tree(out), Store()
+    try:
+        with output_errors(out), working_space():
+            return _Undo(tree, store, dry_run, drop_last_copies, report_to(progress)).run()
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            "undo stopped", "Give the same command again: it goes on where it stopped."
+        ) from error
+    finally:
+        tree.close()
+        store.close()
+
+
+class _Undo:
+    def __init__(
+        self,
+        tree: Tree,
+        store: Store,
+        dry_run: bool,
+        drop_last_copies: bool,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self._tree, self._store = tree, store
+        self._dry_run, self._drop_last_copies, self._progress = dry_run, drop_last_copies, progress
+        self._counts: Counter[str] = Counter()
+        self._kept: list[tuple[str, str]] = []
+        self._lines: list[bytes] = []
+        self._log: MappingLog | None = None
+
+    def run(self) -> UndoSummary:
+        state = load_log(self._tree, self._store)
+        if state is None:
+            raise not_a_tree(self._tree.path, "was not made by 'drumline rebuild': nothing to undo")
+        if not self._dry_run:
+            self._log = MappingLog(self._tree, state.length)
+        try:
+            self._files()
+            self._reports()
+            self._folders()
+            self._finish(state)
+        finally:
+            if self._log is not None:
+                self._log.close()
+        return self._summary()
+
+    def _files(self) -> None:
+        total = self._store.row("SELECT COUNT(*) FROM made")[0]
+        rows = self._store.rows("SELECT target, mode, size, mtime_ns, source, hash FROM made ORDER BY target")
+        for number, made in enumerate(map(Made._make, rows)):
+            self._file(made)
+            if number % _BATCH == 0:
+                self._note_removed()
+                self._progress(Progress("removing", number, total))
+
+    def _file(self, made: Made) -> None:
+        how = self._fate(made)
+        self._counts[how] += 1
+        if how == "ours":
+            self._remove(made.target)
+        elif how != "gone":
+            self._keep(made.target, "changed since it was made" if how == "changed" else "the last copy")
+
+    def _fate(self, made: Made) -> Standing:
+        how = standing(self._tree, made)
+        if how == "ours" and original_is_gone(made):
+            how = "last_copy"
+        return "ours" if how == "last_copy" and self._drop_last_copies else how
+
+    def _remove(self, target: bytes) -> None:
+        if not self._dry_run:
+            self._tree.unlink(target)
+            self._lines.append(path_line("removed", target))
+
+    def _keep(self, target: bytes, why: str) -> None:
+        if len(self._kept) < _KEPT_NAMES:
+            self._kept.append((display_path(target), why))
+
+    def _note_removed(self) -> None:
+        if self._log is not None:
+            self._log.append(self._lines, sync=False)
+        self._lines.clear()
+
+    def _reports(self) -> None:
+        for (target,) in self._store.rows("SELECT DISTINCT target FROM report ORDER BY target"):
+            if is_ours(self._tree, self._store, target):
+                self._counts["reports"] += 1
+                self._remove(target)
+            elif self._stands(target):
+                self._counts["changed"] += 1
+                self._keep(target, "edited since it was written")
+
+    def _stands(self, target: bytes) -> bool:
+        try:
+            return self._tree.lstat(target) is not None
+        except Refused:
+            return True
+
+    def _folders(self) -> None:
+        if self._dry_run:
+            self._counts["directories"] = self._store.row("SELECT COUNT(*) FROM folder")[0]
+            return
+        with suppress(Refused):
+            self._tree.clear_staging()
+        self._tree.forget()
+        for folder in folders_bottom_up(self._store):
+            if self._tree.rmdir(folder):
+                self._counts["directories"] += 1
+                self._lines.append(path_line("removed", folder))
+        self._tree.forget()
+
+    def _finish(self, state: LogState) -> None:
+        """Remove the log, and the directory if it was made too, once nothing of ours is left."""
+        if self._dry_run:
+            return
+        if self._counts["last_copy"]:
+            self._note_removed()
+            return
+        self._tree.unlink(MAPPING)
+        if state.made_root:
+            with suppress(OSError):
+                os.rmdir(self._tree.path)
+
+    def _summary(self) -> UndoSummary:
+        counts = self._counts
+        return UndoSummary(
+            out=display(self._tree.path),
+            dry_run=self._dry_run,
+            removed=counts["ours"],
+            gone=counts["gone"],
+            changed=counts["changed"],
+            last_copies=counts["last_copy"],
+            directories=counts["directories"],
+            reports=counts["reports"],
+            kept=tuple(self._kept),
+        )

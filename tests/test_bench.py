@@ -1,0 +1,164 @@
+"""The harness: what it runs, what it compares, what it shows. The engine is played by a small script here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from bench.demo import Picture, run_demo
+from bench.engine import ENGINE, EngineError, call
+from bench.measure import CommandFailed, interleaved, run_command
+from bench.report import Measure, write_report
+from bench.run import Sizes, Workshop, agreement, run_measures
+from bench.synth import write_archive
+from rich.console import Console
+
+PLAYER = """
+import json, os, shutil, sys
+from pathlib import Path
+
+command, subject, *rest = sys.argv[1:]
+options = [rest[place + 1] for place, option in enumerate(rest) if option in ("--runs-root", "--out")]
+out = Path(options[0])
+with open(Path(__file__).with_name("calls.txt"), "a") as calls:
+    print(*sys.argv[1:], file=calls)
+if command == "infer":
+    names = [name for _, _, files in os.walk(subject) for name in files if name.endswith(".wav")]
+    again = out.exists()
+    (out / "run_1").mkdir(parents=True, exist_ok=True)
+    print(json.dumps({
+        "run_directory": str(out / "run_1"),
+        "counts": {"discovered": len(names), "carried_over": len(names) if again else 0},
+        "labels": {"Kick": len(names) - 3, "misc": 2},
+        "errors": {"decode_error": 1},
+        "elapsed_sec": 0.5, "files_per_sec": 2.0 * len(names), "size_bytes": 1_000_000,
+    }))
+else:
+    (out / "Kick" / "Pack").mkdir(parents=True, exist_ok=True)
+    (out / "Kick" / "Pack" / "a.wav").touch()
+    print("{}")
+"""
+
+
+@pytest.fixture
+def player(tmp_path: Path) -> tuple[str, ...]:
+    script = tmp_path / "player.py"
+    script.write_text(PLAYER)
+    return (sys.executable, str(script))
+
+
+def shown(picture: Picture) -> str:
+    console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(picture)
+    return console.export_text()
+
+
+def test_the_demo_ends_with_labels_tree_errors_and_the_next_commands(
+    tmp_path: Path, player: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.demo.FILES", 20)
+    text = shown(run_demo(tmp_path / "demo", engine=player))
+    for part in (
+        "files classified",
+        "Kick",
+        "organised/",
+        "Pack/ 1",
+        "1 decode error",
+        "drumline stats",
+        "make demo",
+    ):
+        assert part in text
+    again = shown(run_demo(tmp_path / "demo", engine=player))
+    assert "none changed" in again
+
+
+def test_the_demo_of_somebodys_own_files_makes_links_and_no_archive(
+    tmp_path: Path, player: tuple[str, ...]
+) -> None:
+    write_archive(tmp_path / "mine", 5)
+    run_demo(tmp_path / "demo", tmp_path / "mine", engine=player)
+    assert not (tmp_path / "demo" / "archive").exists()
+    assert "--copy-mode symlink" in (tmp_path / "calls.txt").read_text()
+
+
+def test_a_half_made_demo_archive_is_made_anew(
+    tmp_path: Path, player: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.demo.FILES", 6)
+    (tmp_path / "demo" / "archive").mkdir(parents=True)
+    (tmp_path / "demo" / "archive" / "half.wav").touch()
+    run_demo(tmp_path / "demo", engine=player)
+    assert not (tmp_path / "demo" / "archive" / "half.wav").exists()
+
+
+def test_a_failed_command_is_told_by_its_exit_code() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(EngineError, match="exit code 7") as caught:
+        call("stats", engine=(sys.executable, "-c", "import sys; sys.exit(7)"))
+    assert caught.value.exit_code == 7
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_measured_command_that_fails_says_why() -> None:
+    with pytest.raises(CommandFailed, match="no such sample"):
+        run_command((sys.executable, "-c", "raise SystemExit('no such sample')"))
+
+
+def test_memory_is_that_of_all_processes_together() -> None:
+    child = "b = bytearray(60_000_000); import time; time.sleep(0.4)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert run_command((sys.executable, "-c", parent), pss_every=0.05).peak_pss > 60_000_000
+
+
+def test_sides_take_turns() -> None:
+    turns: list[str] = []
+
+    def side(name: str) -> float:
+        turns.append(name)
+        return float(len(turns))
+
+    assert interleaved(2, lambda: side("a"), lambda: side("b")) == [[1.0, 3.0], [2.0, 4.0]]
+    assert turns == ["a", "b", "a", "b"]
+
+
+def test_the_report_is_a_table_with_the_result_first(tmp_path: Path) -> None:
+    measures = [
+        Measure("infer", "first run", "9.0× as fast", "900 files/s", "100 files/s", "≥ 8×", True, {"a": [1]})
+    ]
+    text = write_report(tmp_path, measures, "python -m bench.run")
+    assert "| first run | **9.0× as fast** | 900 files/s | 100 files/s | ≥ 8× | met |" in text
+    assert (tmp_path / "REPORT.md").read_text() == text
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values["measures"][0]["details"] == {"a": [1]}
+    assert values["machine"]["usable_cpus"] >= 1
+    assert str(Path.cwd()) not in text
+
+
+@pytest.mark.skipif(not shutil.which("rsync"), reason="no rsync")
+def test_rescan_memory_and_rebuild_are_measured_and_leave_nothing(
+    tmp_path: Path, player: tuple[str, ...]
+) -> None:
+    sizes = Sizes(rescan_files=30, memory_files=(10, 20), repeats=1)
+    workshop = Workshop(tmp_path / "work", sizes, engine=player)
+    measures = run_measures(workshop, ("rebuild", "rescan", "memory"))
+    assert [measure.name for measure in measures] == ["rescan", "memory", "rebuild"]
+    assert all(measure.met is None for measure in measures)
+    assert measures[0].details["carried"][0] > 0
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_the_plain_way_gives_the_labels_of_the_engine(tmp_path: Path) -> None:
+    pytest.importorskip("librosa")
+    archive, index = tmp_path / "archive", tmp_path / "plain.jsonl"
+    write_archive(archive, 10, seed=5, odd_fraction=0, broken_fraction=0.1)
+    run_command((sys.executable, "-m", "bench.plain", archive, index))
+    run_command((*ENGINE, "infer", archive, "--runs-root", tmp_path / "runs", "--quiet"))
+    same = agreement(tmp_path / "runs", index, archive)
+    assert same["compared"] == 10
+    assert same["same_label"] == 1.0
+    assert same["largest_confidence_difference"] < 1e-3
