@@ -262,7 +262,8 @@ class Cache:
     def carry_frame(self, frame: int, run: int, place: int) -> None:
         """Say that a frame now lies in another run's index, byte for byte."""
         self._db.execute(
-            "UPDATE frame SET run = ?, place = ?, carried = lines WHERE id = ?", (run, place, frame)
+            "UPDATE frame SET run = ?, place = ?, carried = lines - failed WHERE id = ?",
+            (run, place, frame),
         )
 
     def move_frame(self, frame: int, place: int) -> None:

@@ -111,7 +111,7 @@ def _root_in_index(index_path: Path) -> bytes | None:
 
 def _warnings(plan: Plan) -> Iterator[str]:
     if plan.run.info and not plan.run.complete:
-        yield f"{plan.run.name} is not complete: only the {plan.tally.records:,} files indexed so far are planned"
+        yield f"{plan.run.name} is not complete: planned are the {plan.tally.records:,} files indexed so far"
     if plan.settings.copy_mode == "symlink":
         yield "symbolic links break when the archive is moved or its volume is not mounted"
     if plan.settings.archive_root is None and not plan.run.info and plan.archive_root is not None:

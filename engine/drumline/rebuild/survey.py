@@ -213,7 +213,7 @@ class Surveyor:
                 self._plan.counts["kept"] += 1
 
     def _fate(self, made: Made) -> Standing:
-        """Tell how a file that is no longer in the plan stands; ours to remove is only what is elsewhere too."""
+        """Tell how a file that is no longer in the plan stands; only what is elsewhere too is removed."""
         assert self._plan.tree is not None
         how = standing(self._plan.tree, made)
         if how == "ours" and original_is_gone(made):

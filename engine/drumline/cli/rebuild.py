@@ -1,0 +1,301 @@
+"""``drumline rebuild`` and ``drumline undo``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from drumline.cli.common import (
+    Command,
+    comma_separated,
+    echo_json,
+    json_option,
+    path_type,
+    safe_text,
+    stdout_console,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from drumline.rebuild import Plan, Progress, RebuildSummary, UndoSummary
+
+__all__ = ["rebuild_command", "undo_command"]
+
+_EXAMPLES_SHOWN = 10
+_PROBLEMS_SHOWN = 5
+_PROBLEMS_IN_JSON = 1_000
+_PLAIN_SECONDS = 3.0
+
+_MEANINGS = {
+    "missing": "missing: not in the archive any more",
+    "changed": "changed since they were indexed: run 'drumline infer' again",
+    "unreadable": "unreadable",
+    "occupied": "in the way is something that drumline did not make",
+    "edited": "edited in the tree since they were made: they stay",
+    "bad_name": "have a name that the file system of the tree does not take",
+    "refused": "refused by the file system of the tree",
+    "kept": "no longer in the plan, but edited or the last copy: they stay",
+    "unsafe_path": "records with a path that leads out of the tree: left out",
+    "unsafe_label": "records with a label that can be no directory: left out",
+    "duplicate_record": "records that name a file a second time: left out",
+    "failed": "failed when they were indexed: listed in _manifests/errors.txt",
+    "duplicate": "duplicates left out",
+    "reports_left": "reports that somebody edited: they stay",
+}
+
+
+@click.command(
+    "rebuild",
+    cls=Command,
+    examples=(
+        "drumline rebuild ClassifiedArchive --out Organised --dry-run",
+        "drumline rebuild ClassifiedArchive/run_20261121T101500Z --out Organised --copy-mode hardlink",
+        "drumline rebuild --index old/index.jsonl.zst --out Drums --labels Kick,Snare --threshold 0.8",
+        "drumline rebuild ClassifiedArchive --out Organised --overrides corrections.jsonl --layout flat",
+    ),
+)
+@click.argument("run", required=False, type=path_type())
+@click.option("--index", "index_file", type=path_type(), help="An index file, in place of RUN.")
+@click.option("--out", required=True, type=path_type(), help="Directory of the tree; made when missing.")
+@click.option(
+    "--copy-mode",
+    type=click.Choice(["copy", "hardlink", "symlink", "reflink", "none"]),
+    default="copy",
+    show_default=True,
+    help="How files get into the tree; none writes only manifests and statistics.",
+)
+@click.option("--labels", callback=comma_separated, help="Wanted labels: A,B. Others go to misc.")
+@click.option("--allow-all", is_flag=True, help="All labels, also where the run was made for some of them.")
+@click.option("--threshold", type=float, help="Below this probability a file is misc. [as the run was made]")
+@click.option("--overrides", type=path_type(), help="Corrections: JSON lines of hash, correct_label, note.")
+@click.option(
+    "--layout",
+    type=click.Choice(["mirror", "flat"]),
+    default="mirror",
+    show_default=True,
+    help="mirror: LABEL/relative path; flat: LABEL/normalised-name.",
+)
+@click.option(
+    "--dedup",
+    type=click.Choice(["keep-all", "first"]),
+    default="keep-all",
+    show_default=True,
+    help="first: of files with the same content, only the first by path.",
+)
+@click.option("--archive-root", type=path_type(), help="Where the archive is now, when it was moved.")
+@click.option(
+    "--drop-last-copies",
+    is_flag=True,
+    help="Files of an earlier plan go, too, when the archive does not have them any more.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings only.")
+@json_option
+def rebuild_command(
+    run: Path | None, index_file: Path | None, dry_run: bool, quiet: bool, as_json: bool, **options: Any
+) -> None:
+    """Make an organised tree from RUN: a directory for each label, and misc.
+
+    RUN is a run directory, an index file, or a runs root (its newest complete run). The archive is only
+    read, and nothing outside of OUT is written. The same command again completes a rebuild that was stopped;
+    other options turn OUT into what they say. Files that somebody added or edited in OUT stay as they are.
+
+    Exit codes: 0 done (files that were missing or changed are counted and named), 2 contradicting options,
+    3 wrong labels, threshold or overrides, 6 no archive, 7 no index, 8 OUT cannot be written or is not
+    drumline's, 9 another process works in OUT, 130 stopped.
+    """
+    from drumline.rebuild import RebuildSettings, execute, plan_rebuild
+
+    if (run is None) == (index_file is None):
+        raise click.UsageError("give either RUN or --index FILE")
+    settings = RebuildSettings(source=run or index_file or Path(), **options)
+    silent = quiet or as_json
+    with _meter(quiet) as progress, plan_rebuild(settings, progress) as plan:
+        for warning in plan.warnings:
+            click.echo(f"drumline: {safe_text(warning)}", err=True)
+        if not silent:
+            _show_plan(plan, examples=_EXAMPLES_SHOWN if dry_run else 0)
+        summary = None if dry_run else execute(plan, progress)
+        if as_json:
+            echo_json(_as_json(plan, summary))
+        elif summary is not None:
+            _show_outcome(plan, summary, quiet)
+        elif not quiet:
+            click.echo("\nNothing was written. The same command without --dry-run does it.")
+
+
+@click.command(
+    "undo",
+    cls=Command,
+    examples=("drumline undo Organised --dry-run", "drumline undo Organised"),
+)
+@click.argument("out", type=path_type())
+@click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
+@click.option(
+    "--drop-last-copies", is_flag=True, help="Remove also files that the archive does not have any more."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings only.")
+@json_option
+def undo_command(out: Path, dry_run: bool, drop_last_copies: bool, quiet: bool, as_json: bool) -> None:
+    """Remove what 'drumline rebuild' made in OUT, and nothing that somebody added or changed.
+
+    Exit codes: 0 done (what stays is counted and named), 8 OUT is not drumline's or cannot be written,
+    9 another process works in OUT, 130 stopped; the same command goes on.
+    """
+    from drumline.rebuild import undo
+
+    with _meter(quiet) as progress:
+        summary = undo(out, dry_run, drop_last_copies=drop_last_copies, progress=progress)
+    if as_json:
+        echo_json(summary.to_json())
+    else:
+        _show_undo(summary, quiet)
+
+
+def _as_json(plan: Plan, summary: RebuildSummary | None) -> dict[str, Any]:
+    problems = [
+        {"problem": kind, "path": safe_text(path), "message": message}
+        for kind, path, message in islice(plan.problems(), _PROBLEMS_IN_JSON)
+    ]
+    done = None if summary is None else summary.to_json()
+    return {"dry_run": summary is None, "plan": plan.to_json(), "summary": done, "problems": problems}
+
+
+def _show_plan(plan: Plan, examples: int) -> None:
+    console = stdout_console()
+    counts, mode = plan.counts, plan.settings.copy_mode
+    console.print(
+        f"{plan.files:,} files, {_size(plan.size)} → {safe_text(str(plan.settings.out))}"
+        f" ({mode}, {plan.settings.layout})",
+        markup=False,
+    )
+    console.print(_label_table(plan))
+    parts = {
+        "to make": counts["make"],
+        "to make anew": counts["replace"],
+        "already there": counts["there"] + counts["adopt"],
+        "to remove": counts["remove"],
+        "by correction": counts["overridden"],
+    }
+    console.print("  " + ", ".join(f"{count:,} {name}" for name, count in parts.items() if count))
+    _show_counts(console, counts)
+    for action in islice(plan.actions(), examples):
+        arrow = f"  {safe_text(action.source)} → {safe_text(action.target)}"
+        console.print(arrow, markup=False, soft_wrap=True)
+
+
+def _label_table(plan: Plan) -> Table:
+    from rich.table import Table
+
+    from drumline.charts import Bar
+
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "right", "right"):
+        table.add_column(justify=justify, no_wrap=True)
+    table.add_column(ratio=1)
+    largest = max((total.files for total in plan.labels.values()), default=1) or 1
+    for label, total in sorted(plan.labels.items(), key=lambda item: (-item[1].files, item[0])):
+        table.add_row(
+            f"  {safe_text(label)}/", f"{total.files:,}", _size(total.bytes), Bar(total.files / largest)
+        )
+    return table
+
+
+def _show_counts(console: Console, counts: Any) -> None:
+    for name, meaning in _MEANINGS.items():
+        if counts[name]:
+            console.print(f"  {counts[name]:,} {meaning}", markup=False)
+
+
+def _show_outcome(plan: Plan, summary: RebuildSummary, quiet: bool) -> None:
+    counts = summary.counts
+    if summary.not_placed or counts["kept"] or counts["reports_left"]:
+        click.echo(f"drumline: warning: {summary.not_placed:,} files could not be placed:", err=True)
+        for kind, path, message in islice(plan.problems(), _PROBLEMS_SHOWN):
+            click.echo(f"  {kind}: {safe_text(path)}: {safe_text(message)}", err=True)
+    if quiet:
+        return
+    parts = {
+        "made": counts["made"],
+        "already there": counts["already_there"],
+        "removed": counts["removed"],
+        "not placed": summary.not_placed,
+    }
+    told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count) or "nothing to do"
+    out = safe_text(summary.out)
+    click.echo(f"\n{told} in {summary.seconds:.1f} s")
+    click.echo(f"Tree: {out}   Lists: {out}/_manifests   Take it back: drumline undo {out}")
+
+
+def _show_undo(summary: UndoSummary, quiet: bool) -> None:
+    for path, why in summary.kept[:_PROBLEMS_SHOWN]:
+        click.echo(f"drumline: stays: {safe_text(path)}: {why}", err=True)
+    if summary.last_copies:
+        click.echo(
+            f"drumline: {summary.last_copies:,} files stay because the archive does not have them any more;"
+            " --drop-last-copies removes them too",
+            err=True,
+        )
+    if quiet:
+        return
+    verb = "would be removed" if summary.dry_run else "removed"
+    click.echo(
+        f"{summary.removed:,} files, {summary.reports:,} reports and"
+        f" {'up to ' if summary.dry_run else ''}{summary.directories:,} directories {verb};"
+        f" {summary.changed + summary.last_copies:,} stay, {summary.gone:,} were gone already"
+    )
+
+
+def _size(size: int) -> str:
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"
+
+
+@contextmanager
+def _meter(quiet: bool) -> Iterator[Any]:
+    """Give a progress callback: a bar on a terminal, a line every few seconds elsewhere, none when quiet."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet:
+        yield None
+    elif not console.is_terminal:
+        yield _PlainMeter()
+    else:
+        from rich.progress import Progress as Bars
+
+        with Bars(console=console, transient=True) as bars:
+            yield _BarMeter(bars)
+
+
+class _PlainMeter:
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() - self._told >= _PLAIN_SECONDS:
+            self._told = time.monotonic()
+            of = "" if progress.total is None else f" of {progress.total:,}"
+            click.echo(f"drumline: {progress.phase}: {progress.done:,}{of} files", err=True)
+
+
+class _BarMeter:
+    def __init__(self, bars: Any) -> None:
+        self._bars, self._tasks = bars, {}  # type: Any, dict[str, Any]
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.phase not in self._tasks:
+            self._tasks[progress.phase] = self._bars.add_task(progress.phase, total=progress.total)
+        self._bars.update(self._tasks[progress.phase], completed=progress.done, total=progress.total)
