@@ -7,6 +7,7 @@ python -m bench.demo demo --archive ~/Samples
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
@@ -34,6 +35,7 @@ _COLOURS = {
     "Kick": "red", "Snare": "yellow", "Hihat": "cyan", "Tom": "magenta", "Crash": "blue", "Ride": "green",
 }  # fmt: skip
 _FOLDERS_SHOWN = 3
+_SVG_COLUMNS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,8 @@ def run_demo(out: Path, archive: Path | None = None, engine: tuple[str, ...] = E
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Classify this directory; nothing in it is changed.",
 )
-def main(out: Path, archive: Path | None) -> None:
+@click.option("--svg", type=click.Path(path_type=Path), help="Write the picture to this file as well.")
+def main(out: Path, archive: Path | None, svg: Path | None) -> None:
     """Run the demo."""
     try:
         picture = run_demo(out, archive)
@@ -189,6 +192,17 @@ def main(out: Path, archive: Path | None) -> None:
         # The command has said on stderr what was wrong and what to do.
         sys.exit(error.exit_code)
     stdout_console().print(picture)
+    if svg:
+        _write_svg(picture, svg)
+
+
+def _write_svg(picture: Picture, path: Path) -> None:
+    with open(os.devnull, "w") as nowhere:
+        console = Console(record=True, width=_SVG_COLUMNS, file=nowhere, force_terminal=True)
+        console.print(picture)
+    drawing = console.export_svg(title="make demo")
+    # The fonts would be fetched from the web; the viewer's own monospaced one does.
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ __all__ = ["Cache", "FileRow", "FrameRow", "KnownFile", "Lasting"]
 
 CACHE_VERSION: Final = 1
 
+# Small, so that memory does not grow with the cache: the system's page cache serves as well.
+_READER_CACHE_KB: Final = 1000
+_WRITER_CACHE_KB: Final = 4000
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS scope (
     id INTEGER PRIMARY KEY, archive BLOB NOT NULL, inference_key TEXT NOT NULL,
@@ -109,7 +113,7 @@ class Cache:
             mode = "ro" if read_only else "rwc"
             uri = f"file:{_quoted(path)}?mode={mode}"
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
-            self._db.execute("PRAGMA cache_size = -8000")
+            self._db.execute(f"PRAGMA cache_size = -{_READER_CACHE_KB if read_only else _WRITER_CACHE_KB}")
             if not read_only:
                 self._create()
 
@@ -248,9 +252,10 @@ class Cache:
         rows: Iterable[FileRow],
     ) -> int:
         """Store a frame and the rows of its lines; rows of the same files elsewhere are replaced."""
-        sql = "INSERT INTO frame (run, place, length, lines, failed, carried, tally) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        columns = "run, place, length, lines, failed, carried, tally"
         blob = orjson.dumps(tally.to_json())
         values = (run, place, length, tally.records, tally.failed, carried, blob)
+        sql = f"INSERT INTO frame ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"
         frame = int(self._db.execute(sql, values).lastrowid or 0)
         self._db.executemany(
             "INSERT OR REPLACE INTO file (directory, name, size, mtime_ns, hash, failed, frame, line) "

@@ -41,10 +41,10 @@ class Command(click.Command):
         self.examples = examples
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples."""
+        """Write the examples, each on one line, so that it can be copied."""
         with formatter.section("Examples"):
             for example in self.examples:
-                formatter.write_text(example)
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
 
 def json_option(function: F) -> F:

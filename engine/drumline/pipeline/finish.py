@@ -42,7 +42,7 @@ def _assert_one_record_per_file(tally: Tally, rows: int, outcome: Outcome) -> No
     discovered = outcome.counters["discovered"]
     if not discovered == tally.records == rows:
         raise DrumlineError(
-            f"{discovered:,} files were found, the index has {tally.records:,} records, the cache {rows:,} rows",
+            f"found {discovered:,} files, but the index has {tally.records:,} and the cache {rows:,}",
             "This is a fault in drumline: please report it. --fresh starts anew.",
         )
 
