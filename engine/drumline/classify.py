@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 import soundfile
@@ -18,7 +18,7 @@ from drumline.bundle import Bundle, load_bundle
 from drumline.decide import Decision, DecisionSettings, decide, failed_decision
 from drumline.features import FeatureExtractor
 from drumline.inference import open_session
-from drumline.records import ErrorType, FileError
+from drumline.records import FileError
 from drumline.settings import Device
 
 __all__ = ["Classifier", "Prediction", "Sound"]

@@ -18,9 +18,8 @@ def show_summary(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     console, counts = Console(highlight=False, soft_wrap=True), summary["counts"]
-    console.print(
-        f"[bold]{counts['discovered']:,} files[/bold] in {duration_text(summary['elapsed_sec'])}: {_parts(counts)}"
-    )
+    files, seconds = f"{counts['discovered']:,} files", duration_text(summary["elapsed_sec"])
+    console.print(f"[bold]{files}[/bold] in {seconds}: {_parts(counts)}")
     table = Table.grid(padding=(0, 2))
     largest = max(summary["labels"].values(), default=1)
     for label, count in summary["labels"].items():

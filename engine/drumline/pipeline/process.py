@@ -84,7 +84,6 @@ class StageProcess:
     @classmethod
     def start(cls, name: str, body: Callable[[], None], reports: Reports) -> StageProcess:
         """Fork a process that runs `body` and exits."""
-        gc.collect()
         gc.freeze()  # the collector must not touch, and so copy, the pages that are shared
         pid = os.fork()
         if pid == 0:
