@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from bench.demo import Picture, run_demo
 from bench.engine import ENGINE, EngineError, call
 from bench.measure import CommandFailed, interleaved, run_command
 from bench.report import Measure, write_report
 from bench.run import Sizes, Workshop, agreement, run_measures
 from bench.synth import write_archive
-from rich.console import Console
 
 PLAYER = """
 import json, os, shutil, sys

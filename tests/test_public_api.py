@@ -44,19 +44,20 @@ def test_running_an_inference_needs_neither_librosa_nor_a_training_framework() -
 
 
 def test_the_public_names_are_these() -> None:
-    assert sorted(drumline.__all__) == sorted(
-        [
-            "Bundle",
-            "Classifier",
-            "Decision",
-            "DecisionSettings",
-            "DrumlineError",
-            "InferSettings",
+    assert sorted(drumline.__all__) == [
+        *("Bundle", "Classifier", "Decision", "DecisionSettings", "DrumlineError", "InferSettings"),
+        *(
             "MiscSettings",
-        ]
-        + ["Prediction", "RebuildSettings", "Record", "Run", "__version__", "decide", "execute", "infer"]
-        + ["load_bundle", "open_run", "plan_rebuild", "preview", "read_index", "redecide", "undo"]
-    )
+            "Prediction",
+            "RebuildSettings",
+            "Record",
+            "Run",
+            "__version__",
+            "execute",
+            "infer",
+        ),
+        *("load_bundle", "open_run", "plan_rebuild", "preview", "read_index", "redecide", "undo"),
+    ]
 
 
 def test_every_public_name_can_be_imported_and_has_a_docstring() -> None:
@@ -78,3 +79,7 @@ def test_every_public_function_is_shown_in_the_documentation() -> None:
         "Classifier",
     ]
     assert [name for name in [*shown, "load_bundle", "DrumlineError"] if f"drumline.{name}" not in text] == []
+
+
+def test_no_public_name_is_hidden_by_a_module() -> None:
+    assert not [name for name in drumline.__all__ if (Path(drumline.__file__).parent / f"{name}.py").exists()]

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
 from bench.broken import BROKEN
 from bench.corpus import corpus_directory
 from bench.formats import FORMATS, available, encode
@@ -27,8 +30,6 @@ from bench.synth import (
     write_corpus_archive,
     write_truth,
 )
-from click.testing import CliRunner
-from numpy.typing import NDArray
 
 
 def content(root: Path) -> dict[bytes, str]:

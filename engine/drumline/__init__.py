@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from drumline.classify import Prediction as Prediction
     from drumline.decide import Decision as Decision
     from drumline.decide import DecisionSettings as DecisionSettings
-    from drumline.decide import decide as decide
     from drumline.errors import DrumlineError as DrumlineError
     from drumline.index import read_index as read_index
     from drumline.pipeline.infer import infer as infer
@@ -46,7 +45,6 @@ _HOME = {
     "RebuildSettings": "rebuild",
     "Record": "records",
     "Run": "runs",
-    "decide": "decide",
     "execute": "rebuild",
     "infer": "pipeline.infer",
     "load_bundle": "bundle",
@@ -58,7 +56,7 @@ _HOME = {
     "undo": "rebuild",
 }
 
-__all__ = ["__version__", *_HOME]  # pyright: ignore
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,10 @@ from drumline.frontend import FrontEnd
 from drumline.pcm import Buffer, parse_pcm
 from drumline.records import ErrorType
 
-__all__ = ["AudioError", "Decoder", "Waveform", "read_waveform"]
+__all__ = ["WHOLE_FILE_BYTES", "AudioError", "Decoder", "Waveform", "read_waveform"]
+
+WHOLE_FILE_BYTES = 64 << 20
+"""Larger files are hashed in pieces and decoded from the path."""
 
 _LOWEST_RATE, _HIGHEST_RATE = 100, 4_000_000
 # Frames decoded past the last one needed: with them, resampling the start gives bit for bit what resampling

@@ -186,7 +186,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     """Return what tells two runs apart: name, archive and model."""
     root = run.archive_root
     return {
-        "run": run.name if run.info else display_path(os.fsencode(run.index_path)),
+        "run": display_path(os.fsencode(run.name if run.info else run.index_path)),
         "archive_root": None if root is None else display_path(root),
         "model": run.info.get("model"),
         "complete": run.complete if run.info else None,

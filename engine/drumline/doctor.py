@@ -1,6 +1,6 @@
 """What `infer` needs of this machine: what is there, what is missing, and how to get it.
 
-Each check is a function that returns findings and never raises; the command only prints them.
+Each check is a function that gives findings; the command only prints them.
 """
 
 from __future__ import annotations
@@ -146,8 +146,9 @@ def _amount(topic: str, amount: int | None, least: int, way_out: str) -> Finding
 
 
 def _writable(runs_root: Path) -> Finding:
-    place = next(path for path in (runs_root.absolute(), *runs_root.absolute().parents) if path.exists())
-    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+    runs_root = runs_root.absolute()
+    place = next(path for path in (runs_root, *runs_root.parents) if os.path.lexists(path))
+    if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
         return Finding("runs root", "ok", f"{place} can be written")
     return Finding("runs root", "missing", f"{place} cannot be written", "Choose another --runs-root.")
 

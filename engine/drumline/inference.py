@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from drumline.errors import BundleError, RuntimeMissingError
 from drumline.onnxfile import OnnxFormatError, has_external_data
 from drumline.settings import Device
 
-__all__ = ["Graph", "Session", "import_runtime", "open_graph", "open_session", "softmax"]
+__all__ = ["Graph", "Session", "check_runtime", "import_runtime", "open_graph", "open_session", "softmax"]
 
 Floats = NDArray[np.float32]
 
@@ -85,8 +86,8 @@ class Session:
         return softmax(self.logits(features), self.bundle.temperature)
 
 
-def import_runtime() -> ModuleType:
-    """Import ONNX Runtime.
+def check_runtime() -> None:
+    """See, without importing it, that exactly one ONNX Runtime is installed.
 
     Raises
     ------
@@ -99,6 +100,19 @@ def import_runtime() -> ModuleType:
             "Remove both: pip uninstall -y onnxruntime onnxruntime-gpu\n"
             'Then install one: pip install "drumline[cpu]" or "drumline[gpu]".',
         )
+    if find_spec("onnxruntime") is None:
+        raise RuntimeMissingError("ONNX Runtime is not installed", _INSTALL)
+
+
+def import_runtime() -> ModuleType:
+    """Import ONNX Runtime.
+
+    Raises
+    ------
+    RuntimeMissingError
+        When there is none, it is broken, or both distributions are installed.
+    """
+    check_runtime()
     try:
         import onnxruntime
     except ImportError as error:
@@ -309,18 +323,22 @@ def _open_cuda(runtime: ModuleType, bundle: Bundle) -> Session:
     with _silenced_stdout():
         getattr(runtime, "preload_dlls", lambda: None)()
     try:
-        # TF32 is off so that a GPU's probabilities are the CPU's; searching the best convolution
-        # exhaustively would stall at each new batch size.
-        cuda = (_CUDA, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
-        graph = Graph(_create(runtime, bundle.model_path, 1, [cuda, _CPU]), bundle.model_path)
-        providers = graph.session.get_providers()
+        return _cuda_session(runtime, bundle)
     except BundleError as error:
         _open_cpu(runtime, bundle, 1)  # tells a broken model from a broken CUDA
         raise _no_cuda(error.what) from error
+
+
+def _cuda_session(runtime: ModuleType, bundle: Bundle) -> Session:
+    # TF32 is off so that a GPU's probabilities are the CPU's; searching the best convolution
+    # exhaustively would stall at each new batch size.
+    cuda = (_CUDA, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
+    graph = Graph(_create(runtime, bundle.model_path, 1, [cuda, _CPU]), bundle.model_path)
+    providers = graph.session.get_providers()
     if providers[0] != _CUDA:
         raise _no_cuda(f"ONNX Runtime gave {', '.join(providers)}")
-    output = graph.output_of(bundle)
-    return _checked(bundle, "cuda", graph, _BoundRun(runtime, graph.session, bundle.input_name, output))
+    run = _BoundRun(runtime, graph.session, bundle.input_name, graph.output_of(bundle))
+    return _checked(bundle, "cuda", graph, run)
 
 
 def _no_cuda(cause: str) -> RuntimeMissingError:

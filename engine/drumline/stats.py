@@ -77,7 +77,7 @@ def read_stats(run: Run) -> Stats:
 def _stats(run: Run, records: int, failed: int, torn_bytes: int, report: dict[str, Any]) -> Stats:
     root = run.archive_root
     return Stats(
-        run=run.name if run.info else display_path(os.fsencode(run.index_path.name)),
+        run=display_path(os.fsencode(run.name if run.info else run.index_path.name)),
         archive_root=None if root is None else display_path(root),
         complete=run.complete if run.info else None,
         records=records,

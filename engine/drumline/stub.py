@@ -21,6 +21,7 @@ from drumline.errors import BundleError, OutputError
 from drumline.frontend import FrontEnd
 from drumline.labels import CANONICAL_LABELS, MISC, Taxonomy, read_labels
 from drumline.onnxfile import encode_model, encode_node
+from drumline.records import display_path
 
 __all__ = ["create_stub", "stub_model"]
 
@@ -54,7 +55,7 @@ def create_stub(output: Path, model: str | Path | None = None) -> Taxonomy:
         output.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        _write_members(draft, output.name, front_end, taxonomy)
+        _write_members(draft, display_path(os.fsencode(output.name)), front_end, taxonomy)
         with output_errors(output):
             draft.chmod(0o777 & ~_umask())
             os.rename(draft, output)

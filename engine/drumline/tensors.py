@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from drumline.audio import AudioError, Decoder, Waveform
+from drumline.audio import WHOLE_FILE_BYTES, AudioError, Decoder, Waveform
 from drumline.durable import output_errors, sync_directory
 from drumline.features import FeatureExtractor
 from drumline.frontend import FrontEnd
@@ -23,9 +23,6 @@ from drumline.records import FileError
 from drumline.walk import Walk
 
 __all__ = ["TensorReport", "audio_files", "write_tensors"]
-
-_WHOLE_FILE_BYTES = 64 << 20
-"""Larger files are decoded from the path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,7 @@ def _rows(
         try:
             yield path, extractor.features(_decode(decoder, path).samples)
         except AudioError as error:
-            yield path, FileError(type=error.type, message=error.message)  # type: ignore[typeddict-item]
+            yield path, FileError(type=error.type, message=error.message)
         except FileNotFoundError:
             yield path, FileError(type="vanished", message="there is no such file")
         except OSError as error:
@@ -104,7 +101,7 @@ def _decode(decoder: Decoder, path: bytes) -> Waveform:
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise AudioError("unreadable", "it is no regular file")
-    if found.st_size > _WHOLE_FILE_BYTES:
+    if found.st_size > WHOLE_FILE_BYTES:
         return decoder.decode_path(path)
     with open(path, "rb") as stream:
         return decoder.decode(stream.read(), path)

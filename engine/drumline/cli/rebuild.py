@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -230,7 +231,7 @@ def _show_outcome(plan: Plan, summary: RebuildSummary, quiet: bool) -> None:
         "not placed": summary.not_placed,
     }
     told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count) or "nothing to do"
-    out = safe_text(summary.out)
+    out = safe_text(shlex.quote(summary.out))
     click.echo(f"\n{told} in {summary.seconds:.1f} s")
     click.echo(f"Tree: {out}   Lists: {out}/_manifests   Take it back: drumline undo {out}")
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from drumline.audio import AudioError, Decoder, Waveform
+from drumline.audio import WHOLE_FILE_BYTES, AudioError, Decoder, Waveform
 from drumline.cache import Cache
 from drumline.errors import DrumlineError
 from drumline.features import FeatureExtractor
@@ -32,9 +32,6 @@ from drumline.pipeline.slots import NO_SLOT, SlotTable, State
 from drumline.records import Record
 
 __all__ = ["extract"]
-
-_WHOLE_FILE_BYTES = 64 << 20
-"""Larger files are hashed in pieces and decoded from the path."""
 
 _PIECE_BYTES = 1 << 20
 _CACHED_FRAMES = 8
@@ -68,7 +65,7 @@ class _Reader:
         try:
             before = os.fstat(descriptor)
             digest = self._hasher()
-            data = self._whole(descriptor, before.st_size) if before.st_size <= _WHOLE_FILE_BYTES else None
+            data = self._whole(descriptor, before.st_size) if before.st_size <= WHOLE_FILE_BYTES else None
             if data is None:
                 while piece := os.read(descriptor, _PIECE_BYTES):
                     digest.update(piece)

@@ -12,7 +12,7 @@ from drumline.index import parse_record, read_frame, split_lines
 from drumline.pipeline.job import Job, model_facts
 from drumline.pipeline.supervisor import Outcome
 from drumline.pipeline.write import IndexAppender
-from drumline.records import SCHEMA_VERSION, path_fields
+from drumline.records import SCHEMA_VERSION, display_path, path_fields
 from drumline.tally import Tally
 
 __all__ = ["finish"]
@@ -100,8 +100,8 @@ def _summary(job: Job, tally: Tally, carried: int, outcome: Outcome) -> dict[str
     return {
         "schema_version": SCHEMA_VERSION,
         "run": job.run.name,
-        "run_directory": str(job.run.directory),
-        "index": str(job.run.index_path),
+        "run_directory": display_path(bytes(job.run.directory)),
+        "index": display_path(bytes(job.run.index_path)),
         "archive_root": root,
         "archive_root_b64": root_b64,
         "counts": {

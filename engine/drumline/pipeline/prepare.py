@@ -12,6 +12,7 @@ from drumline.bundle import load_bundle
 from drumline.cache import Cache
 from drumline.durable import output_errors
 from drumline.errors import ArchiveError, OutputError
+from drumline.inference import check_runtime
 from drumline.pipeline.job import Job, Plan, decision_key, inference_key, model_facts
 from drumline.records import display_path
 from drumline.runs import Run, create_run, open_run
@@ -29,6 +30,7 @@ def make_plan(settings: InferSettings) -> Plan:
         When the archive, the bundle or the labels are not what they should be.
     """
     archive = _archive(settings)
+    check_runtime()
     bundle = load_bundle(
         settings.model_path, label_map=settings.label_map, canonical_map=settings.canonical_map
     )

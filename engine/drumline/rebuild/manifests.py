@@ -12,14 +12,13 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from typing import Any
 
 import orjson
 import xxhash
 
 from drumline.durable import output_errors
-from drumline.rebuild.actions import Action, Refused
+from drumline.rebuild.actions import Refused
 from drumline.rebuild.log import MappingLog, path_line
 from drumline.rebuild.plan import PLACED, Plan
 from drumline.rebuild.store import Store
@@ -33,12 +32,14 @@ STATS = b"_stats.json"
 SUMMARY = b"_rebuild_summary.json"
 _STAGED = STAGING + b"/0"
 _SPECIAL = re.compile(rb"[\x00-\x1f\x7f\\]")
+_PLAIN = re.compile(rb"[\x20-\x5b\x5d-\x7e]*")
 _BLOCK = 1 << 20
+_ROWS = 1_000
 
 
 def escaped(name: bytes) -> bytes:
     """Return a name as it stands in a manifest."""
-    if name.isascii() and not _SPECIAL.search(name):
+    if _PLAIN.fullmatch(name):
         return name
     name = _SPECIAL.sub(lambda found: b"\\\\" if found[0] == b"\\" else b"\\x%02x" % found[0][0], name)
     return name.decode("utf-8", "backslashreplace").encode()
@@ -82,21 +83,25 @@ class Reports:
     def write_manifests(self) -> None:
         """Write a manifest for each label and the list of errors; remove those of labels that are gone."""
         wanted = {ERRORS}
-        for label, actions in groupby(self._placed(), key=lambda action: action.label):
-            name = manifest_name(self._plan.label_names[label])
-            wanted.add(name)
-            self.write(name, (escaped(action.target) + b"\n" for action in actions))
+        spans = self._store.rows("SELECT label, MIN(number), MAX(number) FROM plan GROUP BY label").fetchall()
+        for label, first, last in spans:
+            name = self._plan.label_names[label]
+            if self._plan.labels[name].files:
+                wanted.add(manifest_name(name))
+                self.write(manifest_name(name), self._listed(label, first, last))
         self.write(ERRORS, self._errors())
         for (target,) in self._store.rows("SELECT DISTINCT target FROM report").fetchall():
             if target.startswith(MANIFESTS + b"/") and target not in wanted:
                 self._remove(target)
 
-    def _placed(self) -> Iterator[Action]:
+    def _listed(self, label: int, first: int, last: int) -> Iterator[bytes]:
         rows = self._store.rows(
-            "SELECT number, state, label, target, source, size, mtime_ns, hash FROM plan"
-            f" WHERE state IN {PLACED} ORDER BY label, number"
+            "SELECT target FROM plan WHERE number BETWEEN ? AND ? AND label = ?"
+            f" AND state IN {PLACED} ORDER BY number",
+            (first, last, label),
         )
-        return map(Action._make, rows)
+        while chunk := rows.fetchmany(_ROWS):
+            yield b"".join([escaped(target) + b"\n" for (target,) in chunk])
 
     def _errors(self) -> Iterator[bytes]:
         for path, kind, message in self._store.rows("SELECT * FROM failed ORDER BY path, type, message"):

@@ -95,7 +95,7 @@ class Sources(Directories):
 
     def __init__(self, root: bytes) -> None:
         super().__init__(os.open(root, _SEARCH), follow=True)
-        self.path = root
+        self._prefix = root.rstrip(b"/") + b"/"
 
     def find(self, action: Action) -> tuple[int, bytes, os.stat_result]:
         """Return (directory, name, stat) of an action's source.
@@ -115,7 +115,7 @@ class Sources(Directories):
 
     def absolute(self, action: Action) -> bytes:
         """Return the absolute path of an action's source."""
-        return os.path.join(self.path, action.source)
+        return self._prefix + action.source
 
 
 def source_refusal(error: OSError) -> Refused:

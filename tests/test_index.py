@@ -1,0 +1,181 @@
+"""The index: frames, torn tails, damage."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drumline.errors import IndexFormatError
+from drumline.index import (
+    FRAME_LINES,
+    Codec,
+    codec_of,
+    read_frame,
+    read_frames,
+    read_index,
+    record_errors,
+    split_lines,
+)
+from drumline.records import encode_record
+from tests.making import make_record, records, write_index
+
+SUFFIXES = ["jsonl.zst", "jsonl.gz", "jsonl"]
+each_compression = pytest.mark.parametrize("suffix", SUFFIXES)
+RECORDS = [make_record(b"kick %d.wav" % number, size=number) for number in range(8)]
+
+
+@given(st.lists(records, max_size=7), st.sampled_from(SUFFIXES), st.integers(1, 3))
+def test_records_survive_any_compression(
+    tmp_path_factory: pytest.TempPathFactory, written: list, suffix: str, frame_lines: int
+) -> None:
+    path = tmp_path_factory.mktemp("index") / f"index.{suffix}"
+    write_index(path, written, frame_lines)
+    assert list(read_index(path)) == written
+
+
+@each_compression
+def test_a_torn_tail_costs_only_the_last_frame(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"index.{suffix}"
+    ends = write_index(path, RECORDS)
+    content = path.read_bytes()
+    for length in range(ends[-2], ends[-1]):
+        path.write_bytes(content[:length])
+        read = list(read_index(path))
+        whole_lines = content[:length].count(b"\n") if suffix == "jsonl" else 6
+        assert read == RECORDS[:whole_lines], f"cut at byte {length}"
+
+
+@each_compression
+def test_garbage_behind_the_last_frame_is_no_record(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"index.{suffix}"
+    ends = write_index(path, RECORDS)
+    with open(path, "ab") as stream:
+        stream.write(b"\x00garbage without a newline")
+    frames = list(read_frames(path))
+    assert frames[-1].offset + frames[-1].length == ends[-1]
+    assert list(read_index(path)) == RECORDS
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES[:1])
+def test_a_flipped_bit_is_found_by_the_frames_checksum(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"index.{suffix}"
+    ends = write_index(path, RECORDS)
+    content = bytearray(path.read_bytes())
+    content[ends[1] - 6] ^= 0x10
+    path.write_bytes(content)
+    assert list(read_index(path)) == RECORDS[:3]
+
+
+@each_compression
+def test_frames_follow_one_another_and_can_be_read_alone(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"index.{suffix}"
+    write_index(path, [*RECORDS] * FRAME_LINES)
+    frames, place = list(read_frames(path)), 0
+    with open(path, "rb") as stream:
+        for frame in frames:
+            assert frame.offset == place
+            data = read_frame(stream.fileno(), frame.offset, frame.length, codec_of(path))
+            assert data == frame.data
+            place += frame.length
+    assert place == path.stat().st_size
+    assert list(read_frames(path, frames[2].offset)) == frames[2:]
+
+
+@each_compression
+def test_a_frame_can_be_copied_into_another_index(tmp_path: Path, suffix: str) -> None:
+    one, other = tmp_path / f"one.{suffix}", tmp_path / f"other.{suffix}"
+    ends = write_index(one, RECORDS)
+    other.write_bytes(one.read_bytes() + one.read_bytes()[: ends[0]])
+    assert list(read_index(other)) == RECORDS + RECORDS[:3]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES[:2])
+def test_a_frame_is_only_read_whole(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"index.{suffix}"
+    ends = write_index(path, RECORDS)
+    codec = codec_of(path)
+    with open(path, "rb") as stream:
+        for offset, length in [(0, ends[0] - 1), (0, ends[1]), (3, ends[0]), (ends[-1], 10)]:
+            with pytest.raises(IndexFormatError, match="whole frame"):
+                read_frame(stream.fileno(), offset, length, codec)
+
+
+def test_any_gzip_reader_reads_the_gzip_index(tmp_path: Path) -> None:
+    path = tmp_path / "index.jsonl.gz"
+    write_index(path, RECORDS)
+    with gzip.open(path) as stream:
+        assert stream.read() == b"".join(map(encode_record, RECORDS))
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="there is no zstd program")
+def test_the_zstd_program_reads_the_zstd_index(tmp_path: Path) -> None:
+    path = tmp_path / "index.jsonl.zst"
+    write_index(path, RECORDS)
+    output = subprocess.run(["zstd", "-dc", path], capture_output=True, check=True).stdout
+    assert output == b"".join(map(encode_record, RECORDS))
+
+
+def test_compression_is_told_by_content_before_name(tmp_path: Path) -> None:
+    path = tmp_path / "index.jsonl.zst"
+    write_index(tmp_path / "index.jsonl.gz", RECORDS)
+    os.replace(tmp_path / "index.jsonl.gz", path)
+    assert codec_of(path) == Codec("gzip")
+    assert list(read_index(path)) == RECORDS
+
+
+@each_compression
+def test_an_empty_index_has_no_records(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"index.{suffix}"
+    path.write_bytes(b"")
+    assert list(read_index(path)) == []
+    assert f".{suffix}" == codec_of(path).suffix
+
+
+@pytest.mark.parametrize("content", [b"RIFF....WAVE", b"\x00" * 40, b"hello"])
+def test_a_file_that_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "kick.wav").write_bytes(content)
+    with pytest.raises(IndexFormatError, match=r"kick\.wav"):
+        list(read_index(tmp_path / "kick.wav"))
+
+
+@pytest.mark.parametrize("line", [b"{}", b"[]", b"{", b'"text"', b"3", b"{\xff}"])
+def test_a_line_that_is_no_record_is_an_error(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "index.jsonl.gz"
+    path.write_bytes(Codec("gzip").compress(line + b"\n"))
+    with pytest.raises(IndexFormatError, match="no record"):
+        list(read_index(path))
+
+
+def test_an_index_of_another_version_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    write_index(tmp_path / "index.jsonl", [make_record(schema_version=99)])
+    with pytest.raises(IndexFormatError, match="version 99") as error:
+        list(read_index(tmp_path / "index.jsonl"))
+    assert "drumline" in error.value.way_out
+
+
+def test_a_missing_index_is_named() -> None:
+    with pytest.raises(IndexFormatError, match="nowhere"):
+        list(read_index(Path("nowhere.jsonl")))
+
+
+@given(st.lists(records))
+def test_lines_split_as_they_were_joined(written: list) -> None:
+    lines = [encode_record(record) for record in written]
+    assert split_lines(b"".join(lines)) == lines
+
+
+def test_garbled_records_are_index_errors_and_others_pass_through() -> None:
+    with pytest.raises(IndexFormatError, match="garbled"), record_errors(Path("index")):
+        raise KeyError("size")
+    with pytest.raises(OSError, match="disk"), record_errors(Path("index")):
+        raise OSError("disk")
+    with contextlib.suppress(RuntimeError), record_errors(Path("index")):
+        raise RuntimeError
