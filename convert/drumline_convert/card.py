@@ -1,0 +1,163 @@
+"""The model card: what a bundle was trained on, how good it is where it was measured, and where it fails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from drumline_convert.corpus import Recording
+from drumline_convert.taxonomy import TrainingTaxonomy
+
+__all__ = ["model_card"]
+
+_FEW = 25
+
+
+def model_card(
+    name: str,
+    version: str,
+    recordings: Sequence[Recording],
+    taxonomy: TrainingTaxonomy,
+    metrics: dict[str, Any],
+) -> str:
+    """Return the card as Markdown; `metrics` is what `drumline_convert.make_model` measured."""
+    parts = [
+        f"# {name} {version}",
+        _what(taxonomy, metrics),
+        _use(),
+        _quality(metrics),
+        _classes(metrics),
+        _failures(recordings, taxonomy, metrics),
+        _training(recordings, taxonomy, metrics),
+        _sources(recordings),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(taxonomy: TrainingTaxonomy, metrics: dict[str, Any]) -> str:
+    model = metrics["model"]
+    return (
+        f"A small residual CNN that hears the first 1.13 s of a drum one-shot as MFCC (40 × 98) and gives\n"
+        f"probabilities of {len(taxonomy.fine)} fine labels; summed by `canonical_mapping.json` they decide\n"
+        f"between {', '.join(taxonomy.canonical[:-1])} and {taxonomy.canonical[-1]}.\n"
+        f"{model['parameters']:,} parameters, {model['multiply_adds'] / 1e6:.1f} million multiply-adds a "
+        f"file, ONNX opset {model['opset']}, {model['bytes'] / 1e6:.2f} MB."
+    )
+
+
+def _use() -> str:
+    return """## Intended use
+
+Sorting archives of drum one-shots into kit pieces, with a threshold below which files go to `misc`, and a
+person who corrects what matters. Not meant for loops, full mixes, onset detection or transcription. A file
+that is no drum at all is called `misc` only as far as it resembles the effects, synths, voices and
+percussion of the training set."""
+
+
+def _quality(metrics: dict[str, Any]) -> str:
+    mean, folds, calibration = metrics["mean"], metrics["folds"], metrics["calibration"]
+    what = {
+        "accuracy": "accuracy, six drums and misc",
+        "macro_f1": "macro-F1 over the seven",
+        "six_accuracy": "accuracy among drums that are called drums",
+        "fine_accuracy": "accuracy, fine labels",
+        "ece": "ECE, 15 bins, before calibration",
+        "auroc": "AUROC of drums against misc",
+        "precision_80": "precision at 80 % coverage",
+    }
+    rows = [
+        (text, f"{mean[key]:.3f}", f"{min(f[key] for f in folds):.3f}–{max(f[key] for f in folds):.3f}")
+        for key, text in what.items()
+    ]
+    rows.append(("ECE after calibration", f"{metrics['ece_calibrated']:.3f}", ""))
+    cost = f"{metrics['model']['files_per_cpu_second']:,}"
+    return f"""## Quality on kits that it has not heard
+
+{len(folds)} folds by family over {metrics["recordings"]:,} recordings of {metrics["families"]} families; no
+family and no content hash is on two sides. Measured, with everything else here, by
+
+    make model    # = python -m drumline_convert.make_model --corpus ../shared/corpus --out models/mfcc-cnn
+
+{_table(("figure", "mean of the folds", "lowest–highest fold"), rows)}
+
+The shipped weights are trained on all recordings, so no figure can be measured on them here; the networks of
+the folds, trained on four fifths, stand for them. The temperature ({calibration["temperature"]}) is fitted on
+the pooled held-out logits of the folds; for the ECE after calibration each fold's temperature was fitted on
+the other folds. Prototypes like it lost four to six points on collections unlike these. The same seed gives
+the same figures within about one point (training on several threads is not bit-exact).
+
+ONNX and Keras differ by at most {metrics["parity"]["probabilities"]:.1e} in any probability over all
+{int(metrics["parity"]["files"]):,} recordings. Cost: {cost} files per CPU-second, model alone, one core,
+batch 64, on the machine that made it."""
+
+
+def _classes(metrics: dict[str, Any]) -> str:
+    rows = [
+        (
+            label,
+            f"{scores['precision']:.3f}",
+            f"{scores['recall']:.3f}",
+            f"{scores['f1']:.3f}",
+            f"{scores['support']:,}",
+        )
+        for label, scores in metrics["classes"].items()
+    ]
+    header = ("class", "precision", "recall", "F1", "recordings")
+    return (
+        f"## Per class\n\nOver the held-out recordings of all folds, no threshold.\n\n{_table(header, rows)}"
+    )
+
+
+def _failures(recordings: Sequence[Recording], taxonomy: TrainingTaxonomy, metrics: dict[str, Any]) -> str:
+    counts = Counter(taxonomy.fold.get(recording.label, recording.label) for recording in recordings)
+    thin = ", ".join(label for label in taxonomy.fine if counts[label] < _FEW)
+    rows = [
+        (entry["label"], entry["called"], f"{entry['recordings']} of {entry['of']}")
+        for entry in metrics["confused"]
+    ]
+    folded = ", ".join(f"{rare} → {label}" for rare, label in taxonomy.fold.items())
+    return f"""## Known failures and limits
+
+What most often goes wrong, by the label in the manifest:
+
+{_table(("label", "called", "recordings"), rows)}
+
+- Labels come from file and folder names, kit maps and General MIDI notes; nobody listened to each file.
+  Part of what counts as an error is a wrong or ambiguous label.
+- Few cymbals. Fine labels with under {_FEW} recordings say little: {thin or "none"}.
+- Too rare to be classes of their own: {folded or "none"}.
+- Perc, FX, Synth, Loop and Other are mixed bags; these fine labels are hints, not facts.
+- Low toms and kicks, congas and toms, rims and claves, bright rides and crashes differ by a context that one
+  hit does not carry.
+- Only the first 1.13 s is heard."""
+
+
+def _training(recordings: Sequence[Recording], taxonomy: TrainingTaxonomy, metrics: dict[str, Any]) -> str:
+    settings = metrics["settings"]
+    training, architecture = settings["training"], settings["architecture"]
+    return f"""## Training
+
+{len(recordings):,} recordings, each in {settings["augment"]["variants"]} versions: as it is, and with random
+resampling (pitch and length), shortened or cut tails, equaliser and filters, rooms, drive, low sample rates
+and bit depths, noise and shift. {training["epochs"]} epochs of AdamW with a cosine schedule, weights averaged
+exponentially. The loss is the cross-entropy of the fine labels plus that of the summed canonical ones;
+recordings whose label is uncertain count less. The first layer is a fixed inverse DCT to
+{architecture["bands"]} standardised log-mel bands, then a convolution to {architecture["stem"]} channels and
+residual blocks of {", ".join(map(str, architecture["widths"]))} channels. Seed {training["seed"]}. Code:
+`convert/drumline_convert`."""
+
+
+def _sources(recordings: Sequence[Recording]) -> str:
+    counts = Counter((recording.source, recording.licence) for recording in recordings)
+    rows = [(source, licence, f"{count:,}") for (source, licence), count in sorted(counts.items())]
+    return f"""## Data and licences
+
+The recordings are not part of this bundle. Licences as each source states them:
+
+{_table(("source", "stated licence", "recordings"), rows)}"""
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

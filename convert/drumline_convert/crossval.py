@@ -1,0 +1,104 @@
+"""Figures of a cross-validation, from the held-out logits of every recording."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drumline_convert.calibration import fit_temperature
+from drumline_convert.metrics import class_scores, evaluate, softmax
+from drumline_convert.taxonomy import TrainingTaxonomy
+
+__all__ = ["figures", "metrics_table"]
+
+
+def figures(
+    logits: NDArray[np.float32],
+    fine: NDArray[np.intp],
+    fold_of: NDArray[np.intp],
+    labels: Sequence[str],
+    taxonomy: TrainingTaxonomy,
+) -> dict[str, Any]:
+    """Measure every fold, their mean, and the classes over all folds.
+
+    Parameters
+    ----------
+    logits
+        (n, fine), each by a network that did not see the recording's fold.
+    fine, fold_of
+        True fine label index and fold of every recording, (n,).
+    labels
+        Label of every recording as its manifest states it.
+
+    Returns
+    -------
+    dict
+        ``folds`` and ``mean`` (see `drumline_convert.metrics.Metrics`; probabilities before calibration),
+        ``ece_calibrated`` (mean over the folds, each with a temperature fitted on the other folds),
+        ``classes`` (precision, recall, F1, support) and ``confused`` (labels most often called wrongly).
+    """
+    collapse = taxonomy.collapse
+    canonical = collapse.argmax(axis=1)[fine]
+    plain, calibrated = [], []
+    for fold in range(int(fold_of.max()) + 1):
+        inside = fold_of == fold
+        temperature = fit_temperature(logits[~inside], canonical[~inside], collapse)
+        plain.append(evaluate(softmax(logits[inside]), fine[inside], collapse).to_json())
+        calibrated.append(evaluate(softmax(logits[inside], temperature), fine[inside], collapse).ece)
+    decided = (softmax(logits) @ collapse).argmax(axis=1)
+    return {
+        "folds": plain,
+        "mean": {name: round(float(np.mean([fold[name] for fold in plain])), 4) for name in plain[0]},
+        "ece_calibrated": round(float(np.mean(calibrated)), 4),
+        "classes": _class_table(decided, canonical, taxonomy.canonical),
+        "confused": _confused(decided, canonical, labels, taxonomy.canonical),
+    }
+
+
+def _class_table(
+    decided: NDArray[np.intp], true: NDArray[np.intp], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    scores = class_scores(decided, true, len(names))
+    return {
+        name: {
+            "precision": round(float(scores.precision[index]), 4),
+            "recall": round(float(scores.recall[index]), 4),
+            "f1": round(float(scores.f1[index]), 4),
+            "support": int(scores.support[index]),
+        }
+        for index, name in enumerate(names)
+    }
+
+
+def _confused(
+    decided: NDArray[np.intp],
+    true: NDArray[np.intp],
+    labels: Sequence[str],
+    names: Sequence[str],
+    most: int = 10,
+) -> list[dict[str, Any]]:
+    support = Counter(labels)
+    wrong = Counter(
+        (label, names[found])
+        for label, found, right in zip(labels, decided, true, strict=True)
+        if found != right
+    )
+    ranked = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:most]
+    return [
+        {"label": label, "called": called, "recordings": count, "of": support[label]}
+        for (label, called), count in ranked
+    ]
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """Return the figures as text: a line per fold and their mean."""
+    names = list(metrics["mean"])
+    rows = [*enumerate(metrics["folds"], start=1), ("mean", metrics["mean"])]
+    lines = ["fold  " + "".join(name.rjust(15) for name in names)]
+    lines += [f"{fold!s:6}" + "".join(f"{values[name]:15.4f}" for name in names) for fold, values in rows]
+    lines.append(f"ECE after calibration, temperature from the other folds: {metrics['ece_calibrated']:.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""From a corpus to a bundle: features, folds by family, final training, calibration, conversion, card.
+
+Run as ``python -m drumline_convert.make_model``, which is ``drumline train model``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drumline.durable import write_json
+from drumline_convert.architecture import multiply_adds
+from drumline_convert.bundle_writer import BundleDescription, write_bundle
+from drumline_convert.calibration import calibration_json
+from drumline_convert.card import model_card
+from drumline_convert.cost import files_per_cpu_second
+from drumline_convert.crossval import figures
+from drumline_convert.export import OPSET, check_parity, export_onnx
+from drumline_convert.workbench import ModelSettings, Report, Workbench, prepare
+
+__all__ = ["cross_validate", "make_model"]
+
+
+def make_model(settings: ModelSettings, report: Report = print) -> dict[str, Any]:
+    """Cross-validate, train on everything, calibrate, convert and write the bundle.
+
+    Returns
+    -------
+    dict
+        What ``<build>/model/metrics.json`` holds.
+
+    Raises
+    ------
+    ConfigError
+        When the corpus or the taxonomy cannot be used.
+    BundleError
+        When ONNX and Keras disagree.
+    OutputError
+        When something cannot be written.
+    """
+    bench = prepare(settings, report)
+    logits = bench.held_out_logits()
+    model = bench.final_model()
+    graph = bench.directory / "model.onnx"
+    export_onnx(model, settings.front_end, graph)
+    metrics = _figures(bench, logits)
+    metrics["parity"] = check_parity(graph, model, np.asarray(bench.features[bench.rows, 0]))
+    metrics["model"] = _model_facts(model, graph)
+    metrics["calibration"] = calibration_json(
+        logits, bench.canonical, bench.taxonomy.collapse, _fitted_on(bench)
+    )
+    write_bundle(settings.out, graph, bench.taxonomy, _description(bench, metrics))
+    write_json(settings.build / "model" / "metrics.json", metrics)
+    report(f"bundle {settings.out} written")
+    return metrics
+
+
+def cross_validate(settings: ModelSettings, report: Report = print) -> dict[str, Any]:
+    """Train and measure the folds only; returns and writes the same figures as `make_model`."""
+    bench = prepare(settings, report)
+    metrics = _figures(bench, bench.held_out_logits())
+    write_json(settings.build / "model" / "metrics.json", metrics)
+    return metrics
+
+
+def _figures(bench: Workbench, logits: NDArray[np.float32]) -> dict[str, Any]:
+    settings = bench.settings
+    labels = [recording.label for recording in bench.recordings]
+    return {
+        **figures(logits, bench.fine, bench.fold_of, labels, bench.taxonomy),
+        "recordings": len(bench.recordings),
+        "families": bench.families,
+        "settings": {
+            "architecture": asdict(settings.architecture),
+            "training": asdict(settings.training),
+            "augment": asdict(settings.augment),
+        },
+    }
+
+
+def _model_facts(model: Any, graph: Path) -> dict[str, Any]:
+    return {
+        "parameters": int(model.count_params()),
+        "multiply_adds": multiply_adds(model),
+        "bytes": graph.stat().st_size,
+        "opset": OPSET,
+        "files_per_cpu_second": round(files_per_cpu_second(graph)),
+    }
+
+
+def _fitted_on(bench: Workbench) -> dict[str, Any]:
+    return {
+        "what": "pooled held-out logits of the cross-validation: every recording by the network that did "
+        "not see its family; the likelihood is that of the canonical label",
+        "recordings": len(bench.recordings),
+        "families": bench.families,
+        "folds": bench.settings.folds,
+        "seed": bench.settings.training.seed,
+    }
+
+
+def _description(bench: Workbench, metrics: dict[str, Any]) -> BundleDescription:
+    settings = bench.settings
+    sentence = f"Residual CNN on MFCC, {len(bench.taxonomy.fine)} drum and percussion classes"
+    card = model_card(settings.out.name, settings.version, bench.recordings, bench.taxonomy, metrics)
+    return BundleDescription(
+        settings.out.name, settings.version, sentence, settings.front_end, metrics["calibration"], card
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from drumline.cli import main
+
+    main(["train", "model", *sys.argv[1:]])

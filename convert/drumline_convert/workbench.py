@@ -1,0 +1,206 @@
+"""What all trainings of one model share: recordings, folds, features, and where results are kept.
+
+The directory of a training is named by all that decides its result (settings, recordings, folds), so changed
+settings never meet old results, and a stopped run goes on with the folds that are still missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drumline.durable import output_errors
+from drumline.frontend import FrontEnd
+from drumline_convert.architecture import Architecture
+from drumline_convert.augment import AugmentSettings
+from drumline_convert.corpus import Recording, read_corpus
+from drumline_convert.dataset import FeatureStore
+from drumline_convert.split import family_folds
+from drumline_convert.taxonomy import DEFAULT_TAXONOMY, TrainingTaxonomy, read_taxonomy
+from drumline_convert.training import (
+    TrainingData,
+    TrainingSettings,
+    predict_logits,
+    prepare_tensorflow,
+    train,
+)
+
+__all__ = ["ModelSettings", "Report", "Workbench", "prepare"]
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """All that makes a bundle.
+
+    Parameters
+    ----------
+    corpus
+        Directory with ``manifest.jsonl``.
+    out
+        Directory of the bundle; its name is the bundle's.
+    build
+        Directory of what may be deleted: feature store, folds, ``model/metrics.json``.
+    version
+        Semantic version of the bundle.
+    taxonomy
+        Taxonomy file.
+    folds
+        Folds by family.
+    threads
+        Cores used.
+    """
+
+    corpus: Path
+    out: Path
+    build: Path = Path("build")
+    version: str = "0.1.0"
+    taxonomy: Path = DEFAULT_TAXONOMY
+    folds: int = 5
+    threads: int = 2
+    front_end: FrontEnd = field(default_factory=FrontEnd)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    architecture: Architecture = field(default_factory=Architecture)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Everything that a training needs, loaded.
+
+    Parameters
+    ----------
+    fold_of
+        Fold of every recording, (n,).
+    features
+        (blocks, variants, coefficients, frames), memory-mapped.
+    rows
+        Block of every recording, (n,).
+    directory
+        Where the results of trainings are kept.
+    report
+        Called with a line of text as work proceeds.
+    """
+
+    settings: ModelSettings
+    taxonomy: TrainingTaxonomy
+    recordings: list[Recording]
+    fold_of: NDArray[np.intp]
+    features: NDArray[np.float32]
+    rows: NDArray[np.intp]
+    directory: Path
+    report: Report
+
+    @cached_property
+    def fine(self) -> NDArray[np.intp]:
+        """True fine label index of every recording, (n,)."""
+        return np.array([recording.fine for recording in self.recordings], np.intp)
+
+    @cached_property
+    def canonical(self) -> NDArray[np.intp]:
+        """True canonical label index of every recording, (n,)."""
+        return np.array([recording.canonical for recording in self.recordings], np.intp)
+
+    @property
+    def families(self) -> int:
+        """How many families there are."""
+        return len({recording.family for recording in self.recordings})
+
+    def held_out_logits(self) -> NDArray[np.float32]:
+        """Return the logits (n, fine) of every recording by the network that did not see its fold."""
+        logits = np.empty((len(self.recordings), len(self.taxonomy.fine)), np.float32)
+        for fold in range(self.settings.folds):
+            logits[self.fold_of == fold] = self._fold_logits(fold)
+        return logits
+
+    def _fold_logits(self, fold: int) -> NDArray[np.float32]:
+        path = self.directory / f"fold{fold}.npy"
+        if not path.exists():
+            model = self._train(np.flatnonzero(self.fold_of != fold), f"fold {fold + 1}")
+            logits = predict_logits(model, self.features, self.rows[self.fold_of == fold])
+            partial = path.with_name("partial.npy")
+            np.save(partial, logits)
+            partial.replace(path)
+        return np.asarray(np.load(path), np.float32)
+
+    def final_model(self) -> Any:
+        """Return the Keras model that is trained on all recordings."""
+        import keras
+
+        path = self.directory / "final.keras"
+        if not path.exists():
+            model = self._train(np.arange(len(self.recordings)), "all recordings")
+            partial = path.with_name("partial.keras")
+            model.save(partial)
+            partial.replace(path)
+        return keras.models.load_model(path)
+
+    def _train(self, chosen: NDArray[np.intp], what: str) -> Any:
+        """Train on the recordings numbered `chosen`."""
+        weight = np.array([recording.weight for recording in self.recordings], np.float32)
+        data = TrainingData(
+            self.features, self.rows[chosen], self.fine[chosen], weight[chosen], self.taxonomy.collapse
+        )
+        settings, epochs = self.settings, self.settings.training.epochs
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            if epoch % 10 == 0 or epoch == epochs:
+                self.report(f"{what}: epoch {epoch} of {epochs}, loss {loss:.3f}")
+
+        return train(data, settings.front_end, settings.architecture, settings.training, on_epoch)
+
+
+def prepare(settings: ModelSettings, report: Report) -> Workbench:
+    """Read the corpus, compute the features that are missing, and start TensorFlow.
+
+    Raises
+    ------
+    ConfigError
+        When the corpus or the taxonomy cannot be used.
+    OutputError
+        When the build directory cannot be written.
+    """
+    taxonomy = read_taxonomy(settings.taxonomy)
+    recordings = read_corpus(settings.corpus, taxonomy)
+    fold_of = family_folds(recordings, settings.folds, settings.training.seed)
+
+    def progress(done: int, total: int) -> None:
+        if done % 500 == 0 or done == total:
+            report(f"features: {done:,} of {total:,} recordings")
+
+    store = FeatureStore(settings.build / "features", settings.front_end, settings.augment)
+    features, rows = store.load(recordings, settings.threads, progress)
+    prepare_tensorflow(settings.threads)
+    name = _fingerprint(settings, store.directory.name, taxonomy, recordings, fold_of)
+    directory = settings.build / "model" / name
+    with output_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    return Workbench(settings, taxonomy, recordings, fold_of, features, rows, directory, report)
+
+
+def _fingerprint(
+    settings: ModelSettings,
+    store: str,
+    taxonomy: TrainingTaxonomy,
+    recordings: list[Recording],
+    fold_of: NDArray[np.intp],
+) -> str:
+    decisive = [
+        store,
+        asdict(settings.architecture),
+        asdict(settings.training),
+        taxonomy.labels.checksum,
+        taxonomy.collapse.tolist(),
+        [(recording.content, recording.fine, recording.weight) for recording in recordings],
+        fold_of.tolist(),
+    ]
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]

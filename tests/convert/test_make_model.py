@@ -1,0 +1,141 @@
+"""A whole tiny training: from recordings to a bundle that the engine loads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drumline.bundle import load_bundle
+from drumline.errors import BundleError, ConfigError
+from drumline_convert.architecture import Architecture
+from drumline_convert.augment import AugmentSettings
+from drumline_convert.training import TrainingSettings
+from drumline_convert.workbench import ModelSettings
+
+for module in ("tensorflow", "tf2onnx", "onnxruntime"):
+    pytest.importorskip(module, reason=f"{module} is not installed: pip install 'drumline[train,cpu]'")
+
+# tf2onnx, TensorFlow and protobuf warn about one another; nothing of ours is silenced.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:tf2onnx.*")
+
+
+@dataclass(frozen=True)
+class Made:
+    settings: ModelSettings
+    metrics: dict[str, Any]
+    lines: list[str]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    from drumline_convert.make_model import make_model
+
+    root = tmp_path_factory.mktemp("model")
+    settings = ModelSettings(
+        tiny_corpus,
+        root / "tiny",
+        root / "build",
+        folds=2,
+        augment=AugmentSettings(variants=3),
+        architecture=Architecture(bands=16, stem=4, widths=(8, 8)),
+        training=TrainingSettings(epochs=2, batch_size=8),
+    )
+    lines: list[str] = []
+    return Made(settings, make_model(settings, lines.append), lines)
+
+
+def test_the_bundle_is_one_that_the_engine_loads(made: Made) -> None:
+    bundle = load_bundle(made.settings.out)
+    assert bundle.name == "tiny"
+    assert bundle.front_end.shape == (40, 98)
+    assert bundle.temperature == made.metrics["calibration"]["temperature"]
+    assert "synthesised | CC0-1.0 | 72" in (made.settings.out / "MODEL_CARD.md").read_text()
+
+
+def test_the_graph_has_a_dynamic_batch_and_both_outputs(made: Made) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        made.settings.out / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [("features", ["batch", 40, 98])]
+    classes = len(load_bundle(made.settings.out).labels)
+    outputs = {entry.name: entry.shape for entry in session.get_outputs()}
+    assert outputs == {"logits": ["batch", classes], "probabilities": ["batch", classes]}
+    for batch in (1, 5):
+        features = np.zeros((batch, 40, 98), np.float32)
+        logits, probabilities = session.run(["logits", "probabilities"], {"features": features})
+        assert logits.shape == (batch, classes)
+        assert np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_onnx_equals_keras_over_all_recordings(made: Made) -> None:
+    parity = made.metrics["parity"]
+    assert parity["files"] == 72
+    assert parity["probabilities"] <= 1e-5
+    assert parity["softmax"] <= 1e-6
+
+
+def test_figures_cover_every_recording_once(made: Made) -> None:
+    assert made.metrics["recordings"] == 72
+    assert len(made.metrics["folds"]) == 2
+    saved = json.loads((made.settings.build / "model" / "metrics.json").read_text())
+    assert saved["mean"] == made.metrics["mean"]
+
+
+def test_a_second_run_trains_nothing_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from drumline_convert import workbench
+    from drumline_convert.make_model import cross_validate, make_model
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(workbench, "train", forbidden)
+    assert cross_validate(made.settings, made.lines.append)["mean"] == made.metrics["mean"]
+    assert make_model(made.settings, made.lines.append)["mean"] == made.metrics["mean"]
+    with pytest.raises(AssertionError, match="trained again"):
+        make_model(replace(made.settings, training=TrainingSettings(epochs=3)), made.lines.append)
+
+
+def test_a_graph_that_differs_from_keras_is_refused(made: Made) -> None:
+    import keras
+
+    from drumline_convert.export import check_parity
+
+    model = keras.models.load_model(next(made.settings.build.glob("model/*/final.keras")))
+    model.layers[-1].set_weights([weight * 2 for weight in model.layers[-1].get_weights()])
+    features = np.random.default_rng(0).normal(0, 30, (8, 40, 98)).astype(np.float32)
+    with pytest.raises(BundleError, match="ONNX and Keras differ"):
+        check_parity(made.settings.out / "model.onnx", model, features)
+
+
+def test_a_keras_model_is_converted_to_a_bundle(made: Made, tmp_path: Path) -> None:
+    from drumline_convert.convert_model import convert_model
+
+    keras_model = next(made.settings.build.glob("model/*/final.keras"))
+    parity = convert_model(keras_model, made.settings.out, tmp_path / "again", "1.2.3")
+    assert parity["probabilities"] <= 1e-5
+    assert load_bundle(tmp_path / "again").labels == load_bundle(made.settings.out).labels
+
+
+def test_a_keras_model_of_another_shape_is_refused(made: Made, tmp_path: Path) -> None:
+    import keras
+
+    from drumline_convert.convert_model import convert_model
+
+    other = keras.Sequential([keras.Input((40, 98)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    other.save(tmp_path / "other.keras")
+    with pytest.raises(BundleError, match="the model maps"):
+        convert_model(tmp_path / "other.keras", made.settings.out, tmp_path / "out", "1.0.0")
+
+
+def test_a_corpus_that_is_not_there_ends_before_any_work(made: Made, tmp_path: Path) -> None:
+    from drumline_convert.make_model import make_model
+
+    with pytest.raises(ConfigError, match="--corpus"):
+        make_model(replace(made.settings, corpus=tmp_path / "nowhere"), made.lines.append)

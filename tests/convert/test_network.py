@@ -1,0 +1,67 @@
+"""The network's fixed first layer, its loss, and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.fft
+
+from drumline.frontend import FrontEnd
+from drumline_convert.architecture import Architecture, Standardisation, build_model, inverse_dct
+from drumline_convert.taxonomy import TrainingTaxonomy
+from drumline_convert.training import TrainingSettings
+
+FRONT_END = FrontEnd()
+SMALL = Architecture(bands=16, stem=4, widths=(8,))
+
+
+def test_the_inverse_dct_gives_back_the_log_mel_bands() -> None:
+    log_mel = np.random.default_rng(0).normal(-40, 20, (98, 128)).astype(np.float32)
+    coefficients = scipy.fft.dct(log_mel, axis=1, norm="ortho")
+    assert np.allclose(coefficients @ inverse_dct(128, 128, 128), log_mel, atol=1e-3)
+
+
+def test_fewer_coefficients_give_smoothed_bands() -> None:
+    coefficients = scipy.fft.dct(np.random.default_rng(0).normal(-40, 20, (98, 128)), axis=1, norm="ortho")
+    coefficients[:, 40:] = 0
+    smooth = scipy.fft.idct(coefficients, axis=1, norm="ortho")
+    ours = coefficients[:, :40] @ inverse_dct(40, 64, 128)
+    # Band j of 64 lies midway between bands 2j and 2j + 1 of 128.
+    assert np.abs(ours - (smooth[:, ::2] + smooth[:, 1::2]) / 2).max() < 3.0
+
+
+def test_standardised_bands_have_mean_0_and_deviation_1() -> None:
+    pytest.importorskip("keras", reason="keras is not installed: pip install 'drumline[train]'")
+    import keras
+
+    features = np.random.default_rng(0).normal(0, 60, (30, *FRONT_END.shape)).astype(np.float32)
+    model = build_model(SMALL, FRONT_END, 5, Standardisation.of(features, SMALL.bands, FRONT_END.n_mels))
+    bands = np.asarray(keras.Model(model.input, model.get_layer("log_mel").output)(features))
+    assert bands.shape == (30, 98, 16)
+    assert np.abs(bands.mean(axis=(0, 1))).max() < 1e-3
+    assert np.allclose(bands.std(axis=(0, 1)), 1.0, atol=0.15)
+
+
+def test_the_loss_is_fine_plus_canonical_cross_entropy(taxonomy: TrainingTaxonomy) -> None:
+    pytest.importorskip("tensorflow", reason="tensorflow is not installed: pip install 'drumline[train]'")
+    from drumline_convert.metrics import softmax
+    from drumline_convert.training import _loss
+
+    collapse = taxonomy.collapse
+    logits = np.random.default_rng(0).normal(0, 3, (6, len(collapse))).astype(np.float32)
+    fine = np.array([0, 1, 2, 30, 40, 5])
+    settings = TrainingSettings(label_smoothing=0.0, canonical_weight=0.7)
+    probs = softmax(logits)
+    canonical = (probs @ collapse)[np.arange(6), collapse.argmax(axis=1)[fine]]
+    expected = -np.log(probs[np.arange(6), fine]) - 0.7 * np.log(canonical)
+    assert np.allclose(np.asarray(_loss(collapse, settings)(fine[:, None], logits)), expected, atol=1e-4)
+
+
+def test_the_shipped_model_is_measured_as_the_engine_runs_it() -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'drumline[cpu]'")
+    from drumline_convert.cost import files_per_cpu_second
+
+    model = Path(__file__).parents[2] / "models" / "mfcc-cnn" / "model.onnx"
+    assert files_per_cpu_second(model, batch=8, repeats=5) > 0
