@@ -30,10 +30,10 @@ model: $(VENV)/.dev  ## Train, convert, calibrate and measure the default bundle
 	$(BIN)/python -m drumline_convert.make_model --corpus "$(CORPUS)" --out models/mfcc-cnn
 
 bench: $(VENV)/.dev  ## Measure speed and memory against the plain way and others: bench/REPORT.md
-	$(BIN)/python -m bench.run --corpus "$(CORPUS)"
+	DRUMLINE_CORPUS="$(CORPUS)" $(BIN)/python -m bench.run
 
 bench-quick: $(VENV)/.dev  ## The same on a small scale, in about a minute.
-	$(BIN)/python -m bench.run --corpus "$(CORPUS)" --quick
+	DRUMLINE_CORPUS="$(CORPUS)" $(BIN)/python -m bench.run --quick
 
 clean:  ## Remove what was built; the environment stays.
 	rm -rf build dist engine/*.egg-info *.egg-info .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -313,7 +313,7 @@ def _sizes(usual: Sizes, **wanted: Any) -> Sizes:
 @click.option("--work", type=click.Path(file_okay=False), help="Where archives are made (default: $TMPDIR).")
 @click.option(
     "--out",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     default=Path(__file__).parent,
     help="Where the report goes (default: beside this program).",
 )

@@ -103,6 +103,7 @@ def _run(arguments: list[str] | None) -> int:
 def _report(what: str, way_out: str = "") -> None:
     from drumline.cli.common import safe_text
 
-    click.echo(f"drumline: {safe_text(what)}", err=True)
-    for line in filter(None, way_out.splitlines()):
+    head, *more = what.splitlines() or [""]
+    click.echo(f"drumline: {safe_text(head)}", err=True)
+    for line in filter(None, [*more, *way_out.splitlines()]):
         click.echo(f"  {safe_text(line)}", err=True)
