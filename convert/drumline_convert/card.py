@@ -26,7 +26,7 @@ def model_card(
         f"# {name} {version}",
         _what(taxonomy, metrics),
         _use(),
-        _quality(metrics),
+        _quality(name, metrics),
         _classes(metrics),
         _failures(recordings, taxonomy, metrics),
         _training(recordings, taxonomy, metrics),
@@ -55,7 +55,7 @@ that is no drum at all is called `misc` only as far as it resembles the effects,
 percussion of the training set."""
 
 
-def _quality(metrics: dict[str, Any]) -> str:
+def _quality(name: str, metrics: dict[str, Any]) -> str:
     mean, folds, calibration = metrics["mean"], metrics["folds"], metrics["calibration"]
     what = {
         "accuracy": "accuracy, six drums and misc",
@@ -70,22 +70,26 @@ def _quality(metrics: dict[str, Any]) -> str:
         (text, f"{mean[key]:.3f}", f"{min(f[key] for f in folds):.3f}–{max(f[key] for f in folds):.3f}")
         for key, text in what.items()
     ]
-    rows.append(("ECE after calibration", f"{metrics['ece_calibrated']:.3f}", ""))
+    before, after = calibration["before"]["ece"], calibration["after"]["ece"]
+    rows += [
+        ("ECE, temperature fitted on the other folds", f"{metrics['ece_calibrated']:.3f}", ""),
+        ("ECE of all folds pooled, before and after calibration", f"{before:.3f}, {after:.3f}", ""),
+    ]
     cost = f"{metrics['model']['files_per_cpu_second']:,}"
     return f"""## Quality on kits that it has not heard
 
 {len(folds)} folds by family over {metrics["recordings"]:,} recordings of {metrics["families"]} families; no
 family and no content hash is on two sides. Measured, with everything else here, by
 
-    make model    # = python -m drumline_convert.make_model --corpus ../shared/corpus --out models/mfcc-cnn
+    make model    # drumline train model --corpus CORPUS --out models/{name}
 
 {_table(("figure", "mean of the folds", "lowest–highest fold"), rows)}
 
 The shipped weights are trained on all recordings, so no figure can be measured on them here; the networks of
 the folds, trained on four fifths, stand for them. The temperature ({calibration["temperature"]}) is fitted on
-the pooled held-out logits of the folds; for the ECE after calibration each fold's temperature was fitted on
-the other folds. Prototypes like it lost four to six points on collections unlike these. The same seed gives
-the same figures within about one point (training on several threads is not bit-exact).
+the pooled held-out logits of the folds. Prototypes like it lost four to six points on collections unlike
+these. The same seed on the same machine gave the same held-out logits, bit for bit; what differs by less than
+a point between two settings or seeds is noise.
 
 ONNX and Keras differ by at most {metrics["parity"]["probabilities"]:.1e} in any probability over all
 {int(metrics["parity"]["files"]):,} recordings. Cost: {cost} files per CPU-second, model alone, one core,

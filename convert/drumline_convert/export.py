@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drumline.durable import write_bytes
 from drumline.errors import BundleError
 from drumline.frontend import FrontEnd
 from drumline.inference import open_graph, softmax
@@ -43,7 +44,7 @@ def export_onnx(model: Any, front_end: FrontEnd, path: Path) -> None:
     if sorted(names) != ["logits", "probabilities"]:
         raise BundleError(f"the converted graph has outputs {names}, not logits and probabilities")
     onnx.checker.check_model(proto, full_check=True)
-    path.write_bytes(proto.SerializeToString())
+    write_bytes(path, proto.SerializeToString())
 
 
 def _name_batch(proto: Any) -> None:

@@ -45,8 +45,10 @@ def make_model(settings: ModelSettings, report: Report = print) -> dict[str, Any
     bench = prepare(settings, report)
     logits = bench.held_out_logits()
     model = bench.final_model()
-    graph = bench.directory / "model.onnx"
-    export_onnx(model, settings.front_end, graph)
+    graph = bench.directory / f"model.opset{OPSET}.onnx"
+    # tf2onnx numbers its nodes anew each time: exported once, the same training stays the same file.
+    if not graph.exists():
+        export_onnx(model, settings.front_end, graph)
     metrics = _figures(bench, logits)
     metrics["parity"] = check_parity(graph, model, np.asarray(bench.features[bench.rows, 0]))
     metrics["model"] = _model_facts(model, graph)

@@ -9,7 +9,8 @@
     ├── IndexFormatError          7   an index or run directory cannot be understood
     ├── OutputError               8   something cannot be written: permission, space, somebody's files
     ├── BusyError                 9   another process holds the runs root or the output
-    └── StageError               10   a stage of the pipeline died
+    ├── StageError               10   a stage of the pipeline died
+    └── IntegrityError           11   a run or a tree is not what drumline wrote
     Interrupted                 130   Ctrl-C; nothing is lost, the same command goes on
 
 What is wrong with a single audio file is never an exception here: it is data, an `ErrorType` in the
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigError",
     "DrumlineError",
     "IndexFormatError",
+    "IntegrityError",
     "Interrupted",
     "OutputError",
     "RuntimeMissingError",
@@ -109,6 +111,12 @@ class StageError(DrumlineError):
     """A stage of the pipeline died."""
 
     exit_code = 10
+
+
+class IntegrityError(DrumlineError):
+    """A run or a tree is not what drumline wrote, or does not match its archive."""
+
+    exit_code = 11
 
 
 class Interrupted(DrumlineError):  # noqa: N818  (an order, not a mistake)

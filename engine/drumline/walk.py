@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["Directory", "Entry", "Walk"]
+__all__ = ["Directory", "Entry", "Walk", "mtime_of"]
 
 _APPLE_DOUBLE = b"._"  # macOS keeps resource forks in files of this prefix: never audio, whatever the suffix
+
+_LAST_NS = 2**63 - 1
 
 
 class Entry(NamedTuple):
@@ -115,4 +117,12 @@ class Walk:
             found = entry.stat()
         except OSError as error:
             return Entry(entry.name, 0, 0, error.strerror or str(error))
-        return Entry(entry.name, found.st_size, found.st_mtime_ns)
+        return Entry(entry.name, found.st_size, mtime_of(found))
+
+
+def mtime_of(found: os.stat_result) -> int:
+    """Return a file's time of change in nanoseconds since the epoch.
+
+    File systems know years that 63 bits do not hold, after 2262; those count as the last that they hold.
+    """
+    return max(-_LAST_NS, min(found.st_mtime_ns, _LAST_NS))

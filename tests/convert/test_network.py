@@ -64,4 +64,4 @@ def test_the_shipped_model_is_measured_as_the_engine_runs_it() -> None:
     from drumline_convert.cost import files_per_cpu_second
 
     model = Path(__file__).parents[2] / "models" / "mfcc-cnn" / "model.onnx"
-    assert files_per_cpu_second(model, batch=8, repeats=5) > 0
+    assert files_per_cpu_second(model, batch=8, rounds=2) > 0

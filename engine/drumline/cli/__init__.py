@@ -20,6 +20,8 @@ COMMANDS = {
     "undo": "drumline.cli.rebuild:undo_command",
     "stats": "drumline.cli.stats:stats_command",
     "diff": "drumline.cli.diff:diff_command",
+    "verify": "drumline.cli.verify:verify_command",
+    "repair": "drumline.cli.verify:repair_command",
     "features": "drumline.cli.features:features_command",
     "init": "drumline.cli.init:init_command",
     "models": "drumline.cli.models:models_command",

@@ -4,7 +4,8 @@ Protocol
 --------
 Takes numbers from `free`. A file that the cache does not know, or knows with another size or mtime, fills a
 slot and goes on `todo`. What the cache knows goes on `done` at once, and costs one slot for a whole frame
-of records: the writer carries them over. Files that are gone go on `done` too, last.
+of records: the writer carries them over. Files that are gone go on `done` too, last, when all others have
+been read: a file that was moved takes over the prediction of the one that is gone.
 
 When the slots run out, `free` is empty and this stage waits: that is the only back-pressure there is, and
 it bounds the memory of the whole pipeline.
@@ -30,6 +31,9 @@ __all__ = ["Carried", "GoneDirectory", "GoneFile", "NewFile", "Survey", "discove
 
 _CHUNK = 32
 """Slots handed on at once."""
+
+_GLANCE_SEC = 0.02
+"""Time between two looks at whether all files have been read."""
 
 _GONE_REFUSED = 0.5
 """Share of the known files that may be gone before it looks like a volume that is not mounted …"""
@@ -218,6 +222,12 @@ class _Dispatcher:
             self._free = self._queues.free.get(_CHUNK) or []
         return self._free.pop()
 
+    def wait_for_readers(self) -> None:
+        """Wait until all files that were queued have been read."""
+        self.hand_on()
+        while self._table.count(State.TODO, State.CLAIMED):
+            self._free += self._queues.free.get(_CHUNK, timeout=_GLANCE_SEC) or []
+
     def hand_on(self) -> None:
         self._queues.todo.put(self._todo)
         self._queues.done.put(self._done)
@@ -238,10 +248,12 @@ def discover(job: Job, table: SlotTable, queues: Queues) -> None:
     _count(table, survey)
     _refuse_an_empty_archive(job, survey)
     _refuse_a_vanished_archive(job, survey.gone, known)
+    table.counters[Counter.DISCOVERY_DONE] = 1
+    if survey.gone:
+        dispatcher.wait_for_readers()
     for vanished in survey.vanished():
         dispatcher.dispatch(vanished)
     dispatcher.hand_on()
-    table.counters[Counter.DISCOVERY_DONE] = 1
 
 
 def _refuse_an_empty_archive(job: Job, survey: Survey) -> None:

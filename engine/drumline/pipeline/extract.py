@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import NO_SLOT, SlotTable, State
 from drumline.records import Record
+from drumline.walk import mtime_of
 
 __all__ = ["extract"]
 
@@ -76,7 +78,7 @@ class _Reader:
             os.close(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise ChangedError
-        return _Content(data, digest.hexdigest(), after.st_size, after.st_mtime_ns)
+        return _Content(data, digest.hexdigest(), after.st_size, mtime_of(after))
 
     @staticmethod
     def _whole(descriptor: int, size: int) -> bytes:
@@ -151,7 +153,7 @@ class _Worker:
         except OSError as error:
             self._table.fail(slot, "unreadable", error.strerror or str(error))
         except Exception as error:  # one bad file must cost one record, whatever a decoder raises
-            self._table.fail(slot, "decode_error", f"{type(error).__name__}: {error}")
+            self._table.fail(slot, "decode_error", _described(error))
         return False
 
     def _fill(self, slot: int) -> bool:
@@ -191,6 +193,11 @@ class _Worker:
             fields["probs"][self._labels[label]] = probability
         fields["twin"] = 1
         fields["state"] = State.DONE
+
+
+def _described(error: Exception) -> str:
+    # Unlike str(), this never raises.
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 def _or_nan(value: float | None) -> float:

@@ -65,7 +65,7 @@ def _drop_superseded(job: Job, cache: Cache) -> None:
                 raw = os.pread(stream.fileno(), frame.length, frame.place)
                 cache.move_frame(frame.id, appender.append(raw))
             else:
-                _rewrite(job, cache, appender, stream.fileno(), frame, min(carried, len(rows)), rows)
+                _rewrite(job, cache, appender, stream.fileno(), frame, carried, rows)
         cache.drop_dead_frames(job.run_id)
         cache.set_valid(job.run_id, appender.end)
         appender.sync()
@@ -90,6 +90,7 @@ def _rewrite(
     data = job.codec.compress(b"".join(live))
     tally = Tally.of(parse_record(line, job.run.index_path) for line in live)
     numbered = [row._replace(line=place) for place, row in enumerate(rows)]
+    carried = min(carried, tally.records - tally.failed)
     cache.add_frame(job.scope, job.run_id, appender.append(data), len(data), carried, tally, numbered)
 
 

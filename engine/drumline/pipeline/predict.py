@@ -33,10 +33,10 @@ def predict(job: Job, table: SlotTable, queues: Queues) -> None:
     """Predict until there are no more features."""
     session: Session | None = None
     while (slots := _next_batch(queues, job.settings.batch_size)) is not None:
-        slots = table.take(slots, State.READY, State.PREDICTING)
-        session = session or _open(job)
-        _predict(session, table, slots)
-        queues.done.put(slots)
+        if slots := table.take(slots, State.READY, State.PREDICTING):
+            session = session or _open(job)
+            _predict(session, table, slots)
+            queues.done.put(slots)
 
 
 def _open(job: Job) -> Session:
@@ -59,8 +59,8 @@ def _predict(session: Session, table: SlotTable, slots: list[int]) -> None:
     probabilities = session.probabilities(table.view("features")[slots])
     finite = np.isfinite(probabilities.sum(axis=1))
     table.view("probs")[slots] = probabilities
-    table.view("state")[slots] = State.DONE
     for place in np.flatnonzero(~finite):
         table.fail(slots[place], "invalid_samples", "the model gives no finite output for this file")
+    table.view("state")[np.asarray(slots)[finite]] = State.DONE
     table.counters[Counter.BATCHES] += 1
     table.counters[Counter.PREDICTED] += len(slots)

@@ -7,10 +7,12 @@ What goes wrong in a child comes back as one small message in a pipe.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
 import sqlite3
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from drumline.pipeline.queues import LifelineCut
 __all__ = ["Reports", "StageProcess"]
 
 _FAILED = 70
+_PR_SET_PDEATHSIG = 1
 _MESSAGE_BYTES = 3000  # a pipe takes up to PIPE_BUF (4096) bytes in one piece
 
 
@@ -85,9 +88,10 @@ class StageProcess:
     def start(cls, name: str, body: Callable[[], None], reports: Reports) -> StageProcess:
         """Fork a process that runs `body` and exits."""
         gc.freeze()  # the collector must not touch, and so copy, the pages that are shared
+        supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _run(name, body, reports)
+            _run(name, body, reports, supervisor)
         gc.unfreeze()
         return cls(name, pid)
 
@@ -115,13 +119,24 @@ class StageProcess:
         return self.poll() is None
 
 
-def _run(name: str, body: Callable[[], None], reports: Reports) -> None:
+def _end_with(supervisor: int) -> None:
+    """Have the kernel kill this process when the supervisor is gone: a hanging decoder sees no lifeline.
+
+    Only Linux can; elsewhere the lifeline is seen when the file at hand is done.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(int(signal.SIGKILL)))
+    if os.getppid() != supervisor:
+        raise LifelineCut
+
+
+def _run(name: str, body: Callable[[], None], reports: Reports, supervisor: int) -> None:
     code = _FAILED
     try:
-        # Ctrl-C reaches the whole group; only the supervisor answers it.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _end_with(supervisor)
+        # Ctrl-C and a service manager's SIGTERM reach the whole group; only the supervisor answers them.
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         body()
         code = 0
     except LifelineCut:

@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,14 +111,13 @@ def execute(plan: Plan, progress: Callable[[Progress], None] | None = None) -> R
     with output_errors(plan.settings.out), working_space():
         execution = _Execution(plan, report_to(progress))
         try:
-            return execution.run()
+            with closing(execution):
+                return execution.run()
         except KeyboardInterrupt as error:
             raise Interrupted(
                 f"stopped with {execution.counts['made']:,} of {execution.to_make:,} files placed",
                 "Give the same command again: it goes on where it stopped.",
             ) from error
-        finally:
-            execution.close()
 
 
 class _Execution:
@@ -142,25 +141,33 @@ class _Execution:
     def _open(self) -> None:
         """Make the directory if need be, begin its log, and try the copy mode."""
         made_root = self._plan.tree is None
-        if made_root:
-            self._make_root()
-        assert self._plan.tree is not None
-        self._tree: Tree = self._plan.tree
-        state = self._plan.log
-        self._log = MappingLog(self._tree, state.length if state else 0)
-        self._cleanup.callback(self._log.close)
-        fresh = state is None or state.length == 0
-        if fresh:
-            self._log.begin(made_root=made_root)
-        self._make_folder(MANIFESTS)
-        self._make_folder(STAGING)
-        self._tree.clear_staging()
-        self._cleanup.callback(self._drop_staging)
-        self._placer = self._probed_placer(fresh, made_root)
+        with ExitStack() as on_error:
+            if made_root:
+                os.makedirs(self._plan.settings.out, exist_ok=True)
+                on_error.callback(self._forsake_root)
+                self._lock_root()
+            assert self._plan.tree is not None
+            self._tree: Tree = self._plan.tree
+            self._open_log(made_root, on_error)
+            self._make_folder(MANIFESTS)
+            self._make_folder(STAGING)
+            self._tree.clear_staging()
+            self._cleanup.callback(self._drop_staging)
+            self._placer = self._probed_placer()
+            on_error.pop_all()
         self._log.append([rebuild_line(self._about())], sync=False)
 
-    def _make_root(self) -> None:
-        os.makedirs(self._plan.settings.out, exist_ok=True)
+    def _open_log(self, made_root: bool, on_error: ExitStack) -> None:
+        state = self._plan.log
+        fresh = state is None or state.length == 0
+        if fresh:
+            on_error.callback(self._forsake)
+        self._log = MappingLog(self._tree, 0 if state is None else state.length)
+        self._cleanup.callback(self._log.close)
+        if fresh:
+            self._log.begin(made_root=made_root)
+
+    def _lock_root(self) -> None:
         opened = guard.open_tree(self._plan.settings.out, self._store)
         if opened is None or opened[1] is not None:
             raise OutputError(
@@ -182,27 +189,25 @@ class _Execution:
                 self._log.append([path_line("removed", STAGING)], sync=False)
             self._tree.forget()
 
-    def _probed_placer(self, fresh: bool, made_root: bool) -> Placer | None:
+    def _probed_placer(self) -> Placer | None:
         first = next(self._plan.batches(1, 1), None)
         if first is None or self._plan.sources is None:
             return None
         placer = placer_for(self._plan.settings.copy_mode, self._tree, self._plan.sources)
-        try:
-            placer.probe(first[0])
-        except OutputError:
-            if fresh:
-                self._forsake(made_root)
-            raise
+        placer.probe(first[0])
         return placer
 
-    def _forsake(self, made_root: bool) -> None:
+    def _forsake(self) -> None:
         """Leave nothing behind in a directory that turned out not to do."""
-        self._tree.rmdir(MANIFESTS)
         self.close()
-        self._tree.unlink(MAPPING)
-        if made_root:
-            with suppress(OSError):
-                os.rmdir(self._plan.settings.out)
+        with suppress(OSError):
+            self._tree.clear_staging()
+            if self._tree.rmdir(STAGING) and self._tree.rmdir(MANIFESTS):
+                self._tree.unlink(MAPPING)
+
+    def _forsake_root(self) -> None:
+        with suppress(OSError):
+            os.rmdir(self._plan.settings.out)
 
     def _about(self) -> dict[str, Any]:
         about = self._plan.to_json()

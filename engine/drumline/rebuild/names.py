@@ -32,7 +32,7 @@ _MAX_LABEL = 200
 _MAX_FLAT = 200
 _UNSAFE = re.compile(rb"\0|(?:\A|/)\.{0,2}(?:/|\Z)")
 _NOT_PLAIN = re.compile(r"[^a-z0-9]+")
-_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,10}\Z")
+_EXTENSION = re.compile(r"(?<=[^/])\.[A-Za-z0-9]{1,10}\Z")
 
 
 def is_safe(path: bytes) -> bool:

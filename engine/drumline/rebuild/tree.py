@@ -26,6 +26,7 @@ STAGING = b"_staging"
 
 _KEPT_OPEN = 64
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
+_STAYS = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EBUSY}
 _ABSENT = {errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
 
 
@@ -198,7 +199,9 @@ class Tree(Directories):
             os.rmdir(name, dir_fd=descriptor)
         except FileNotFoundError:
             return True
-        except OSError:
+        except OSError as error:
+            if error.errno not in _STAYS:
+                raise
             return False
         return True
 

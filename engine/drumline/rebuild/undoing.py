@@ -40,7 +40,8 @@ from drumline.records import display_path
 __all__ = ["UndoSummary", "undo"]
 
 _KEPT_NAMES = 1_000
-_BATCH = 5_000
+_LINES = 500
+_REPORT_EVERY = 5_000
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,7 @@ class _Undo:
         rows = self._store.rows("SELECT target, mode, size, mtime_ns, source, hash FROM made ORDER BY target")
         for number, made in enumerate(map(Made._make, rows)):
             self._file(made)
-            if number % _BATCH == 0:
-                self._note_removed()
+            if number % _REPORT_EVERY == 0:
                 self._progress(Progress("removing", number, total))
 
     def _file(self, made: Made) -> None:
@@ -190,7 +190,12 @@ class _Undo:
     def _remove(self, target: bytes) -> None:
         if not self._dry_run:
             self._tree.unlink(target)
-            self._lines.append(path_line("removed", target))
+            self._removed(target)
+
+    def _removed(self, target: bytes) -> None:
+        self._lines.append(path_line("removed", target))
+        if len(self._lines) >= _LINES:
+            self._note_removed()
 
     def _keep(self, target: bytes, why: str) -> None:
         if len(self._kept) < _KEPT_NAMES:
@@ -226,7 +231,7 @@ class _Undo:
         for folder in folders_bottom_up(self._store):
             if self._tree.rmdir(folder):
                 self._counts["directories"] += 1
-                self._lines.append(path_line("removed", folder))
+                self._removed(folder)
         self._tree.forget()
 
     def _finish(self, state: LogState) -> None:

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drumline.cli.rebuild import _BarMeter, _PlainMeter
+from drumline.rebuild import Progress, RebuildSummary, execute
+from tests.making import CommandLine
+from tests.rebuild.archives import Archive, snapshot
+
+
+def test_a_dry_run_shows_what_a_real_run_then_does(drums: Archive, command: CommandLine) -> None:
+    run = drums.run().directory
+    before = snapshot(os.fsencode(drums.base))
+    shown = command("rebuild", run, "--out", drums.out, "--dry-run")
+    assert shown.code == 0
+    assert snapshot(os.fsencode(drums.base)) == before
+    assert "5 files" in shown.out
+    assert "Vendor B/hat.wav → Hihat/Vendor B/hat.wav" in shown.out
+    assert "Nothing was written" in shown.out
+    planned = command("rebuild", run, "--out", drums.out, "--dry-run", "--json").json()
+    done = command("rebuild", run, "--out", drums.out, "--json").json()
+    assert planned["summary"] is None
+    assert planned["plan"] == done["plan"]
+    assert done["summary"]["counts"]["made"] == planned["plan"]["counts"]["make"] == 5
+
+
+def test_the_whole_way_from_plan_to_undo(drums: Archive, command: CommandLine) -> None:
+    drums.run()
+    done = command("rebuild", drums.base / "runs", "--out", drums.out, "--copy-mode", "hardlink")
+    assert done.code == 0
+    assert "5 made" in done.out
+    assert "drumline undo" in done.out
+    assert (
+        "5 already there"
+        in command("rebuild", drums.base / "runs", "--out", drums.out, "--copy-mode", "hardlink").out
+    )
+    assert "5 files" in command("undo", drums.out, "--dry-run").out
+    undone = command("undo", drums.out, "--json").json()
+    assert (undone["removed"], undone["complete"]) == (5, True)
+    assert not drums.out.exists()
+
+
+def test_missing_and_changed_files_are_a_warning_not_a_failure(drums: Archive, command: CommandLine) -> None:
+    run = drums.run().directory
+    os.remove(drums.path(b"Vendor B/hat.wav"))
+    done = command("rebuild", run, "--out", drums.out, "--quiet")
+    assert done.code == 0
+    assert done.out == ""
+    assert "warning: 1 files could not be placed" in done.err
+    assert "missing: Hihat/Vendor B/hat.wav" in done.err
+    told = command("rebuild", run, "--out", drums.out, "--json").json()
+    assert told["problems"] == [
+        {"problem": "missing", "path": "Hihat/Vendor B/hat.wav", "message": "No such file or directory"}
+    ]
+
+
+def test_names_are_never_printed_raw(archive: Archive, command: CommandLine) -> None:
+    archive.add(b"esc\x1b[31m [red]\xff\n.wav")
+    archive.add(b"gone\x1b.wav", mtime_ns=1)
+    shown = command("rebuild", archive.run().directory, "--out", archive.out, "--dry-run")
+    assert "\x1b" not in shown.out + shown.err
+    assert r"esc\x1b[31m [red]\xff\n.wav" in shown.out
+    done = command("rebuild", archive.run().directory, "--out", archive.out)
+    assert "\x1b" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--threshold", "1.5"], 3, "threshold"),
+        (["--labels", "Kik"], 3, "Kik"),
+        (["--labels", "Kick", "--allow-all"], 2, "contradict"),
+        (["--overrides", "nowhere.jsonl"], 3, "nowhere.jsonl"),
+        (["--copy-mode", "move"], 2, "move"),
+        (["--index", "x.jsonl"], 2, "either RUN or --index"),
+        (["--archive-root", "nowhere"], 6, "nowhere"),
+    ],
+)
+def test_what_makes_no_sense_ends_with_its_exit_code(
+    drums: Archive, command: CommandLine, arguments: list[str], code: int, told: str
+) -> None:
+    ended = command("rebuild", drums.run().directory, "--out", drums.out, *arguments)
+    assert ended.code == code
+    assert told in ended.err
+    assert "Traceback" not in ended.err
+    assert not drums.out.exists()
+
+
+def test_a_bad_correction_names_its_line_in_a_dry_run(drums: Archive, command: CommandLine) -> None:
+    path = drums.base / "corrections.jsonl"
+    path.write_text('\n{"hash": "feed", "correct_label": "Kick"}\n')
+    ended = command("rebuild", drums.run().directory, "--out", drums.out, "--overrides", path, "--dry-run")
+    assert ended.code == 3
+    assert "line 2" in ended.err
+    assert "feed" in ended.err
+
+
+def test_an_index_file_serves_as_well(drums: Archive, command: CommandLine) -> None:
+    index = drums.run().index_path
+    assert command("rebuild", "--index", index, "--out", drums.out, "--quiet").code == 0
+    assert len(drums.tree()) == 5
+    assert command("rebuild", index, "--out", drums.out, "--quiet").code == 0
+
+
+def test_somebodys_directory_is_refused_by_both(drums: Archive, command: CommandLine) -> None:
+    (drums.base / "mine").mkdir()
+    (drums.base / "mine" / "x").write_text("x")
+    assert command("rebuild", drums.run().directory, "--out", drums.base / "mine").code == 8
+    assert command("undo", drums.base / "mine").code == 8
+
+
+def test_undo_says_what_stays(drums: Archive, command: CommandLine) -> None:
+    drums.rebuild()
+    os.remove(drums.path(b"Vendor B/hat.wav"))
+    (drums.out / "Snare/Vendor A/snare.wav").write_bytes(b"edited")
+    undone = command("undo", drums.out)
+    assert undone.code == 0
+    assert "stays: Snare/Vendor A/snare.wav: changed since it was made" in undone.err
+    assert "--drop-last-copies" in undone.err
+    assert "2 stay" in undone.out
+
+
+def test_every_help_page_has_examples_and_exit_codes(command: CommandLine) -> None:
+    for name in ("rebuild", "undo"):
+        page = command(name, "--help").out
+        assert "Examples:" in page
+        assert "Exit codes:" in page
+
+
+def test_progress_is_plain_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meter = _PlainMeter()
+    meter(Progress("placing", 1, 9))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("drumline.cli.rebuild._PLAIN_SECONDS", 0.0)
+    meter(Progress("placing", 2_000, 9_000))
+    meter(Progress("reading", 5, None))
+    assert capsys.readouterr().err == "drumline: placing: 2,000 of 9,000 files\ndrumline: reading: 5 files\n"
+
+
+def test_progress_is_a_bar_for_each_phase_on_a_terminal() -> None:
+    class Bars:
+        def __init__(self) -> None:
+            self.seen: list[object] = []
+
+        def add_task(self, phase: str, total: int | None) -> str:
+            self.seen.append((phase, total))
+            return phase
+
+        def update(self, task: str, completed: int, total: int | None) -> None:
+            self.seen.append((task, completed, total))
+
+    bars = Bars()
+    meter = _BarMeter(bars)
+    meter(Progress("placing", 0, 4))
+    meter(Progress("placing", 4, 4))
+    assert bars.seen == [("placing", 4), ("placing", 0, 4), ("placing", 4, 4)]
+
+
+def test_progress_is_told_to_the_end(drums: Archive) -> None:
+    told: list[Progress] = []
+    with drums.plan() as plan:
+        summary = execute(plan, told.append)
+    assert isinstance(summary, RebuildSummary)
+    assert Progress("placing", 5, 5) in told
+    assert {progress.phase for progress in told} == {"placing", "writing"}
+
+
+def test_the_command_line_prints_to_a_pipe_that_closes(drums: Archive) -> None:
+    """``drumline rebuild … --dry-run | head -1`` is no error."""
+    checkout = Path(__file__).resolve().parents[2]
+    command = (
+        f"{sys.executable} -m drumline rebuild {drums.run().directory} --out {drums.out} --dry-run | head -1"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(checkout / "engine")},
+        timeout=60,
+    )
+    assert "5 files" in done.stdout
+    assert "Traceback" not in done.stderr

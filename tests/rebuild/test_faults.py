@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from drumline.errors import DrumlineError, Interrupted, OutputError
+from drumline.rebuild import undo
+from drumline.rebuild.tree import Tree
+from tests.rebuild.archives import Archive, snapshot
+from tests.rebuild.faults import at_call, kill, small_archive
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink", "symlink"])
+def test_a_kill_at_any_call_is_completed_by_the_same_command_and_known_to_undo(
+    fast_path: Path, mode: str
+) -> None:
+    """In a process of its own: it forks for every call."""
+    path = os.pathsep.join([str(CHECKOUT / "engine"), str(CHECKOUT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.rebuild.faults", str(fast_path), mode],
+        capture_output=True,
+        text=True,
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    rebuilds, undos = map(int, done.stdout.split())
+    assert rebuilds > 30
+    assert undos > 15
+
+
+def same(archive: Archive, before: object) -> bool:
+    """Tell whether all is as before; an empty directory may be left when making it known failed."""
+    if archive.out.exists():
+        archive.out.rmdir()
+    return snapshot(os.fsencode(archive.base)) == before
+
+
+def fail(code: int) -> None:
+    raise OSError(code, os.strerror(code))
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_any_write_may_fail_and_the_same_command_completes_it(fast_path: Path, mode: str, code: int) -> None:
+    archive = small_archive(fast_path)
+    run = archive.run()
+    archive.rebuild(run, copy_mode=mode)
+    wanted = archive.tree()
+    undo(archive.out)
+    before = snapshot(os.fsencode(fast_path))
+    failed = number = 0
+    while True:
+        number += 1
+        with at_call(number, lambda: fail(code)) as calls:
+            try:
+                summary = archive.rebuild(run, copy_mode=mode)
+            except OutputError:
+                failed += 1
+            else:
+                assert summary.not_placed or archive.tree() == wanted
+        if len(calls) < number:
+            break
+        archive.rebuild(run, copy_mode=mode)
+        assert archive.tree() == wanted
+        undo(archive.out)
+        assert same(archive, before)
+    assert failed > 20
+
+
+def test_undo_may_fail_anywhere_and_the_same_command_completes_it(fast_path: Path) -> None:
+    archive = small_archive(fast_path)
+    run = archive.run()
+    before = snapshot(os.fsencode(fast_path))
+    number = 0
+    while True:
+        number += 1
+        archive.rebuild(run)
+        with at_call(number, lambda: fail(errno.EIO)) as calls, suppress(DrumlineError):
+            undo(archive.out)
+        if len(calls) < number:
+            break
+        if archive.out.exists() and any(archive.out.iterdir()):
+            undo(archive.out)
+        assert same(archive, before)
+    assert number > 15
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def goes_on(work: Callable[[], object]) -> bool:
+    """Tell whether work was stopped in order."""
+    try:
+        work()
+    except Interrupted as stop:
+        return "same command" in stop.way_out
+    return False
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink"])
+def test_ctrl_c_says_that_the_same_command_goes_on_and_it_does(fast_path: Path, mode: str) -> None:
+    archive = small_archive(fast_path)
+    run = archive.run()
+    before = snapshot(os.fsencode(fast_path))
+    number, stopped, counts = 0, 0, 1
+    while counts >= number:
+        number += 1
+        with at_call(number, interrupt) as calls:
+            stopped += goes_on(lambda: archive.rebuild(run, copy_mode=mode))
+        counts = len(calls)
+        archive.rebuild(run, copy_mode=mode)
+        assert len(archive.tree()) == 4
+        undo(archive.out)
+        assert same(archive, before)
+    assert stopped > 20
+
+
+def test_a_rebuild_from_the_command_line_stops_within_two_seconds_of_ctrl_c(fast_path: Path) -> None:
+    archive = Archive(fast_path)
+    for number in range(3_000):
+        archive.add(b"%d/%d.wav" % (number % 30, number))
+    run = archive.run()
+    command = [sys.executable, "-m", "drumline", "rebuild", str(run.directory), "--out", str(archive.out)]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT / "engine")}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    log = archive.out / "_mapping.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size > 50_000):
+        time.sleep(0.002)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert time.monotonic() - began < 2
+    if process.returncode:
+        assert process.returncode == 130
+        assert "same command" in told
+    again = subprocess.run(command, capture_output=True, env=environment, timeout=60)
+    assert again.returncode == 0
+    assert len(archive.tree()) == 3_000
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink", "symlink"])
+def test_the_log_and_the_data_are_on_disk_before_a_name_appears(
+    fast_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = small_archive(fast_path)
+    run = archive.run()
+    monkeypatch.setattr(Tree, "sync", lambda _: os.fsync(-1))
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    with at_call(0, kill) as calls:
+        archive.rebuild(run, copy_mode=mode)
+    appears = "symlink" if mode == "symlink" else "link"
+    probed = calls.index(appears) + 1 if mode != "copy" else 0
+    before = calls[: calls.index(appears, probed)]
+    assert "fsync" in before[_last(before, "write") :]
+    if mode == "copy":
+        assert "fsync" in before[_last(before, "copy_file_range") :]
+
+
+def _last(calls: list[str], name: str) -> int:
+    return len(calls) - 1 - calls[::-1].index(name)
