@@ -203,6 +203,7 @@ class Decoder:
         seconds = self.front_end.samples / self.front_end.sample_rate + _FFMPEG_MARGIN_S
         # A play list names addresses; without the white list ffmpeg would go there.
         options = ["-nostdin", "-hide_banner", "-nostats", "-threads", "1", "-protocol_whitelist", "file"]
+        options += ["-timelimit", str(math.ceil(_FFMPEG_TIMEOUT_S))]  # should we be killed meanwhile
         output = ["-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav", "pipe:1"]
         return [str(self._ffmpeg), *options, "-t", f"{seconds:.6f}", "-i", b"file:" + path, *output]
 
@@ -361,7 +362,10 @@ def _run_bounded(command: list[str | bytes]) -> tuple[bytes, bytes]:
     """Run a program and return the first bytes of its output and of its log; then it is stopped."""
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
     try:
-        with subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=pipe) as process:
+        # In a session of its own: Ctrl-C would make it end early, and well, with a part of the sound.
+        with subprocess.Popen(
+            command, stdin=nothing, stdout=pipe, stderr=pipe, start_new_session=True
+        ) as process:
             try:
                 return _drain(process)
             finally:

@@ -90,7 +90,12 @@ def shipped_bundles() -> list[Path]:
 def find_bundle(name: str | Path | None) -> Path:
     """Return the directory of a bundle given by path or by name (None: the default)."""
     wanted = Path(name or DEFAULT_BUNDLE)
-    if wanted.name == "bundle.json" or wanted.suffix == ".onnx":
+    if wanted.suffix == ".onnx":
+        raise BundleError(
+            f"{str(wanted)!r} is a lone model; a bundle is a directory that holds it, labels and settings",
+            "Give the bundle's directory or name; 'drumline models' lists them.",
+        )
+    if wanted.name == "bundle.json":
         wanted = wanted.parent
     for candidate in (wanted, *(root / wanted for root in bundle_roots())):
         if (candidate / "bundle.json").is_file():

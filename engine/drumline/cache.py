@@ -25,9 +25,10 @@ import orjson
 
 from drumline.durable import output_errors
 from drumline.errors import OutputError
+from drumline.records import TRANSIENT_ERRORS, Record, display_path, relative_path
 from drumline.tally import Tally
 
-__all__ = ["Cache", "FileRow", "FrameRow", "KnownFile", "Lasting"]
+__all__ = ["Cache", "FileRow", "FrameRow", "KnownFile", "Lasting", "cache_errors", "file_row"]
 
 CACHE_VERSION: Final = 1
 
@@ -95,6 +96,31 @@ class FrameRow(NamedTuple):
     lines: int
 
 
+@contextmanager
+def cache_errors(path: Path) -> Iterator[None]:
+    """Turn what SQLite says of the cache at `path` into an `OutputError`."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise OutputError(
+            f"cannot use the cache {display_path(bytes(path))!r}: {error}",
+            "Check space and permissions. The cache can be deleted: it is made anew from the index.",
+        ) from error
+
+
+def file_row(record: Record, line: int) -> FileRow:
+    """Return what the cache is to know of a record."""
+    path = relative_path(record)
+    error = record["errors"]
+    failed = Lasting.NO_FAILURE
+    if error is not None:
+        failed = Lasting.TRANSIENT if error["type"] in TRANSIENT_ERRORS else Lasting.LASTING
+    # A failed file is nobody's twin: its hash is left out.
+    digest = record["hash"] if error is None else None
+    directory, name = os.path.split(path)
+    return FileRow(directory, name, record["size"], record["mtime_ns"], digest, failed, line)
+
+
 class Cache:
     """The cache of one runs root, open in one process.
 
@@ -104,13 +130,15 @@ class Cache:
         The SQLite file.
     read_only
         For the stages that only look things up.
+    at_rest
+        Nobody writes meanwhile, so nothing at all is written: no files beside the cache either.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, at_rest: bool = False) -> None:
         self.path = path
         self._directories: dict[tuple[int, bytes], int] = {}
-        with self._named_errors(), output_errors(path):
-            mode = "ro" if read_only else "rwc"
+        with output_errors(path):
+            mode = "ro&immutable=1" if at_rest else "ro" if read_only else "rwc"
             uri = f"file:{_quoted(path)}?mode={mode}"
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
             self._db.execute(f"PRAGMA cache_size = -{_READER_CACHE_KB if read_only else _WRITER_CACHE_KB}")
@@ -126,16 +154,6 @@ class Cache:
         self._db.executescript(_SCHEMA)
         self._db.execute(f"PRAGMA user_version = {CACHE_VERSION}")
 
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise OutputError(
-                f"cannot use the cache {str(self.path)!r}: {error}",
-                "Check space and permissions. The cache can be deleted: it is rebuilt from the index.",
-            ) from error
-
     def close(self) -> None:
         """Close the file."""
         self._db.close()
@@ -143,16 +161,15 @@ class Cache:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Commit all of the enclosed changes, or none."""
-        with self._named_errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                self._directories.clear()
-                raise
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self._directories.clear()
+            raise
 
     def scope(self, archive: bytes, inference_key: str) -> int:
         """Return the id of a scope, made when it is new."""
@@ -179,10 +196,17 @@ class Cache:
         rows = self._db.execute("SELECT id, name, decision_key, valid FROM run WHERE scope = ?", (scope,))
         return {run: (name, key, valid) for run, name, key, valid in rows}
 
-    def runs_in_use(self) -> list[tuple[int, str, int]]:
-        """Return (scope, run name, end of the last frame in use) for every run that rows point to."""
+    def run_count(self) -> int:
+        """Return how many runs are known."""
+        return self._one("SELECT count(*) FROM run")
+
+    def runs_in_use(self) -> list[tuple[str, int]]:
+        """Return (run name, end of its last frame) for every run that rows point to.
+
+        The end is negative for a run whose index was being written anew: see `set_valid`.
+        """
         sql = (
-            "SELECT r.scope, r.name, max(f.place + f.length) "
+            "SELECT r.name, min(max(f.place + f.length), CASE WHEN r.valid < 0 THEN -1 ELSE 1 << 62 END) "
             "FROM frame f JOIN run r ON r.id = f.run GROUP BY r.id"
         )
         return list(self._db.execute(sql))
@@ -285,6 +309,14 @@ class Cache:
         self._db.execute("DELETE FROM directory WHERE id = ?", (directory,))
         self._directories.clear()
 
+    def forget_run(self, run: int) -> None:
+        """Forget a run that holds no frames."""
+        self._db.execute("DELETE FROM run WHERE id = ?", (run,))
+
+    def forget_frame(self, frame: int) -> None:
+        """Forget the files whose records lie in a frame."""
+        self._db.execute("DELETE FROM file WHERE frame = ?", (frame,))
+
     def forget_scope(self, scope: int) -> None:
         """Forget all files, frames and runs of a scope."""
         self._db.execute(
@@ -296,7 +328,7 @@ class Cache:
         self._directories.clear()
 
     def set_valid(self, run: int, valid: int) -> None:
-        """Commit up to where a run's index is complete."""
+        """Commit up to where a run's index is complete; -1 while it is being written anew."""
         self._db.execute("UPDATE run SET valid = ? WHERE id = ?", (valid, run))
 
     def tally(self, run: int) -> tuple[Tally, int]:

@@ -18,15 +18,13 @@ from drumline.bundle import Bundle, load_bundle
 from drumline.decide import Decision, DecisionSettings, decide, failed_decision
 from drumline.features import FeatureExtractor
 from drumline.inference import open_session
-from drumline.records import FileError
+from drumline.records import FileError, sparse_probs
 from drumline.settings import Device
 
 __all__ = ["Classifier", "Prediction", "Sound"]
 
 Sound: TypeAlias = str | bytes | os.PathLike[str] | tuple[NDArray[np.floating], int]
 """A path, or (samples, sample rate in Hz) with samples of shape (n,) or (n, channels) in -1..1."""
-
-_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +130,7 @@ class Classifier:
         )
 
     def _predicted(self, row: NDArray[np.float32]) -> Prediction:
-        values = np.round(row.astype(np.float64), _DIGITS).tolist()
-        probs = {label: value for label, value in zip(self.bundle.labels, values, strict=True) if value}
+        probs = sparse_probs(self.bundle.labels, row.tolist())
         return Prediction(decide(probs, self.decisions), probs)
 
 

@@ -9,7 +9,7 @@
     ├── IndexFormatError          7   an index or run directory cannot be understood
     ├── OutputError               8   something cannot be written: permission, space, somebody's files
     ├── BusyError                 9   another process holds the runs root or the output
-    ├── StageError               10   a stage of the pipeline died
+    ├── StageError               10   a stage of the pipeline died or cannot start
     └── IntegrityError           11   a run or a tree is not what drumline wrote
     Interrupted                 130   Ctrl-C; nothing is lost, the same command goes on
 
@@ -108,7 +108,7 @@ class BusyError(DrumlineError):
 
 
 class StageError(DrumlineError):
-    """A stage of the pipeline died."""
+    """A stage of the pipeline died or cannot start."""
 
     exit_code = 10
 

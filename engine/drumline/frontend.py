@@ -11,7 +11,10 @@ from typing import Any, Literal
 
 from drumline.errors import BundleError
 
-__all__ = ["FrontEnd"]
+__all__ = ["FEATURES_VERSION", "FrontEnd"]
+
+FEATURES_VERSION = 1
+"""Raised when the same file gives other features than before: what is known is then classified again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,16 @@ from typing import IO, Literal, NamedTuple, Protocol, get_args
 import orjson
 import zstandard
 
+from drumline.durable import output_errors
 from drumline.errors import IndexFormatError
-from drumline.records import SCHEMA_VERSION, Record
+from drumline.records import SCHEMA_VERSION, Record, display_path
 
 __all__ = [
     "FRAME_LINES",
     "Codec",
     "Compression",
     "Frame",
+    "IndexAppender",
     "codec_of",
     "parse_record",
     "read_frame",
@@ -114,7 +116,7 @@ def codec_of(path: Path) -> Codec:
 
 
 def read_frames(path: Path, start: int = 0) -> Iterator[Frame]:
-    """Iterate over the whole frames of an index; a torn tail ends the iteration silently.
+    """Iterate over the whole frames of an index; one that is cut off at its end is left out.
 
     Parameters
     ----------
@@ -122,6 +124,11 @@ def read_frames(path: Path, start: int = 0) -> Iterator[Frame]:
         Index, in any compression.
     start
         Offset of the first frame to read, in bytes.
+
+    Raises
+    ------
+    IndexFormatError
+        When a frame is damaged, rather than cut off by the end of the file.
 
     Notes
     -----
@@ -140,7 +147,13 @@ def read_frames(path: Path, start: int = 0) -> Iterator[Frame]:
 def _frames(stream: IO[bytes], offset: int, codec: Codec) -> Iterator[Frame]:
     pending = b""
     while True:
-        frame, pending = _next_frame(stream, offset, codec, pending)
+        try:
+            frame, pending = _next_frame(stream, offset, codec, pending)
+        except (zstandard.ZstdError, zlib.error) as error:
+            raise IndexFormatError(
+                f"the index {display_path(os.fsencode(stream.name))!r} is damaged at byte {offset}: {error}",
+                "What stands before is whole. 'drumline infer' of the archive makes a new index.",
+            ) from error
         if frame is None:
             return
         yield frame
@@ -153,10 +166,7 @@ def _next_frame(stream: IO[bytes], offset: int, codec: Codec, pending: bytes) ->
         pending = pending or stream.read(_READ_BYTES)
         if not pending:
             return None, b""
-        try:
-            parts.append(decompressor.decompress(pending))
-        except (zstandard.ZstdError, zlib.error):
-            return None, b""
+        parts.append(decompressor.decompress(pending))
         consumed, size = consumed + len(pending), size + len(parts[-1])
         if size > MAX_FRAME_BYTES:
             raise IndexFormatError(
@@ -200,6 +210,45 @@ def read_frame(descriptor: int, offset: int, length: int, codec: Codec) -> bytes
     if not whole:
         raise IndexFormatError(f"no whole frame of {length} bytes at byte {offset}")
     return data
+
+
+class IndexAppender:
+    """Appends frames to an index and makes them durable.
+
+    Parameters
+    ----------
+    path
+        The index.
+    codec
+        How it is compressed.
+    valid
+        Length to cut it to first, in bytes: a torn tail is behind it.
+    """
+
+    def __init__(self, path: Path, codec: Codec, valid: int = 0) -> None:
+        self.path, self.codec, self.end = path, codec, valid
+        with output_errors(path):
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            os.ftruncate(self._descriptor, valid)
+            os.lseek(self._descriptor, valid, os.SEEK_SET)
+
+    def append(self, frame: bytes) -> int:
+        """Write a frame and return its place."""
+        place, view = self.end, memoryview(frame)
+        with output_errors(self.path):
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        self.end += len(frame)
+        return place
+
+    def sync(self) -> None:
+        """Wait until all frames are on disk."""
+        with output_errors(self.path):
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
 
 
 def split_lines(data: bytes) -> list[bytes]:

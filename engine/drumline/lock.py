@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drumline.durable import output_errors
-from drumline.errors import BusyError
+from drumline.errors import BusyError, OutputError
 
 __all__ = ["exclusive"]
 
@@ -26,7 +26,7 @@ def exclusive(path: Path, what: str, patience_sec: float = 5.0) -> Iterator[None
     Parameters
     ----------
     path
-        The lock file; made when it is missing, and left behind empty-handed.
+        The lock file; made when it is missing, and left behind; it holds the holder's process id.
     what
         What is locked, for the message.
     patience_sec
@@ -54,11 +54,13 @@ def _acquire(descriptor: int, what: str, deadline: float) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
+                way_out = "Its file system must know locks: choose another place."
+                raise OutputError(f"cannot lock {what}: {error.strerror}", way_out) from error
             if time.monotonic() >= deadline:
                 holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
                 raise BusyError(
-                    f"{what} is in use by process {holder}", "Wait until it has ended, then try again."
+                    f"{what} is in use by process {holder}, or by what is left of it",
+                    "Wait until it has ended, then try again.",
                 ) from error
             time.sleep(_RETRY_SEC)
         else:

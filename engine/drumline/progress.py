@@ -120,8 +120,10 @@ class PanelProgress(Progress):
 
     def note(self, text: str) -> None:
         """Show a remark, from now on below the panel."""
+        from rich.text import Text
+
         self._note = text
-        self._live.update(text, refresh=True)
+        self._live.update(Text(text), refresh=True)
 
     def close(self) -> None:
         """Remove the panel."""
@@ -145,7 +147,7 @@ class PanelProgress(Progress):
             lines.append(Text(self._note, style="bold yellow"))
         return Panel(
             Group(*lines),
-            title=f"[bold]{self._title}[/bold]",
+            title=Text(self._title, "bold"),
             title_align="left",
             expand=False,
             padding=(0, 1),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import heapq
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypedDict, cast, get_args
 
 import orjson
@@ -30,6 +30,7 @@ __all__ = [
     "path_fields",
     "redecide",
     "relative_path",
+    "sparse_probs",
     "topk_of",
 ]
 
@@ -50,7 +51,11 @@ ErrorType = Literal[
     "out_of_memory",
 ]
 
-TRANSIENT_ERRORS: Final[frozenset[str]] = frozenset({"needs_ffmpeg", "unreadable", "vanished", "changed"})
+_PROBABILITY_DIGITS: Final = 6
+
+TRANSIENT_ERRORS: Final[frozenset[str]] = frozenset(
+    {"needs_ffmpeg", "unreadable", "vanished", "changed", "out_of_memory"}
+)
 """Errors that may be gone at the next run although the file's size and mtime are the same."""
 
 
@@ -137,6 +142,12 @@ def absolute_path(record: Record, archive_root: bytes | None = None) -> bytes:
 def encode_record(record: Record) -> bytes:
     """Encode a record as one line of the index, newline included."""
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def sparse_probs(labels: Sequence[str], row: Sequence[float]) -> dict[str, float]:
+    """Return probabilities as a record stores them: six decimals, zeros left out."""
+    rounded = ((label, round(value, _PROBABILITY_DIGITS)) for label, value in zip(labels, row, strict=True))
+    return {label: value for label, value in rounded if value}
 
 
 def topk_of(probs: Mapping[str, float], top_k: int) -> list[Top]:

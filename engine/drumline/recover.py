@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from drumline.cache import Cache, FileRow
+from drumline.cache import Cache, cache_errors, file_row
+from drumline.durable import output_errors, sync_directory
 from drumline.errors import DrumlineError, OutputError
-from drumline.index import FRAME_LINES, Frame, parse_record, read_frames, split_lines
-from drumline.pipeline.assemble import file_row
+from drumline.index import FRAME_LINES, Frame, parse_record, read_frames, record_errors, split_lines
 from drumline.runs import Run, list_runs, open_run
 from drumline.tally import Tally
 
-__all__ = ["open_cache"]
+__all__ = ["agrees", "open_cache", "rebuild_cache"]
+
+_PAGE_BYTES: Final = 512
+"""SQLite's smallest page: a file that is no multiple of it was cut, which SQLite notices late."""
 
 _SIDE_FILES: Final = ("", "-wal", "-shm")
 
@@ -35,42 +39,61 @@ def open_cache(path: Path, runs_root: Path, note: Callable[[str], None] = lambda
     Raises
     ------
     OutputError
-        When it cannot be written.
+        When it cannot be read or written; it is left as it is.
     """
-    fresh = not path.exists()
+    with cache_errors(path):
+        return _open(path, runs_root, note)
+
+
+def _open(path: Path, runs_root: Path, note: Callable[[str], None]) -> Cache:
+    if not _is_good(path, runs_root):
+        if list_runs(runs_root):
+            note("making the cache anew from the indexes of earlier runs")
+        rebuild_cache(path, runs_root)
+    return Cache(path)
+
+
+def _is_good(path: Path, runs_root: Path) -> bool:
+    if not path.exists() or path.stat().st_size % _PAGE_BYTES:
+        return False
     try:
-        cache = Cache(path)
-        if not fresh and agrees(cache, runs_root):
-            return cache
-        if not fresh:
-            cache.close()
+        with contextlib.closing(Cache(path)) as cache:
+            return agrees(cache, runs_root)
+    except sqlite3.OperationalError:
+        raise  # locked, or the disk fails: that says nothing of the file
     except sqlite3.DatabaseError:
-        fresh = False
-    if not fresh:
-        _remove(path)
-        cache = Cache(path)
-    if list_runs(runs_root):
-        note("making the cache anew from the indexes of earlier runs")
-        _fill(cache, runs_root)
-    return cache
+        return False
 
 
 def agrees(cache: Cache, runs_root: Path) -> bool:
-    """Return whether every index that the cache points into is there and long enough."""
-    try:
-        for _scope, name, end in cache.runs_in_use():
-            index = next((runs_root / name).glob("index.jsonl*"), None)
-            if index is None or index.stat().st_size < end:
-                return False
-    except OSError:
+    """Return whether the cache knows of the runs, and every index that it points into is long enough."""
+    if not cache.run_count() and list_runs(runs_root):
         return False
-    return True
+    try:
+        return all(
+            end >= 0 and open_run(runs_root / name).index_path.stat().st_size >= end
+            for name, end in cache.runs_in_use()
+        )
+    except (DrumlineError, OSError):
+        return False
+
+
+def rebuild_cache(path: Path, runs_root: Path) -> None:
+    """Make the cache anew; it takes the old one's place when it is whole."""
+    temporary = path.with_name(f".{path.name}.new")
+    _remove(temporary)
+    with contextlib.closing(Cache(temporary)) as cache:
+        _fill(cache, runs_root)
+    _remove(path)
+    with output_errors(path):
+        os.replace(temporary, path)
+        sync_directory(path.parent)
 
 
 def _remove(path: Path) -> None:
-    for suffix in _SIDE_FILES:
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).unlink()
+    with output_errors(path):
+        for suffix in _SIDE_FILES:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _fill(cache: Cache, runs_root: Path) -> None:
@@ -106,8 +129,10 @@ def _read_run(cache: Cache, scope: int, run: Run) -> None:
 
 
 def _read_frame(cache: Cache, scope: int, run_id: int, run: Run, frame: Frame) -> None:
-    records = [parse_record(line, run.index_path) for line in split_lines(frame.data)]
-    if len(records) > FRAME_LINES:
-        return  # written by another tool: its lines cannot be pointed at
-    rows: list[FileRow] = [file_row(record, place) for place, record in enumerate(records)]
-    cache.add_frame(scope, run_id, frame.offset, frame.length, 0, Tally.of(records), rows)
+    with record_errors(run.index_path):
+        records = [parse_record(line, run.index_path) for line in split_lines(frame.data)]
+        if len(records) > FRAME_LINES:
+            return  # written by another tool: its lines cannot be pointed at
+        rows = [file_row(record, number) for number, record in enumerate(records)]
+        tally = Tally.of(records)
+    cache.add_frame(scope, run_id, frame.offset, frame.length, 0, tally, rows)

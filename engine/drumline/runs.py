@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from drumline.records import SCHEMA_VERSION, path_fields
 
 __all__ = ["Run", "create_run", "list_runs", "open_run"]
 
+_RUN_NAME = re.compile(r"run_\d{8}T\d{6}Z(-\d{4})?")
 _INDEX_NAMES = ("index.jsonl.zst", "index.jsonl.gz", "index.jsonl")
 
 
@@ -107,7 +109,7 @@ def open_run(path: Path) -> Run:
     Raises
     ------
     IndexFormatError
-        When there is no such run, or it is of another version.
+        When there is no such run, it is of another version, or the runs root is of several archives.
     """
     if path.is_dir() and not (path / "run.json").exists():
         return _newest_complete(path)
@@ -141,9 +143,16 @@ def _read_info(directory: Path) -> dict[str, Any]:
 
 
 def _newest_complete(runs_root: Path) -> Run:
-    for directory in reversed(list_runs(runs_root)):
-        if (directory / "summary.json").is_file():
-            return open_run(directory)
+    runs = [open_run(path) for path in list_runs(runs_root) if (path / "summary.json").is_file()]
+    newest = {run.archive_root: run for run in runs}
+    if len(newest) > 1:
+        names = ", ".join(f"{run.name} ({run.info['archive_root']})" for run in newest.values())
+        raise IndexFormatError(
+            f"{str(runs_root)!r} holds runs of {len(newest)} archives",
+            f"Name the run that you mean: {names}.",
+        )
+    if newest:
+        return runs[-1]
     raise IndexFormatError(
         f"{str(runs_root)!r} holds no complete run", "Make one with 'drumline infer ARCHIVE'."
     )
@@ -155,20 +164,24 @@ def list_runs(runs_root: Path) -> list[Path]:
 
 
 def create_run(runs_root: Path, info: dict[str, Any], archive_root: bytes) -> Run:
-    """Make a new run directory with its run.json."""
+    """Make a new run directory with its run.json and an empty index."""
     text, encoded = path_fields(archive_root)
     with output_errors(runs_root):
         directory = _make_directory(runs_root)
     info = {"schema_version": SCHEMA_VERSION, "archive_root": text, "archive_root_b64": encoded, **info}
+    index_path = directory / info["index"]
+    with output_errors(index_path):
+        index_path.touch()
     write_json(directory / "run.json", info)
     sync_directory(runs_root)
-    return Run(directory, directory / info["index"], info)
+    return Run(directory, index_path, info)
 
 
 def _make_directory(runs_root: Path) -> Path:
     stamp = time.strftime("run_%Y%m%dT%H%M%SZ", time.gmtime())
-    newest = max((path.name for path in runs_root.glob("run_*")), default="")
-    stamp = max(stamp, newest.partition("-")[0])  # a clock that went back must not reorder runs
+    names = (path.name for path in runs_root.glob("run_*") if _RUN_NAME.fullmatch(path.name))
+    # A clock that went back must not reorder runs.
+    stamp = max(stamp, max(names, default="").partition("-")[0])
     for attempt in range(10_000):
         directory = runs_root / (f"{stamp}-{attempt:04d}" if attempt else stamp)
         try:

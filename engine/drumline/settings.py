@@ -174,6 +174,11 @@ class InferSettings:
     def decision_settings(self, taxonomy: Taxonomy) -> DecisionSettings:
         """Return what turns a model's probabilities into assigned labels."""
         targets = None if self.target_labels is None else frozenset(self.target_labels)
+        if self.misc.label in set(taxonomy.canonical) - {taxonomy.misc}:
+            raise ConfigError(
+                f"misc.label cannot be {self.misc.label!r}: that is a canonical label of the model",
+                "Choose a name that no label has.",
+            )
         settings = DecisionSettings(taxonomy.canonical_of, self.misc.threshold, self.misc.label, targets)
         return settings.with_misc(taxonomy.misc)
 

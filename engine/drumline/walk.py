@@ -54,7 +54,6 @@ class Walk:
     skipped_links: int = 0
     skipped_special: int = 0
     unreadable: list[tuple[bytes, str]] = field(default_factory=list)
-    unreadable_count: int = 0
 
     def __iter__(self) -> Iterator[Directory]:
         pending = [b""]
@@ -72,9 +71,7 @@ class Walk:
             with os.scandir(os.path.join(self.root, path)) as listing:
                 return sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            self.unreadable_count += 1
-            if len(self.unreadable) < 100:
-                self.unreadable.append((path, error.strerror or str(error)))
+            self.unreadable.append((path, error.strerror or str(error)))
             return None
 
     def _is_directory(self, entry: os.DirEntry[bytes]) -> bool:
@@ -90,9 +87,13 @@ class Walk:
             return None
         return (found.st_dev, found.st_ino)
 
+    def is_wanted(self, name: bytes) -> bool:
+        """Return whether a file of this name counts as audio."""
+        _, dot, suffix = name.rpartition(b".")
+        return bool(dot) and suffix.lower() in self.formats and not name.startswith(_APPLE_DOUBLE)
+
     def _is_audio(self, entry: os.DirEntry[bytes]) -> bool:
-        name = entry.name
-        if name.rpartition(b".")[2].lower() not in self.formats or name.startswith(_APPLE_DOUBLE):
+        if not self.is_wanted(entry.name):
             return False
         if entry.is_file(follow_symlinks=False):
             return True

@@ -65,7 +65,13 @@ _MEANINGS = {
 )
 @click.argument("run", required=False, type=path_type())
 @click.option("--index", "index_file", type=path_type(), help="An index file, in place of RUN.")
-@click.option("--out", required=True, type=path_type(), help="Directory of the tree; made when missing.")
+@click.option("--out", type=path_type(), help="Directory of the tree; made when missing.")
+@click.option(
+    "--config",
+    "config_file",
+    type=path_type(),
+    help="Take RUN and OUT from this file's paths.runs_root and paths.regenerated_root.",
+)
 @click.option(
     "--copy-mode",
     type=click.Choice(["copy", "hardlink", "symlink", "reflink", "none"]),
@@ -101,7 +107,14 @@ _MEANINGS = {
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings only.")
 @json_option
 def rebuild_command(
-    run: Path | None, index_file: Path | None, dry_run: bool, quiet: bool, as_json: bool, **options: Any
+    run: Path | None,
+    index_file: Path | None,
+    out: Path | None,
+    config_file: Path | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Make an organised tree from RUN: a directory for each label, and misc.
 
@@ -115,9 +128,8 @@ def rebuild_command(
     """
     from drumline.rebuild import RebuildSettings, execute, plan_rebuild
 
-    if (run is None) == (index_file is None):
-        raise click.UsageError("give either RUN or --index FILE")
-    settings = RebuildSettings(source=run or index_file or Path(), **options)
+    source, out = _places(run, index_file, out, config_file)
+    settings = RebuildSettings(source=source, out=out, **options)
     silent = quiet or as_json
     with _meter(quiet) as progress, plan_rebuild(settings, progress) as plan:
         for warning in plan.warnings:
@@ -161,6 +173,25 @@ def undo_command(out: Path, dry_run: bool, drop_last_copies: bool, quiet: bool, 
         _show_undo(summary, quiet)
 
 
+def _places(
+    run: Path | None, index_file: Path | None, out: Path | None, config_file: Path | None
+) -> tuple[Path, Path]:
+    if run is not None and index_file is not None:
+        raise click.UsageError("give either RUN or --index FILE, not both")
+    source = run or index_file
+    if config_file is not None:
+        from drumline.config import load_config
+
+        config = load_config(config_file)
+        source = source or config.values.get("runs_root")
+        out = out or config.regenerated_root
+    if source is None:
+        raise click.UsageError("give RUN or --index FILE, or a --config that sets paths.runs_root")
+    if out is None:
+        raise click.UsageError("give --out DIR, or a --config that sets paths.regenerated_root")
+    return source, out
+
+
 def _as_json(plan: Plan, summary: RebuildSummary | None) -> dict[str, Any]:
     problems = [
         {"problem": kind, "path": safe_text(path), "message": message}
@@ -186,9 +217,11 @@ def _show_plan(plan: Plan, examples: int) -> None:
         "to remove": counts["remove"],
         "by correction": counts["overridden"],
     }
-    console.print("  " + ", ".join(f"{count:,} {name}" for name, count in parts.items() if count))
+    told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
+    console.print(f"  {told or 'nothing to do'}")
     _show_counts(console, counts)
-    for action in islice(plan.actions(), examples):
+    to_do = (action for batch in plan.batches(_EXAMPLES_SHOWN, 1 << 62) for action in batch)
+    for action in islice(to_do, examples):
         arrow = f"  {safe_text(action.source)} → {safe_text(action.target)}"
         console.print(arrow, markup=False, soft_wrap=True)
 
@@ -203,7 +236,8 @@ def _label_table(plan: Plan) -> Table:
         table.add_column(justify=justify, no_wrap=True)
     table.add_column(ratio=1)
     largest = max((total.files for total in plan.labels.values()), default=1) or 1
-    for label, total in sorted(plan.labels.items(), key=lambda item: (-item[1].files, item[0])):
+    filled = [(label, total) for label, total in plan.labels.items() if total.files]
+    for label, total in sorted(filled, key=lambda item: (-item[1].files, item[0])):
         table.add_row(
             f"  {safe_text(label)}/", f"{total.files:,}", _size(total.bytes), Bar(total.files / largest)
         )

@@ -4,42 +4,46 @@ from __future__ import annotations
 
 from typing import Any
 
-from drumline.cli.common import safe_text
+from drumline.cli.common import safe_text, stdout_console
 from drumline.progress import duration_text
 
 __all__ = ["show_summary"]
 
-_BAR = 30
-
 
 def show_summary(summary: dict[str, Any]) -> None:
     """Print a summary to stdout."""
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-    console, counts = Console(highlight=False, soft_wrap=True), summary["counts"]
+    console, counts = stdout_console(), summary["counts"]
     files, seconds = f"{counts['discovered']:,} files", duration_text(summary["elapsed_sec"])
-    console.print(f"[bold]{files}[/bold] in {seconds}: {_parts(counts)}")
-    table = Table.grid(padding=(0, 2))
-    largest = max(summary["labels"].values(), default=1)
-    for label, count in summary["labels"].items():
-        bar = "█" * max(1, round(_BAR * count / largest))
-        confidence = f"[dim]mean confidence {summary['mean_confidence'][label]:.2f}[/dim]"
-        table.add_row(f"  {safe_text(label)}", f"{count:,}", f"[green]{bar}[/green]", confidence)
-    console.print(table)
-    for kind, count in summary["errors"].items():
-        console.print(f"  [red]{count:,} {kind}[/red]")
-    if counts["unreadable_directories"]:
-        console.print(f"  [red]{counts['unreadable_directories']:,} directories could not be read[/red]")
-    run = safe_text(summary["run_directory"])
-    console.print(f"\nIndex: {safe_text(summary['index'])}", markup=False)
-    console.print(f"Next:  drumline rebuild {run} --out organised", markup=False)
-
-
-def _parts(counts: dict[str, int]) -> str:
     parts = [
-        f"{counts['classified']:,} classified",
-        f"{counts['carried_over']:,} carried over",
-        f"{counts['failed']:,} failed",
+        f"{counts[name]:,} {name.replace('_', ' ')}" for name in ("classified", "carried_over", "failed")
     ]
-    return ", ".join(parts)
+    console.print(Text.assemble((files, "bold"), f" in {seconds}: ", ", ".join(parts)))
+    console.print(_labels(summary))
+    problems = {kind.replace("_", " "): count for kind, count in summary["errors"].items()}
+    if counts["unreadable_directories"]:
+        problems["directories could not be read"] = counts["unreadable_directories"]
+    for what, count in problems.items():
+        console.print(Text(f"  {count:,} {what}", "red"))
+    console.print(Text(f"\nIndex: {safe_text(summary['index'])}"), soft_wrap=True)
+    run = safe_text(summary["run_directory"])
+    console.print(Text(f"Next:  drumline rebuild {run} --out organised"), soft_wrap=True)
+
+
+def _labels(summary: dict[str, Any]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    from drumline.charts import Bar
+
+    table = Table.grid(padding=(0, 2), expand=True)
+    for settings in ({}, {"justify": "right"}, {"ratio": 1}, {"style": "dim"}):
+        table.add_column(**settings)
+    labels, confidences = summary["labels"], summary["mean_confidence"]
+    for label, count in labels.items():
+        bar = Bar(count / max(labels.values()), "green")
+        table.add_row(
+            Text(f"  {safe_text(label)}"), f"{count:,}", bar, f"mean confidence {confidences[label]:.2f}"
+        )
+    return table

@@ -8,27 +8,20 @@ from collections import Counter as Tallying
 from collections.abc import Iterator
 from typing import Any, cast
 
-import numpy as np
-
-from drumline.cache import FileRow, Lasting
 from drumline.decide import decide, failed_decision
 from drumline.pipeline.job import Job
 from drumline.pipeline.slots import ERROR_TYPES, SlotTable
 from drumline.records import (
     SCHEMA_VERSION,
-    TRANSIENT_ERRORS,
     ErrorType,
     FileError,
     Record,
     path_fields,
-    relative_path,
+    sparse_probs,
     topk_of,
 )
 
-__all__ = ["Assembler", "file_row"]
-
-_DIGITS = 6
-"""Decimals of a stored probability."""
+__all__ = ["Assembler", "assigned_labels"]
 
 _COLUMNS = (
     *("path", "size", "mtime_ns", "hash", "error", "message", "format", "sample_rate", "channels"),
@@ -48,18 +41,11 @@ class Assembler:
     def records(self, slots: list[int]) -> Iterator[Record]:
         """Make the records of slots that hold files."""
         columns = [self._table.view(name)[slots].tolist() for name in _COLUMNS]
-        probabilities = np.round(self._table.view("probs")[slots].astype(np.float64), _DIGITS)
+        probabilities = self._table.view("probs")[slots].tolist()
         for values, row in zip(zip(*columns, strict=True), probabilities, strict=True):
             fields = dict(zip(_COLUMNS, values, strict=True))
-            probs = {} if fields["error"] else self._sparse(row)
+            probs = {} if fields["error"] else sparse_probs(self._labels, row)
             yield self._record(fields, probs)
-
-    def _sparse(self, row: Any) -> dict[str, float]:
-        places = np.flatnonzero(row)
-        return {
-            self._labels[place]: value
-            for place, value in zip(places.tolist(), row[places].tolist(), strict=True)
-        }
 
     def _record(self, fields: dict[str, Any], probs: dict[str, float]) -> Record:
         relative, relative_b64 = path_fields(fields["path"])
@@ -106,19 +92,6 @@ def assigned_labels(job: Job) -> list[str]:
     """Return every label that a file may be assigned, misc last."""
     misc = job.decisions.misc
     return [*sorted(set(job.decisions.canonical_of.values()) - {misc}), misc]
-
-
-def file_row(record: Record, line: int) -> FileRow:
-    """Return what the cache is to know of a record."""
-    path = relative_path(record)
-    error = record["errors"]
-    failed = Lasting.NO_FAILURE
-    if error is not None:
-        failed = Lasting.TRANSIENT if error["type"] in TRANSIENT_ERRORS else Lasting.LASTING
-    # A failed file is nobody's twin: its hash is left out.
-    digest = record["hash"] if error is None else None
-    directory, name = os.path.split(path)
-    return FileRow(directory, name, record["size"], record["mtime_ns"], digest, failed, line)
 
 
 def _error(fields: dict[str, Any]) -> FileError:

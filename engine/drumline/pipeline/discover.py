@@ -2,10 +2,11 @@
 
 Protocol
 --------
-Takes numbers from `free`. A file that the cache does not know, or knows with another size or mtime, fills a
-slot and goes on `todo`. What the cache knows goes on `done` at once, and costs one slot for a whole frame
-of records: the writer carries them over. Files that are gone go on `done` too, last, when all others have
-been read: a file that was moved takes over the prediction of the one that is gone.
+Begins with all slots, and takes what comes back from `free`. A file that the cache does not know, or knows
+with another size or mtime, fills a slot and goes on `todo`. What the cache knows goes on `done` at once, and
+costs one slot for a whole frame of records: the writer carries them over. Files that are gone go on `done`
+too, last, when all others have been read: a file that was moved takes over the prediction of the one that
+is gone.
 
 When the slots run out, `free` is empty and this stage waits: that is the only back-pressure there is, and
 it bounds the memory of the whole pipeline.
@@ -23,7 +24,7 @@ from drumline.cache import Cache, KnownFile, Lasting
 from drumline.errors import ArchiveError
 from drumline.pipeline.job import Job, Plan
 from drumline.pipeline.queues import Queues
-from drumline.pipeline.slots import PATH_BYTES, Counter, Kind, SlotTable, State
+from drumline.pipeline.slots import PATH_MAX, Counter, Kind, SlotTable, State
 from drumline.records import display_path
 from drumline.walk import Directory, Entry, Walk
 
@@ -114,9 +115,24 @@ class Survey:
         for directory in self.walk:
             yield from self._compare(directory)
         yield from (Carried(frame, lines) for frame, lines in self._masks.items())
-        self.gone = len(self._gone_files)
+        self._keep_unreadable()
         if self.cache:
             self.gone += sum(map(self.cache.count_directory, self._unvisited.values()))
+
+    def _keep_unreadable(self) -> None:
+        """Take what lies in directories that cannot be read right now out of what is gone.
+
+        Only the records that this very run holds already are dropped: their files were not found.
+        """
+        if not self.cache or not self.walk.unreadable:
+            return
+        roots = [path for path, _ in self.walk.unreadable]
+        for path in [path for path in self._unvisited if any(_is_below(path, root) for root in roots)]:
+            number = self._unvisited.pop(path)
+            known = self.cache.files(number).items()
+            self._gone_files += [
+                GoneFile(number, name) for name, row in known if row.frame not in self._whole
+            ]
 
     def vanished(self) -> Iterator[GoneFile | GoneDirectory]:
         """Name what is known and no longer there; valid after `present`."""
@@ -138,6 +154,7 @@ class Survey:
                 self.resumed += 1
         if number is not None:
             self._gone_files.extend(GoneFile(number, name) for name in known)
+            self.gone += sum(map(self.walk.is_wanted, known))
 
     def _holds(self, row: KnownFile, entry: Entry) -> bool:
         same = row.size == entry.size and row.mtime_ns == entry.mtime_ns
@@ -167,12 +184,16 @@ def _identity(directory: Path) -> frozenset[tuple[int, int]]:
     return frozenset({(found.st_dev, found.st_ino)})
 
 
+def _is_below(path: bytes, root: bytes) -> bool:
+    return path == root or not root or path.startswith(root + b"/")
+
+
 class _Dispatcher:
     """Fills slots with findings and hands their numbers on."""
 
-    def __init__(self, table: SlotTable, queues: Queues) -> None:
-        self._table, self._queues = table, queues
-        self._free: list[int] = []
+    def __init__(self, archive: bytes, table: SlotTable, queues: Queues) -> None:
+        self._archive, self._table, self._queues = archive, table, queues
+        self._free = list(range(len(table.slots)))
         self._todo: list[int] = []
         self._done: list[int] = []
 
@@ -194,8 +215,8 @@ class _Dispatcher:
         fields["kind"], fields["path"] = Kind.FILE, path
         fields["size"], fields["mtime_ns"] = entry.size, entry.mtime_ns
         error = ("unreadable", entry.error) if entry.error else None
-        if len(path) > PATH_BYTES:
-            error = ("path_too_long", f"the path has {len(path)} bytes, more than {PATH_BYTES}")
+        if len(self._archive) + 1 + len(path) >= PATH_MAX:
+            error = ("path_too_long", f"the path has more than the {PATH_MAX - 1} bytes that can be opened")
         if error:
             self._table.fail(slot, *error)
             self._done.append(slot)
@@ -241,7 +262,7 @@ def discover(job: Job, table: SlotTable, queues: Queues) -> None:
     cache = Cache(job.cache_path, read_only=True)
     survey = make_survey(job, cache, job.scope, job.run_id)
     table.counters[Counter.KNOWN] = known = cache.count_files(job.scope)
-    dispatcher = _Dispatcher(table, queues)
+    dispatcher = _Dispatcher(job.archive, table, queues)
     for finding in survey.present():
         dispatcher.dispatch(finding)
         _count(table, survey)
@@ -285,4 +306,4 @@ def _count(table: SlotTable, survey: Survey) -> None:
     counters[Counter.RESUMED], counters[Counter.GONE] = survey.resumed, survey.gone
     counters[Counter.SKIPPED_LINKS] = survey.walk.skipped_links
     counters[Counter.SKIPPED_SPECIAL] = survey.walk.skipped_special
-    counters[Counter.UNREADABLE_DIRECTORIES] = survey.walk.unreadable_count
+    counters[Counter.UNREADABLE_DIRECTORIES] = len(survey.walk.unreadable)

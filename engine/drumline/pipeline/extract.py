@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +33,7 @@ from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import NO_SLOT, SlotTable, State
 from drumline.records import Record
+from drumline.runs import open_run
 from drumline.walk import mtime_of
 
 __all__ = ["extract"]
@@ -98,14 +101,14 @@ class _Twins:
         self._frames: OrderedDict[int, list[bytes]] = OrderedDict()
 
     def find(self, digest: str) -> Record | None:
-        place = self._cache.twin(digest, self._key)
-        if place is None:
-            return None
-        frame, line = place
         try:
+            place = self._cache.twin(digest, self._key)
+            if place is None:
+                return None
+            frame, line = place
             record = parse_record(self._lines(frame)[line], self._runs_root)
-        except (DrumlineError, OSError, IndexError):
-            return None  # the run was removed by hand: the file is simply read again
+        except (DrumlineError, OSError, IndexError, sqlite3.Error):
+            return None  # the run was removed by hand, or the cache is damaged: the file is simply read
         return record if record["hash"] == digest and record["probs"] else None
 
     def _lines(self, frame: int) -> list[bytes]:
@@ -121,10 +124,9 @@ class _Twins:
         if found is None:
             return []
         row, run = found
-        for path in (self._runs_root / run).glob("index.jsonl*"):
-            with open(path, "rb") as stream:
-                return split_lines(read_frame(stream.fileno(), row.place, row.length, codec_of(path)))
-        return []
+        path = open_run(self._runs_root / run).index_path
+        with open(path, "rb") as stream:
+            return split_lines(read_frame(stream.fileno(), row.place, row.length, codec_of(path)))
 
 
 class _Worker:
@@ -152,8 +154,6 @@ class _Worker:
             self._table.fail(slot, "out_of_memory", "not enough memory to decode the file")
         except OSError as error:
             self._table.fail(slot, "unreadable", error.strerror or str(error))
-        except Exception as error:  # one bad file must cost one record, whatever a decoder raises
-            self._table.fail(slot, "decode_error", _described(error))
         return False
 
     def _fill(self, slot: int) -> bool:
@@ -170,7 +170,12 @@ class _Worker:
         return True
 
     def _decode(self, data: bytes | None, path: bytes) -> Waveform:
-        return self._decoder.decode_path(path) if data is None else self._decoder.decode(data, path)
+        try:
+            return self._decoder.decode_path(path) if data is None else self._decoder.decode(data, path)
+        except (AudioError, OSError, MemoryError):
+            raise
+        except Exception as error:  # one bad file must cost one record, whatever a decoder raises
+            raise AudioError("decode_error", _described(error)) from error
 
     def _analyse(self, fields: np.void, waveform: Waveform) -> None:
         analysis = self._extractor.extract(
@@ -178,8 +183,8 @@ class _Worker:
         )
         fields["format"], fields["sample_rate"] = waveform.format, waveform.sample_rate
         fields["channels"], fields["duration_sec"] = waveform.channels, waveform.duration_sec
-        fields["rms_db"], fields["spectral_centroid"] = analysis.rms_db, analysis.spectral_centroid
-        fields["spectral_rolloff"] = analysis.spectral_rolloff
+        kept = astuple(analysis) if self._job.settings.include_audio_stats else (np.nan,) * 3
+        fields["rms_db"], fields["spectral_centroid"], fields["spectral_rolloff"] = kept
         fields["state"] = State.READY
 
     def _take_over(self, fields: Any, twin: Record) -> None:

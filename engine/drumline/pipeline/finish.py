@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing, suppress
 from typing import Any
 
 from drumline.cache import Cache, FileRow, FrameRow
 from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import DrumlineError
-from drumline.index import parse_record, read_frame, split_lines
+from drumline.index import IndexAppender, parse_record, read_frame, split_lines
 from drumline.pipeline.job import Job, model_facts
+from drumline.pipeline.slots import DEVICES
 from drumline.pipeline.supervisor import Outcome
-from drumline.pipeline.write import IndexAppender
 from drumline.records import SCHEMA_VERSION, display_path, path_fields
 from drumline.tally import Tally
 
-__all__ = ["finish"]
+__all__ = ["discard_if_empty", "finish"]
 
 
 def finish(job: Job, cache: Cache, outcome: Outcome) -> dict[str, Any]:
@@ -38,6 +40,17 @@ def finish(job: Job, cache: Cache, outcome: Outcome) -> dict[str, Any]:
     return summary
 
 
+def discard_if_empty(job: Job) -> None:
+    """Remove a run that came to nothing before its first record: a refused archive, a model that fails."""
+    with suppress(OSError, sqlite3.Error), closing(Cache(job.cache_path)) as cache:
+        if job.run.index_path.stat().st_size == 0:
+            with cache.transaction():
+                cache.forget_run(job.run_id)
+            for name in (job.run.index_path.name, "run.json"):
+                (job.run.directory / name).unlink()
+            job.run.directory.rmdir()
+
+
 def _assert_one_record_per_file(tally: Tally, rows: int, outcome: Outcome) -> None:
     discovered = outcome.counters["discovered"]
     if not discovered == tally.records == rows:
@@ -50,30 +63,31 @@ def _assert_one_record_per_file(tally: Tally, rows: int, outcome: Outcome) -> No
 def _drop_superseded(job: Job, cache: Cache) -> None:
     """Write the index anew without the records of files that changed or went while the run was interrupted.
 
-    The new index takes the old one's place before the cache learns of it. A kill in between leaves a cache
-    that points past the end of the index: it is found out at the next start, and rebuilt.
+    Until the cache knows the new index, its entry says so: a kill in between is found out at the next start,
+    and the cache is rebuilt from whichever index is there.
     """
     path = job.run.index_path
     temporary = path.with_name(f".{path.name}.tmp")
+    with cache.transaction():
+        cache.set_valid(job.run_id, -1)
     with output_errors(path):
         temporary.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     appender = IndexAppender(temporary, job.codec)
-    before = Cache(job.cache_path, read_only=True)
-    with cache.transaction(), open(path, "rb") as stream:
+    with closing(appender), closing(Cache(job.cache_path, read_only=True)) as before, cache.transaction():
         for frame, carried, rows in before.live_frames(job.run_id):
             if len(rows) == frame.lines:
-                raw = os.pread(stream.fileno(), frame.length, frame.place)
+                raw = os.pread(descriptor, frame.length, frame.place)
                 cache.move_frame(frame.id, appender.append(raw))
             else:
-                _rewrite(job, cache, appender, stream.fileno(), frame, carried, rows)
+                _rewrite(job, cache, appender, descriptor, frame, carried, rows)
         cache.drop_dead_frames(job.run_id)
         cache.set_valid(job.run_id, appender.end)
         appender.sync()
-        appender.close()
         with output_errors(path):
             os.replace(temporary, path)
             sync_directory(path.parent)
-    before.close()
+    os.close(descriptor)
 
 
 def _rewrite(
@@ -121,5 +135,6 @@ def _summary(job: Job, tally: Tally, carried: int, outcome: Outcome) -> dict[str
         "elapsed_sec": round(outcome.elapsed_sec, 3),
         "files_per_sec": round(handled / max(outcome.elapsed_sec, 1e-9), 1),
         "model": model_facts(job.bundle),
+        "device": (None, *DEVICES)[counters["device"]],
         "complete": True,
     }

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drumline.cache import Cache
-from drumline.errors import OutputError
+from drumline.cache import Cache, cache_errors
+from drumline.errors import DrumlineError, OutputError
 from drumline.lock import exclusive
 from drumline.pipeline.discover import NewFile, make_survey
-from drumline.pipeline.finish import finish
+from drumline.pipeline.finish import discard_if_empty, finish
 from drumline.pipeline.job import Plan, model_facts
 from drumline.pipeline.prepare import make_job, make_plan, make_runs_root
 from drumline.pipeline.supervisor import supervise
 from drumline.progress import Progress
 from drumline.records import display_path
-from drumline.recover import agrees, open_cache
+from drumline.recover import agrees, open_cache, rebuild_cache
 from drumline.settings import InferSettings
 
 __all__ = ["infer", "preview"]
@@ -49,16 +51,18 @@ def infer(settings: InferSettings, progress: Progress | None = None) -> dict[str
     progress = progress or Progress()
     plan = make_plan(_absolute(settings))
     make_runs_root(plan.settings)
-    with exclusive(plan.settings.runs_root / ".lock", f"the runs root {str(settings.runs_root)!r}"):
-        cache = open_cache(plan.cache_path, plan.settings.runs_root, progress.note)
-        try:
+    lock = exclusive(plan.settings.runs_root / ".lock", f"the runs root {str(settings.runs_root)!r}")
+    with lock, cache_errors(plan.cache_path):
+        with closing(open_cache(plan.cache_path, plan.settings.runs_root, progress.note)) as cache:
             job = make_job(plan, cache)
-            cache.close()  # no SQLite connection may live through a fork
+        # No SQLite connection may live through a fork.
+        try:
             outcome = supervise(job, progress)
-            cache = Cache(plan.cache_path)
+        except DrumlineError:
+            discard_if_empty(job)
+            raise
+        with closing(Cache(plan.cache_path)) as cache:
             return finish(job, cache, outcome)
-        finally:
-            cache.close()
 
 
 def _absolute(settings: InferSettings) -> InferSettings:
@@ -68,10 +72,13 @@ def _absolute(settings: InferSettings) -> InferSettings:
 def preview(settings: InferSettings) -> dict[str, Any]:
     """Return what `infer` would read and what it would carry over; writes nothing."""
     plan = make_plan(_absolute(settings))
-    cache = None if settings.fresh else _open_known(plan)
-    scope = cache.find_scope(plan.archive, plan.inference_key) if cache else None
-    survey = make_survey(plan, cache if scope is not None else None, scope or 0, run_id=0)
-    new = [finding.entry.size for finding in survey.present() if isinstance(finding, NewFile)]
+    with tempfile.TemporaryDirectory() as directory, cache_errors(plan.cache_path):
+        cache = None if settings.fresh else _known(plan, Path(directory) / "cache.sqlite")
+        scope = cache.find_scope(plan.archive, plan.inference_key) if cache else None
+        survey = make_survey(plan, cache if scope is not None else None, scope or 0, run_id=0)
+        new = [finding.entry.size for finding in survey.present() if isinstance(finding, NewFile)]
+        if cache:
+            cache.close()
     return {
         "archive_root": display_path(plan.archive),
         "runs_root": display_path(bytes(plan.settings.runs_root)),
@@ -82,14 +89,22 @@ def preview(settings: InferSettings) -> dict[str, Any]:
             "to_read_bytes": sum(new),
             "carried_over": survey.files - len(new),
             "gone": survey.gone,
-            "unreadable_directories": survey.walk.unreadable_count,
+            "unreadable_directories": len(survey.walk.unreadable),
         },
     }
 
 
-def _open_known(plan: Plan) -> Cache | None:
-    try:
-        cache = Cache(plan.cache_path, read_only=True)
-    except (OutputError, sqlite3.DatabaseError):
+def _known(plan: Plan, temporary: Path) -> Cache | None:
+    """Open what `infer` would know; where it would make the cache anew first, so is a temporary one."""
+    runs_root = plan.settings.runs_root
+    if not runs_root.is_dir():
         return None
-    return cache if agrees(cache, plan.settings.runs_root) else None
+    with suppress(OutputError, sqlite3.DatabaseError):
+        # Looking into a file at rest leaves no files beside it; after a kill, they are there already.
+        at_rest = not plan.cache_path.with_name(f"{plan.cache_path.name}-wal").exists()
+        cache = Cache(plan.cache_path, read_only=True, at_rest=at_rest)
+        if agrees(cache, runs_root):
+            return cache
+        cache.close()
+    rebuild_cache(temporary, runs_root)
+    return Cache(temporary, read_only=True)

@@ -11,6 +11,7 @@ import xxhash
 
 from drumline.bundle import Bundle
 from drumline.decide import DecisionSettings
+from drumline.frontend import FEATURES_VERSION
 from drumline.index import Codec
 from drumline.records import SCHEMA_VERSION, display_path
 from drumline.runs import Run
@@ -21,9 +22,8 @@ __all__ = ["Job", "Plan", "decision_key", "inference_key", "model_facts"]
 
 def inference_key(settings: InferSettings, bundle: Bundle) -> str:
     """Digest of all that changes what is read from a file or inferred from it."""
-    return _digest(
-        [SCHEMA_VERSION, bundle.fingerprint, settings.hash_algorithm, settings.include_audio_stats]
-    )
+    versions = [SCHEMA_VERSION, FEATURES_VERSION]
+    return _digest([versions, bundle.fingerprint, settings.hash_algorithm, settings.include_audio_stats])
 
 
 def decision_key(settings: InferSettings, decisions: DecisionSettings) -> str:

@@ -18,7 +18,7 @@ from drumline.inference import Session, open_session
 from drumline.machine import usable_cpus
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
-from drumline.pipeline.slots import Counter, SlotTable, State
+from drumline.pipeline.slots import DEVICES, Counter, SlotTable, State
 
 __all__ = ["predict"]
 
@@ -34,14 +34,16 @@ def predict(job: Job, table: SlotTable, queues: Queues) -> None:
     session: Session | None = None
     while (slots := _next_batch(queues, job.settings.batch_size)) is not None:
         if slots := table.take(slots, State.READY, State.PREDICTING):
-            session = session or _open(job)
+            session = session or _open(job, table)
             _predict(session, table, slots)
             queues.done.put(slots)
 
 
-def _open(job: Job) -> Session:
+def _open(job: Job, table: SlotTable) -> Session:
     threads = max(1, usable_cpus() // _CPUS_PER_THREAD)
-    return open_session(job.bundle, job.settings.device, threads)
+    session = open_session(job.bundle, job.settings.device, threads)
+    table.counters[Counter.DEVICE] = 1 + DEVICES.index(session.device)
+    return session
 
 
 def _next_batch(queues: Queues, largest: int) -> list[int] | None:
@@ -62,5 +64,3 @@ def _predict(session: Session, table: SlotTable, slots: list[int]) -> None:
     for place in np.flatnonzero(~finite):
         table.fail(slots[place], "invalid_samples", "the model gives no finite output for this file")
     table.view("state")[np.asarray(slots)[finite]] = State.DONE
-    table.counters[Counter.BATCHES] += 1
-    table.counters[Counter.PREDICTED] += len(slots)

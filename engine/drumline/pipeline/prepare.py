@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +13,7 @@ from drumline import __version__
 from drumline.bundle import load_bundle
 from drumline.cache import Cache
 from drumline.durable import output_errors
-from drumline.errors import ArchiveError, OutputError
+from drumline.errors import ArchiveError, IndexFormatError, OutputError
 from drumline.inference import check_runtime
 from drumline.pipeline.job import Job, Plan, decision_key, inference_key, model_facts
 from drumline.records import display_path
@@ -68,17 +70,14 @@ def make_runs_root(settings: InferSettings) -> None:
     with output_errors(settings.runs_root):
         settings.runs_root.mkdir(parents=True, exist_ok=True)
         if not os.access(settings.runs_root, os.W_OK | os.X_OK):
-            raise PermissionError(13, "permission denied")
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def make_job(plan: Plan, cache: Cache) -> Job:
     """Go on with an unfinished run of the same archive, model and settings, or begin a new one."""
     with cache.transaction():
         scope = cache.scope(plan.archive, plan.inference_key)
-        if plan.settings.fresh:
-            cache.forget_scope(scope)
-    found = None if plan.settings.fresh else _unfinished(plan, cache, scope)
-    run_id, run, valid = found or _begin(plan, cache, scope)
+    run_id, run, valid = _unfinished(plan, cache, scope) or _begin(plan, cache, scope)
     runs = cache.runs(scope)
     return Job(
         **vars(plan),
@@ -94,16 +93,19 @@ def _unfinished(plan: Plan, cache: Cache, scope: int) -> tuple[int, Run, int] | 
     runs = sorted(cache.runs(scope).items(), key=lambda item: item[1][0], reverse=True)
     for number, (name, key, valid) in runs:
         directory = plan.settings.runs_root / name
-        begun = (directory / "run.json").exists() and not (directory / "summary.json").exists()
-        if begun and key == plan.decision_key:
-            (directory / f"index{plan.codec.suffix}").touch()  # a kill may have come before its first byte
-            return number, open_run(directory), valid
+        if key == plan.decision_key and not (directory / "summary.json").exists():
+            with suppress(IndexFormatError):  # a run that cannot be opened is left alone
+                run = open_run(directory)
+                if run.info["settings"].get("fresh") or not plan.settings.fresh:
+                    return number, run, valid
     return None
 
 
 def _begin(plan: Plan, cache: Cache, scope: int) -> tuple[int, Run, int]:
     run = create_run(plan.settings.runs_root, _run_info(plan), plan.archive)
     with cache.transaction():
+        if plan.settings.fresh:
+            cache.forget_scope(scope)
         run_id = cache.add_run(scope, run.name, plan.decision_key)
     return run_id, run, 0
 

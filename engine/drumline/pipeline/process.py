@@ -13,10 +13,10 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 
@@ -27,8 +27,8 @@ from drumline.pipeline.queues import LifelineCut
 __all__ = ["Reports", "StageProcess"]
 
 _FAILED = 70
+_WAIT_SEC, _WAIT_STEP_SEC = 3.0, 0.002
 _PR_SET_PDEATHSIG = 1
-_MESSAGE_BYTES = 3000  # a pipe takes up to PIPE_BUF (4096) bytes in one piece
 
 
 class Reports:
@@ -40,12 +40,7 @@ class Reports:
 
     def send(self, stage: str, error: DrumlineError) -> None:
         """Say why a stage ends (called in the stage)."""
-        message = [
-            stage,
-            type(error).__name__,
-            error.what[: _MESSAGE_BYTES // 2],
-            error.way_out[: _MESSAGE_BYTES // 4],
-        ]
+        message = [stage, type(error).__name__, _clipped(error.what, 2000), _clipped(error.way_out, 800)]
         os.write(self.writer, orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE))
 
     def receive(self) -> DrumlineError | None:
@@ -56,14 +51,19 @@ class Reports:
             return None
         for line in data.splitlines():
             _stage, name, what, way_out = orjson.loads(line)
-            kind: Any = getattr(errors, name, StageError)
-            return kind(what, way_out)  # type: ignore[no-any-return]
+            kind: type[DrumlineError] = getattr(errors, name, StageError)
+            return kind(what, way_out)
         return None
 
     def close(self) -> None:
         """Close both ends."""
         os.close(self.reader)
         os.close(self.writer)
+
+
+def _clipped(text: str, size: int) -> str:
+    # A pipe takes up to PIPE_BUF (4096) bytes in one piece. The end of a traceback says most.
+    return text.encode("utf-8", "backslashreplace")[-size:].decode("utf-8", "ignore")
 
 
 @dataclass
@@ -89,7 +89,10 @@ class StageProcess:
         """Fork a process that runs `body` and exits."""
         gc.freeze()  # the collector must not touch, and so copy, the pages that are shared
         supervisor = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            raise StageError(f"cannot start the {name} stage: {error.strerror}", _FORK_WAY_OUT) from error
         if pid == 0:
             _run(name, body, reports, supervisor)
         gc.unfreeze()
@@ -109,9 +112,10 @@ class StageProcess:
             os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Wait until the process has ended."""
-        if self.code is None:
-            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        """Wait until the process has ended, but not for ever: what hangs in the kernel cannot be ended."""
+        deadline = time.monotonic() + _WAIT_SEC
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(_WAIT_STEP_SEC)
 
     @property
     def running(self) -> bool:
@@ -144,7 +148,7 @@ def _run(name: str, body: Callable[[], None], reports: Reports, supervisor: int)
     except DrumlineError as error:
         reports.send(name, error)
     except sqlite3.DatabaseError as error:
-        reports.send(name, OutputError(f"the cache cannot be used: {error}", _CACHE_WAY_OUT))
+        reports.send(name, OutputError(f"the {name} stage cannot use the cache: {error}", _CACHE_WAY_OUT))
     except BaseException:
         reports.send(name, StageError(f"the {name} stage failed:\n{traceback.format_exc(limit=-4)}", _REPORT))
     finally:
@@ -152,4 +156,5 @@ def _run(name: str, body: Callable[[], None], reports: Reports, supervisor: int)
 
 
 _CACHE_WAY_OUT = "Delete cache.sqlite in the runs root and give the same command again: it is made anew."
+_FORK_WAY_OUT = "Use fewer --workers, or raise the limits of processes and memory."
 _REPORT = "This is a fault in drumline: please report it. The same command goes on where it stopped."

@@ -5,7 +5,8 @@ Protocol
 A queue carries 4-byte slot numbers and nothing else. Writes of up to PIPE_BUF bytes and all reads are
 atomic in the kernel, so numbers are never torn, no lock exists that a killed process could keep, and the
 end of the stream is known when every writer has closed (or died). A slot number is on one queue at most, so
-back-pressure comes from the finite number of slots, not from the pipe's capacity.
+back-pressure comes from the finite number of slots. There are no more slots than a pipe holds numbers
+(`SlotQueue.capacity`), so writers do not wait for readers, and no circle of waiting can close.
 
 Whoever waits on a queue waits on the *lifeline* too: a pipe whose only writer is the supervisor. When the
 supervisor is gone, even by SIGKILL, the wait ends with `LifelineCut` and the stage exits: no orphans.
@@ -13,6 +14,7 @@ supervisor is gone, even by SIGKILL, the wait ends with `LifelineCut` and the st
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 from collections.abc import Sequence
@@ -21,9 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from drumline.errors import StageError
+
 __all__ = ["Lifeline", "LifelineCut", "Queues", "SlotQueue"]
 
 _NUMBER_BYTES = 4
+_SMALLEST_PIPE = 16_384  # macOS; Linux tells
 _ATOMIC_NUMBERS = select.PIPE_BUF // _NUMBER_BYTES
 
 
@@ -62,8 +67,16 @@ class SlotQueue:
         os.set_blocking(self.writer, False)
         self._lifeline = lifeline
 
+    @property
+    def capacity(self) -> int:
+        """How many numbers the pipe holds."""
+        size = (
+            fcntl.fcntl(self.writer, fcntl.F_GETPIPE_SZ) if hasattr(fcntl, "F_GETPIPE_SZ") else _SMALLEST_PIPE
+        )
+        return size // _NUMBER_BYTES
+
     def put(self, slots: Sequence[int] | NDArray[np.integer]) -> None:
-        """Append slot numbers; waits only while the pipe is full."""
+        """Append slot numbers; waits while the pipe is full, as doubled numbers might make it."""
         numbers = np.asarray(slots, np.uint32)
         for start in range(0, len(numbers), _ATOMIC_NUMBERS):
             chunk = numbers[start : start + _ATOMIC_NUMBERS].tobytes()
@@ -155,8 +168,12 @@ class Queues:
     @classmethod
     def create(cls) -> Queues:
         """Make the pipes."""
-        lifeline = Lifeline()
-        return cls(lifeline, *(SlotQueue(lifeline) for _ in range(4)))
+        try:
+            lifeline = Lifeline()
+            return cls(lifeline, *(SlotQueue(lifeline) for _ in range(4)))
+        except OSError as error:
+            way_out = "Raise the limit of open files (ulimit -n)."
+            raise StageError(f"cannot make pipes: {error.strerror}", way_out) from error
 
     def keep(self, *, reads: SlotQueue | None = None, writes: Sequence[SlotQueue] = ()) -> None:
         """Close, in a stage, every end that it does not use."""

@@ -38,14 +38,32 @@ from drumline.errors import StageError
 from drumline.index import FRAME_LINES
 from drumline.records import ErrorType
 
-__all__ = ["CLAIM_SLOTS", "ERROR_TYPES", "NO_SLOT", "PATH_BYTES", "Counter", "Kind", "SlotTable", "State"]
+__all__ = [
+    "CLAIM_SLOTS",
+    "DEVICES",
+    "ERROR_TYPES",
+    "NO_SLOT",
+    "PATH_BYTES",
+    "PATH_MAX",
+    "Counter",
+    "Kind",
+    "SlotTable",
+    "State",
+]
 
-PATH_BYTES: Final = 4096
+PATH_MAX: Final = 4096
+"""Bytes of the longest path that a system call takes, with the NUL behind it."""
+
+PATH_BYTES: Final = PATH_MAX + 256
+"""A directory that can be listed has a path below `PATH_MAX`, and a name has 255 bytes: every path fits."""
 CLAIM_SLOTS: Final = 4
 """Slots that a worker takes from the queue at once."""
 
 NO_SLOT: Final = 0xFFFF_FFFF
 ERROR_TYPES: Final[tuple[str, ...]] = ("", *get_args(ErrorType))
+
+
+DEVICES: Final = ("cpu", "cuda")
 
 
 class State(IntEnum):
@@ -91,8 +109,8 @@ class Counter(IntEnum):
     TWINS = 12
     FAILED = 13
     WRITTEN_BYTES = 14
-    BATCHES = 15
-    PREDICTED = 16
+    DEVICE = 15
+    """1 + place in `DEVICES`; 0 while no model is open."""
 
 
 def _slot_dtype(feature_shape: tuple[int, ...], classes: int) -> np.dtype[Any]:

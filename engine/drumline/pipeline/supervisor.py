@@ -91,8 +91,10 @@ class _Supervisor:
         self._job, self._progress = job, progress
         settings = job.settings
         self._workers_wanted = settings.worker_count
+        self._queues, self._reports = Queues.create(), Reports()
         # Two batches under way, one being gathered, and for each worker a chunk at hand and one waiting.
-        slots = 3 * settings.batch_size + 32 * self._workers_wanted + 64
+        wanted = 3 * settings.batch_size + 32 * self._workers_wanted + 64
+        slots = min(wanted, self._queues.free.capacity)
         self._labels = assigned_labels(job)
         self._table = SlotTable.create(
             slots,
@@ -101,8 +103,6 @@ class _Supervisor:
             len(job.bundle.labels),
             len(self._labels),
         )
-        self._queues, self._reports = Queues.create(), Reports()
-        self._queues.free.put(np.arange(slots))
         self._stages: dict[str, StageProcess] = {}
         self._workers: dict[int, StageProcess] = {}
         self._timed_out: set[int] = set()
@@ -114,6 +114,8 @@ class _Supervisor:
         queues = self._queues
         self._start("write", write, queues.done, (queues.free,))
         self._start("discover", discover, queues.free, (queues.todo, queues.done))
+        # Only discover reads it: when discover has left, write is told by a broken pipe.
+        queues.free.close_reader()
         while self._stages["write"].running:
             if signals.requests:
                 self._stop_in_order(signals)

@@ -16,25 +16,28 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter as Tallying
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
-from drumline.cache import Cache, FileRow, FrameRow
+from drumline.cache import Cache, FileRow, FrameRow, file_row
 from drumline.durable import output_errors
 from drumline.errors import IndexFormatError
-from drumline.index import FRAME_LINES, Codec, codec_of, parse_record, read_frame, split_lines
-from drumline.pipeline.assemble import Assembler, file_row
+from drumline.index import FRAME_LINES, Codec, IndexAppender, codec_of, parse_record, read_frame, split_lines
+from drumline.pipeline.assemble import Assembler
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import Counter, Kind, SlotTable, State
-from drumline.records import Record, encode_record, redecide
+from drumline.records import Record, display_path, encode_record, redecide
+from drumline.runs import open_run
 from drumline.tally import Tally
 
-__all__ = ["IndexAppender", "write"]
+__all__ = ["write"]
 
 _TAKE = 256
 _FIRST_FLUSH_SEC, _LATER_FLUSH_SEC = 0.2, 2.0
-_FRAMES_PER_FLUSH = 64
+_CHANGES_PER_FLUSH = 64
 
 
 @dataclass
@@ -53,73 +56,52 @@ class _Lines:
         self.carried += carried and record["errors"] is None
 
 
-class IndexAppender:
-    """Appends frames to an index and makes them durable.
+class SourceFrame(NamedTuple):
+    """A frame of an earlier run: its row, its bytes as they lie there, its lines, and in which index."""
 
-    Parameters
-    ----------
-    path
-        The index.
-    codec
-        How it is compressed.
-    valid
-        Length to cut it to first, in bytes: a torn tail is behind it.
-    """
-
-    def __init__(self, path: Path, codec: Codec, valid: int = 0) -> None:
-        self.path, self.codec, self.end = path, codec, valid
-        with output_errors(path):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            os.ftruncate(self._descriptor, valid)
-            os.lseek(self._descriptor, valid, os.SEEK_SET)
-
-    def append(self, frame: bytes) -> int:
-        """Write a frame and return its place."""
-        place, view = self.end, memoryview(frame)
-        with output_errors(self.path):
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        self.end += len(frame)
-        return place
-
-    def sync(self) -> None:
-        """Wait until all frames are on disk."""
-        with output_errors(self.path):
-            os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+    row: FrameRow
+    raw: bytes
+    lines: list[bytes]
+    path: Path
 
 
 class _Source:
     """Frames of earlier runs."""
 
     def __init__(self, job: Job, cache: Cache) -> None:
-        self._cache, self._runs_root = cache, job.settings.runs_root
-        self._open: dict[str, tuple[int, Codec]] = {}
+        self._job, self._cache = job, cache
+        self._open: dict[str, tuple[int, Codec, Path]] = {}
 
-    def frame(self, number: int) -> FrameRow:
+    def read(self, number: int) -> SourceFrame:
+        """Read a frame; its checksum is verified, so damage never spreads into another run."""
         found = self._cache.frame(number)
         if found is None:
             raise IndexFormatError(
                 f"the cache knows no frame {number}", "Delete cache.sqlite; it is rebuilt."
             )
-        self._run = found[1]
-        return found[0]
+        frame, run = found
+        descriptor, codec, path = self._file(run)
+        try:
+            lines = split_lines(read_frame(descriptor, frame.place, frame.length, codec))
+        except IndexFormatError as error:
+            self._forget(frame, path, error)
+        return SourceFrame(frame, os.pread(descriptor, frame.length, frame.place), lines, path)
 
-    def raw(self, frame: FrameRow) -> bytes:
-        return os.pread(self._file()[0], frame.length, frame.place)
+    def _forget(self, frame: FrameRow, path: Path, error: IndexFormatError) -> NoReturn:
+        with self._cache.transaction():
+            self._cache.forget_frame(frame.id)
+        raise IndexFormatError(
+            f"{display_path(bytes(path))!r} is damaged: {error.what}",
+            f"Give the same command again: the {frame.lines} files whose records stood there are read anew.",
+        ) from error
 
-    def lines(self, frame: FrameRow) -> list[bytes]:
-        descriptor, codec = self._file()
-        return split_lines(read_frame(descriptor, frame.place, frame.length, codec))
-
-    def _file(self) -> tuple[int, Codec]:
-        if self._run not in self._open:
-            path = next((self._runs_root / self._run).glob("index.jsonl*"))
-            self._open[self._run] = (os.open(path, os.O_RDONLY | os.O_CLOEXEC), codec_of(path))
-        return self._open[self._run]
+    def _file(self, run: str) -> tuple[int, Codec, Path]:
+        if run not in self._open:
+            path = open_run(self._job.settings.runs_root / run).index_path
+            with output_errors(path):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._open[run] = (descriptor, codec_of(path), path)
+        return self._open[run]
 
 
 class _Writer:
@@ -174,19 +156,21 @@ class _Writer:
 
     def _carry(self, slot: int) -> None:
         fields = self._table.slots[slot]
-        frame = self._source.frame(int(fields["frame"]))
-        lines = int.from_bytes(fields["lines"].tobytes(), "little")
-        if frame.run in self._job.carriable and lines == (1 << frame.lines) - 1:
-            self._carried.append((frame.id, self._index.append(self._source.raw(frame))))
+        source = self._source.read(int(fields["frame"]))
+        mask = int.from_bytes(fields["lines"].tobytes(), "little")
+        if self._may_be_copied(source.row, mask):
+            self._carried.append((source.row.id, self._index.append(source.raw)))
         else:
-            for place, line in enumerate(self._source.lines(frame)):
-                if lines >> place & 1:
-                    self._add(self._decided(line), carried=True)
-        self._table.counters[Counter.CARRIED] += lines.bit_count()
+            for number, line in enumerate(source.lines):
+                if mask >> number & 1:
+                    record = parse_record(line, source.path)
+                    self._add(redecide(record, self._job.decisions, self._job.settings.top_k), carried=True)
+        self._table.counters[Counter.CARRIED] += mask.bit_count()
 
-    def _decided(self, line: bytes) -> Record:
-        record = parse_record(line, self._job.run.index_path)
-        return redecide(record, self._job.decisions, self._job.settings.top_k)
+    def _may_be_copied(self, frame: FrameRow, mask: int) -> bool:
+        whole = mask == (1 << frame.lines) - 1
+        # Small frames, from slow hours, are written anew together, or they would stay small for ever.
+        return whole and frame.run in self._job.carriable and frame.lines >= FRAME_LINES // 2
 
     def _forget(self, slot: int, kind: int) -> None:
         fields = self._table.slots[slot]
@@ -198,15 +182,14 @@ class _Writer:
         return max(0.0, self._flushed + self._interval - time.monotonic())
 
     def due(self) -> bool:
-        full = (
-            len(self._frames)
-            or len(self._carried) >= _FRAMES_PER_FLUSH
-            or len(self._gone) >= _FRAMES_PER_FLUSH**2
-        )
-        return bool(full) or self.patience() == 0.0
+        """Whether enough is waiting, or has waited long enough, to be put on disk."""
+        waiting = len(self._carried) + len(self._gone)
+        return bool(self._frames) or waiting >= _CHANGES_PER_FLUSH or self.patience() == 0.0
 
-    def flush(self) -> None:
-        self._close_frame()
+    def flush(self, *, partly: bool = False) -> None:
+        """Put frames on disk and commit their rows; `partly` leaves a frame that is not full for later."""
+        if not partly:
+            self._close_frame()
         if self._frames or self._carried or self._gone:
             self._index.sync()
             self._commit()
@@ -242,8 +225,9 @@ def write(job: Job, table: SlotTable, queues: Queues) -> None:
         slots = table.take(slots, State.DONE, State.WRITING)
         writer.accept(slots)
         table.view("state")[slots] = State.FREE
-        queues.free.put(slots)
+        with suppress(BrokenPipeError):  # discover has left: nobody needs free slots any more
+            queues.free.put(slots)
         if writer.due():
-            writer.flush()
+            writer.flush(partly=writer.patience() > 0.0)
     writer.flush()
     writer.close()

@@ -1,0 +1,181 @@
+"""``drumline verify`` and ``drumline repair``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text, stdout_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from drumline.repair import RepairReport
+    from drumline.verify import Check, Finding, Report
+
+__all__ = ["repair_command", "verify_command"]
+
+_SHOWN = 5
+"""Findings of one kind that are printed; --json has more."""
+
+
+@click.command(
+    "verify",
+    cls=Command,
+    examples=(
+        "drumline verify",
+        "drumline verify ClassifiedArchive/run_20261121T101500Z --archive",
+        "drumline verify Organised --hash",
+        "drumline verify index.jsonl.zst --json | jq .findings",
+    ),
+)
+@click.argument("path", type=path_type(), default=Path("ClassifiedArchive"), required=False)
+@click.option("--archive", is_flag=True, help="Also that the archive's files have their size and mtime.")
+@click.option("--hash", "content", is_flag=True, help="Also that files have their content: reads them all.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@json_option
+def verify_command(path: Path, archive: bool, content: bool, quiet: bool, as_json: bool) -> None:
+    """Check that a run, or a tree that 'drumline rebuild' made, is as drumline wrote it.
+
+    PATH is a run directory, an index file, a runs root, which stands for its newest complete run (default:
+    ClassifiedArchive), or a tree. Nothing is written. Files that somebody added to a tree are named; they
+    are no problem.
+
+    Exit codes: 0 all is well, 6 the archive is not there, 7 there is no run, 8 the tree cannot be opened,
+    9 a rebuild works in it, 11 there are problems: each is printed with its check.
+    """
+    from drumline.cli.rebuild import _meter
+    from drumline.verify import is_tree, verify_run, verify_tree
+
+    tree = is_tree(path)
+    if tree and archive:
+        raise click.UsageError("--archive is for runs; a tree is compared with its own mapping log")
+    with _meter(quiet) as progress:
+        if tree:
+            report = verify_tree(path, content, progress)
+        else:
+            report = verify_run(path, archive, content, progress)
+    if as_json:
+        echo_json(report.to_json())
+    else:
+        _print(report)
+    _raise_for(report, tree)
+
+
+def _raise_for(report: Report, tree: bool) -> None:
+    from drumline.errors import IntegrityError
+
+    if report.ok:
+        return
+    ways = {
+        "tree": "The same 'drumline rebuild' makes what is missing; what was edited stays as it is.",
+        "archive": "A new 'drumline infer' classifies what has changed in the archive.",
+        "run": "'drumline repair' restores what can be restored, and keeps what it replaces.",
+    }
+    kind = "tree" if tree else "archive" if {check for check, _ in report.counts} == {"archive"} else "run"
+    noun = "problem" if report.problems == 1 else "problems"
+    raise IntegrityError(f"{report.problems:,} {noun} found in {report.subject!r}", ways[kind])
+
+
+def _print(report: Report) -> None:
+    console = stdout_console()
+    _print_line(console, "bold", report.subject)
+    for check, text in report.checks.items():
+        problems = report.problems_of(check)
+        if problems:
+            _print_line(console, "bold red", f"problem  {check:<10} {problems:,} found")
+            _print_findings(console, [finding for finding in report.findings if finding.check == check])
+        else:
+            _print_line(console, "green", f"ok       {check:<10} {text}")
+    _print_notes(console, report)
+
+
+def _print_line(console: Console, style: str, line: str) -> None:
+    from rich.text import Text
+
+    console.print(Text(safe_text(line), style), soft_wrap=True)
+
+
+def _print_findings(console: Console, findings: list[Finding]) -> None:
+    shown: Counter[str] = Counter()
+    for finding in findings:
+        shown[finding.kind] += 1
+        if shown[finding.kind] <= _SHOWN:
+            _print_line(console, "", f"           {finding.kind}: {finding.where}: {finding.message}")
+    for kind, count in shown.items():
+        if count > _SHOWN:
+            _print_line(console, "dim", f"           {kind}: … and more (--json)")
+
+
+def _print_notes(console: Console, report: Report) -> None:
+    shown: Counter[tuple[Check, str]] = Counter()
+    for note in report.notes:
+        key = (note.check, note.kind)
+        shown[key] += 1
+        if shown[key] <= _SHOWN:
+            _print_line(console, "", f"note     {note.check:<10} {note.kind}: {note.where}: {note.message}")
+    for key, count in report.note_counts.items():
+        if count > _SHOWN:
+            _print_line(console, "dim", f"note     {key[0]:<10} {key[1]}: {count - _SHOWN:,} more (--json)")
+
+
+@click.command(
+    "repair",
+    cls=Command,
+    examples=(
+        "drumline repair ClassifiedArchive --dry-run",
+        "drumline repair ClassifiedArchive/run_20261121T101500Z",
+    ),
+)
+@click.argument("run", type=path_type(), default=Path("ClassifiedArchive"), required=False)
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@json_option
+def repair_command(run: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
+    """Restore what can be restored of RUN: its index, its summary, and the cache.
+
+    RUN is a run directory, or a runs root, which stands for its newest complete run (default:
+    ClassifiedArchive). Whole frames and sound records of the index are kept; the summary is counted and the
+    cache made anew from them. Where records are lost, the run becomes an unfinished one: the same
+    'drumline infer' command then classifies what is missing. Nothing is deleted: what is replaced is kept
+    beside, as NAME.damaged-N.
+
+    Exit codes: 0 done, or nothing to do; 7 there is no run, 8 something cannot be written, 9 another process
+    holds the runs root, 11 something could not be restored: it is printed.
+    """
+    from drumline.cli.rebuild import _meter
+    from drumline.errors import IntegrityError
+    from drumline.repair import repair_run
+
+    with _meter(quiet) as progress:
+        report = repair_run(run, dry_run=dry_run, progress=progress)
+    if as_json:
+        echo_json(report.to_json())
+    else:
+        _print_repair(report)
+    if report.unrepaired:
+        noun = "problem" if len(report.unrepaired) == 1 else "problems"
+        raise IntegrityError(
+            f"{len(report.unrepaired):,} {noun} of {report.run!r} cannot be repaired",
+            "Restore the run from a backup, or classify again with 'drumline infer --fresh'.",
+        )
+
+
+def _print_repair(report: RepairReport) -> None:
+    console = stdout_console()
+    _print_line(console, "bold", report.run)
+    for step in report.steps:
+        _print_line(console, "", f"{'would' if report.dry_run else 'done'}  {step.part:<10} {step.message}")
+    if not report.steps:
+        _print_line(console, "green", "nothing to repair")
+    for path in report.kept:
+        _print_line(console, "", f"kept  {path}")
+    for finding in report.unrepaired[:_SHOWN]:
+        _print_line(console, "bold red", f"stays {finding.check:<10} {finding.where}: {finding.message}")
+    if report.resumable:
+        _print_line(
+            console, "", "Next: give the same 'drumline infer' command; it classifies what is missing."
+        )

@@ -1,0 +1,115 @@
+"""Whole frames, and what lies between them: unlike `read_frames`, a scan goes on behind damage.
+
+Behind damage, the next place with a frame's magic number where a whole frame of lines can be read is where
+the index goes on. A zstd frame has a checksum, a gzip member a CRC: a frame that decodes is what was written.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final, NamedTuple
+
+import zstandard
+
+from drumline.index import FRAME_LINES, MAX_FRAME_BYTES, Codec
+
+__all__ = ["Stretch", "codec_named", "scan"]
+
+# Small, so that one piece of a hostile frame fits into memory, however well it is compressed.
+_PIECE_BYTES: Final = 1 << 12
+_BUFFER_BYTES: Final = 1 << 20
+_HEADER_BYTES: Final = 18
+_MAGIC: Final = {"zstd": b"\x28\xb5\x2f\xfd", "gzip": b"\x1f\x8b\x08"}
+
+
+class Stretch(NamedTuple):
+    """A part of an index: a whole frame with its lines, or, where `data` is None, bytes that are none.
+
+    `checked` tells whether a checksum vouches for the lines.
+    """
+
+    offset: int
+    length: int
+    data: bytes | None
+    checked: bool = True
+
+
+def codec_named(path: Path) -> Codec:
+    """Tell an index's compression from its name: its first bytes may be damaged."""
+    if path.name.endswith(".zst"):
+        return Codec("zstd")
+    return Codec("gzip" if path.name.endswith(".gz") else "none")
+
+
+def scan(path: Path, codec: Codec) -> Iterator[Stretch]:
+    """Iterate over an index from its first byte to its last.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read.
+    """
+    with open(path, "rb", buffering=_BUFFER_BYTES) as stream:
+        size, offset = os.fstat(stream.fileno()).st_size, 0
+        while offset < size:
+            stretch = _frame_at(stream, offset, codec) or _gap(stream, offset, size, codec)
+            yield stretch
+            offset += stretch.length
+
+
+def _frame_at(stream: IO[bytes], offset: int, codec: Codec) -> Stretch | None:
+    stream.seek(offset)
+    if codec.compression == "none":
+        return _plain_frame(stream, offset)
+    decompressor, parts, fed, size = codec.decompressor(), [], 0, 0
+    head = piece = stream.read(_PIECE_BYTES)
+    while piece:
+        try:
+            parts.append(decompressor.decompress(piece))
+        except (zstandard.ZstdError, zlib.error):
+            return None
+        fed, size = fed + len(piece), size + len(parts[-1])
+        if size > MAX_FRAME_BYTES:
+            return None
+        piece = b"" if decompressor.eof else stream.read(_PIECE_BYTES)
+    data = b"".join(parts)
+    if not decompressor.eof or not data.endswith(b"\n"):
+        return None
+    return Stretch(offset, fed - len(decompressor.unused_data), data, _has_checksum(head, codec))
+
+
+def _plain_frame(stream: IO[bytes], offset: int) -> Stretch | None:
+    lines: list[bytes] = []
+    while len(lines) < FRAME_LINES and (line := stream.readline(MAX_FRAME_BYTES)).endswith(b"\n"):
+        lines.append(line)
+    data = b"".join(lines)
+    return Stretch(offset, len(data), data) if data else None
+
+
+def _has_checksum(head: bytes, codec: Codec) -> bool:
+    if codec.compression != "zstd":
+        return True
+    return zstandard.get_frame_parameters(head[:_HEADER_BYTES]).has_checksum
+
+
+def _gap(stream: IO[bytes], offset: int, size: int, codec: Codec) -> Stretch:
+    starts = (place for place in _candidates(stream, offset + 1, codec) if _frame_at(stream, place, codec))
+    return Stretch(offset, next(starts, size) - offset, None)
+
+
+def _candidates(stream: IO[bytes], start: int, codec: Codec) -> Iterator[int]:
+    """Iterate over the places of the magic number from `start` on."""
+    magic = _MAGIC.get(codec.compression)
+    while magic:
+        stream.seek(start)
+        block = stream.read(_BUFFER_BYTES)
+        found = block.find(magic)
+        while found >= 0:
+            yield start + found
+            found = block.find(magic, found + 1)
+        if len(block) < len(magic):
+            return
+        start += len(block) - len(magic) + 1

@@ -1,0 +1,214 @@
+"""A rebuilt tree against its mapping log."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from drumline.errors import OutputError
+from drumline.rebuild.actions import Progress, Refused, report_to
+from drumline.rebuild.log import MAPPING, Made, load_log, standing
+from drumline.rebuild.manifests import is_ours
+from drumline.rebuild.store import Store, working_space
+from drumline.rebuild.tree import Tree
+from drumline.records import display_path
+from drumline.verify.findings import Ledger, Report
+from drumline.verify.originals import Trouble, has_content, refused, stat_trouble
+
+__all__ = ["is_tree", "verify_tree"]
+
+_REPORT_EVERY = 5_000
+
+
+def is_tree(path: Path) -> bool:
+    """Tell whether a directory was made by `rebuild`."""
+    return os.path.lexists(os.path.join(os.fsencode(path), MAPPING))
+
+
+def verify_tree(
+    out: Path, content: bool = False, progress: Callable[[Progress], None] | None = None
+) -> Report:
+    """Verify a rebuilt tree: every file that its mapping log names is there, as it was made.
+
+    Files that somebody added are noted; they are no problem.
+
+    Parameters
+    ----------
+    out
+        The tree.
+    content
+        Whether files must have the content, too; reads the whole tree.
+    progress
+        Called now and then with how far it got.
+
+    Raises
+    ------
+    OutputError
+        When the directory cannot be opened, or was not made by drumline.
+    BusyError
+        When a rebuild or undo works in it.
+    """
+    if not is_tree(out):
+        raise OutputError(
+            f"{str(out)!r} was not made by drumline: it has no {MAPPING.decode()}",
+            "Give a directory that 'drumline rebuild' made.",
+        )
+    tree, store = Tree(out), Store()
+    try:
+        with working_space():
+            return _TreeCheck(tree, store, content, report_to(progress)).report()
+    finally:
+        store.close()
+        tree.close()
+
+
+class _TreeCheck:
+    def __init__(self, tree: Tree, store: Store, content: bool, progress: Callable[[Progress], None]) -> None:
+        self._tree, self._store, self._content, self._progress = tree, store, content, progress
+        self._ledger = Ledger()
+
+    def report(self) -> Report:
+        """Make every check and return the report."""
+        if self._load():
+            self._check_files()
+            self._check_reports()
+            for path in self._additional():
+                self._ledger.note("files", "additional", path, "was not made by drumline")
+        return self._ledger.report(display_path(bytes(self._tree.path)), None)
+
+    def _load(self) -> bool:
+        try:
+            state = load_log(self._tree, self._store)
+        except OutputError as error:
+            self._ledger.problem("log", "log", MAPPING, error.what)
+            return False
+        length = state.length if state else 0
+        torn = os.stat(os.path.join(bytes(self._tree.path), MAPPING)).st_size - length
+        if torn:
+            message = f"its last {torn:,} bytes are torn: what they announce never came"
+            self._ledger.note("log", "torn_tail", MAPPING, message)
+        self._ledger.checked("log", f"{length:,} bytes of whole lines")
+        return True
+
+    def _check_files(self) -> None:
+        total = self._store.row("SELECT COUNT(*) FROM made")[0]
+        query = "SELECT target, mode, size, mtime_ns, source, hash FROM made ORDER BY target"
+        for number, made in enumerate(map(Made._make, self._store.rows(query)), 1):
+            if trouble := self._trouble(made):
+                self._ledger.problem("files", trouble.kind, made.target, trouble.message)
+            if number % _REPORT_EVERY == 0:
+                self._progress(Progress("reading", number, total))
+        what = "size, mtime and content" if self._content else "size and mtime"
+        self._ledger.checked("files", f"{total:,} files by {what}")
+
+    def _trouble(self, made: Made) -> Trouble | None:
+        try:
+            if trouble := self._standing(made):
+                return trouble
+            return self._content_trouble(made) if self._content and made.hash else None
+        except Refused as verdict:
+            return Trouble("changed", verdict.message)
+        except OSError as error:
+            return refused(error)
+
+    def _standing(self, made: Made) -> Trouble | None:
+        how = standing(self._tree, made)
+        if how == "gone":
+            return Trouble("missing", "is not there")
+        if how == "changed":
+            return Trouble("changed", self._difference(made))
+        if made.mode == "symlink":
+            return self._link_trouble(made)
+        return self._origin_trouble(made) if made.mode == "hardlink" else None
+
+    def _difference(self, made: Made) -> str:
+        status = self._tree.lstat(made.target)
+        if made.mode == "symlink":
+            if status is None or not stat.S_ISLNK(status.st_mode):
+                return "is no symbolic link any more"
+            return f"leads to {display_path(self._tree.readlink(made.target))}"
+        trouble = stat_trouble(status, made.size, made.mtime_ns) if status else None
+        return trouble.message if trouble else "is not as it was made"
+
+    @staticmethod
+    def _link_trouble(made: Made) -> Trouble | None:
+        """Return what is the matter with the file that an unchanged symbolic link leads to."""
+        try:
+            trouble = stat_trouble(os.stat(made.source), made.size, made.mtime_ns)
+        except OSError as error:
+            return Trouble(refused(error).kind, "leads to a file that is not there or cannot be reached")
+        return Trouble("changed", f"leads to a file that {trouble.message}") if trouble else None
+
+    def _origin_trouble(self, made: Made) -> Trouble | None:
+        """Return whether a hard link is still the archive's file."""
+        try:
+            origin = os.stat(made.source)
+        except OSError:
+            self._ledger.note("files", "last_copy", made.target, "the archive does not have it any more")
+            return None
+        status = self._tree.lstat(made.target)
+        if status is not None and os.path.samestat(status, origin):
+            return None
+        return Trouble("not_linked", "the archive has another file in its place")
+
+    def _content_trouble(self, made: Made) -> Trouble | None:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        is_link = made.mode == "symlink"
+        descriptor = os.open(made.source, flags) if is_link else self._tree.open_file(made.target, flags)
+        try:
+            same = has_content(descriptor, made.hash or "")
+        finally:
+            os.close(descriptor)
+        return None if same else Trouble("content", f"has another content than {made.hash}")
+
+    def _check_reports(self) -> None:
+        targets = self._store.rows("SELECT DISTINCT target FROM report ORDER BY target").fetchall()
+        for (target,) in targets:
+            if is_ours(self._tree, self._store, target):
+                continue
+            if self._is_there(target):
+                self._ledger.problem("reports", "changed", target, "was edited")
+            else:
+                self._ledger.problem("reports", "missing", target, "is not there")
+        self._ledger.checked("reports", f"{len(targets):,} manifests and summaries")
+
+    def _is_there(self, target: bytes) -> bool:
+        try:
+            return self._tree.lstat(target) is not None
+        except Refused:
+            return True
+
+    def _additional(self) -> Iterator[bytes]:
+        """Iterate over what the log does not name; a directory without anything of ours is named as one."""
+        pending = [b""]
+        while pending:
+            directory = pending.pop()
+            for name in self._names(directory):
+                path = directory + b"/" + name if directory else name
+                if self._is_directory(path) and self._is_way(path):
+                    pending.append(path)
+                elif path != MAPPING and not self._is_known(path):
+                    yield path
+
+    def _names(self, directory: bytes) -> list[bytes]:
+        try:
+            return sorted(self._tree.names(directory))
+        except (OSError, Refused):
+            return []  # what of ours is in it was found missing
+
+    def _is_directory(self, path: bytes) -> bool:
+        status = self._tree.lstat(path)
+        return status is not None and stat.S_ISDIR(status.st_mode)
+
+    def _is_way(self, directory: bytes) -> bool:
+        """Tell whether rebuild made a directory, or something in it."""
+        if self._store.row("SELECT 1 FROM folder WHERE target = ?", (directory,)):
+            return True
+        query = "SELECT 1 FROM made WHERE target > ? AND target < ? LIMIT 1"
+        return self._store.row(query, (directory + b"/", directory + b"0")) is not None
+
+    def _is_known(self, path: bytes) -> bool:
+        query = "SELECT 1 FROM made WHERE target = ?1 UNION ALL SELECT 1 FROM report WHERE target = ?1"
+        return self._store.row(query, (path,)) is not None
