@@ -91,10 +91,7 @@ def find_bundle(name: str | Path | None) -> Path:
     """Return the directory of a bundle given by path or by name (None: the default)."""
     wanted = Path(name or DEFAULT_BUNDLE)
     if wanted.suffix == ".onnx":
-        raise BundleError(
-            f"{str(wanted)!r} is a lone model; a bundle is a directory that holds it, labels and settings",
-            "Give the bundle's directory or name; 'drumline models' lists them.",
-        )
+        return _bundle_of_model(wanted)
     if wanted.name == "bundle.json":
         wanted = wanted.parent
     for candidate in (wanted, *(root / wanted for root in bundle_roots())):
@@ -105,6 +102,16 @@ def find_bundle(name: str | Path | None) -> Path:
         f"no model bundle {str(wanted)!r} (a directory with bundle.json)",
         f"Bundles here: {known}. See 'drumline models', or make one with 'drumline create-stub'.",
     )
+
+
+def _bundle_of_model(model: Path) -> Path:
+    manifest = model.parent / "bundle.json"
+    if not model.is_file() or not manifest.is_file() or _read_json(manifest).get("model") != model.name:
+        raise BundleError(
+            f"{str(model)!r} is no bundle's model; a bundle is a directory with model, labels and settings",
+            "Give the bundle's directory or name; 'drumline models' lists them.",
+        )
+    return model.parent
 
 
 def load_bundle(

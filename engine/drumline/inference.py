@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -100,7 +101,7 @@ def check_runtime() -> None:
             "Remove both: pip uninstall -y onnxruntime onnxruntime-gpu\n"
             'Then install one: pip install "drumline[cpu]" or "drumline[gpu]".',
         )
-    if find_spec("onnxruntime") is None:
+    if "onnxruntime" not in sys.modules and find_spec("onnxruntime") is None:
         raise RuntimeMissingError("ONNX Runtime is not installed", _INSTALL)
 
 
