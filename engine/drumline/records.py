@@ -53,9 +53,7 @@ ErrorType = Literal[
 
 _PROBABILITY_DIGITS: Final = 6
 
-TRANSIENT_ERRORS: Final[frozenset[str]] = frozenset(
-    {"needs_ffmpeg", "unreadable", "vanished", "changed", "out_of_memory"}
-)
+TRANSIENT_ERRORS: Final[frozenset[str]] = frozenset({"needs_ffmpeg", "unreadable", "vanished", "changed"})
 """Errors that may be gone at the next run although the file's size and mtime are the same."""
 
 

@@ -56,7 +56,8 @@ def json_option(function: F) -> F:
 
 def path_type(**kwargs: Any) -> Any:
     """Return a click type that gives `Path` and keeps bytes that are no UTF-8."""
-    return click.Path(path_type=Path, **kwargs)
+    # Whether it can be read is said by whoever reads it, with the way out.
+    return click.Path(path_type=Path, **{"readable": False, **kwargs})
 
 
 def comma_separated(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drumline.cache import Cache, cache_errors
-from drumline.errors import DrumlineError, OutputError
+from drumline.errors import ArchiveError, BundleError, OutputError, RuntimeMissingError
 from drumline.lock import exclusive
 from drumline.pipeline.discover import NewFile, make_survey
 from drumline.pipeline.finish import discard_if_empty, finish
@@ -58,7 +58,7 @@ def infer(settings: InferSettings, progress: Progress | None = None) -> dict[str
         # No SQLite connection may live through a fork.
         try:
             outcome = supervise(job, progress)
-        except DrumlineError:
+        except (ArchiveError, BundleError, RuntimeMissingError):
             discard_if_empty(job)
             raise
         with closing(Cache(plan.cache_path)) as cache:
