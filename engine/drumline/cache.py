@@ -17,6 +17,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,7 +29,7 @@ from drumline.errors import OutputError
 from drumline.records import TRANSIENT_ERRORS, Record, display_path, relative_path
 from drumline.tally import Tally
 
-__all__ = ["Cache", "FileRow", "FrameRow", "KnownFile", "Lasting", "cache_errors", "file_row"]
+__all__ = ["Cache", "Failure", "FileRow", "FrameRow", "KnownFile", "cache_errors", "file_row"]
 
 CACHE_VERSION: Final = 1
 
@@ -56,10 +57,10 @@ CREATE INDEX IF NOT EXISTS file_by_hash ON file (hash) WHERE hash IS NOT NULL;
 """
 
 
-class Lasting:
-    """Values of a row's `failed`: whether the failure may be gone at the next run."""
+class Failure(IntEnum):
+    """Whether a file failed, and whether that may be over at the next run although the file is the same."""
 
-    NO_FAILURE = 0
+    NONE = 0
     LASTING = 1
     TRANSIENT = 2
 
@@ -112,9 +113,9 @@ def file_row(record: Record, line: int) -> FileRow:
     """Return what the cache is to know of a record."""
     path = relative_path(record)
     error = record["errors"]
-    failed = Lasting.NO_FAILURE
+    failed = Failure.NONE
     if error is not None:
-        failed = Lasting.TRANSIENT if error["type"] in TRANSIENT_ERRORS else Lasting.LASTING
+        failed = Failure.TRANSIENT if error["type"] in TRANSIENT_ERRORS else Failure.LASTING
     # A failed file is nobody's twin: its hash is left out.
     digest = record["hash"] if error is None else None
     directory, name = os.path.split(path)

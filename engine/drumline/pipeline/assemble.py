@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter as Tallying
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -82,7 +82,7 @@ class Assembler:
             errors=_error(fields) if failed else None,
         )
 
-    def count_labels(self, labels: Tallying[str]) -> None:
+    def count_labels(self, labels: Counter[str]) -> None:
         """Add to the label counts that the progress display shows."""
         for label, count in labels.items():
             self._table.label_counts[self._assigned.index(label)] += count

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from drumline.cache import Cache, KnownFile, Lasting
+from drumline.cache import Cache, Failure, KnownFile
 from drumline.errors import ArchiveError
-from drumline.pipeline.job import Job, Plan
+from drumline.pipeline.job import Job, Request
 from drumline.pipeline.queues import Queues
-from drumline.pipeline.slots import PATH_MAX, Counter, Kind, SlotTable, State
+from drumline.pipeline.slots import PATH_MAX, Gauge, Kind, SlotTable, State
 from drumline.records import display_path
 from drumline.walk import Directory, Entry, Walk
 
@@ -108,7 +108,7 @@ class Survey:
         frames = self.cache.frames(self.scope).values() if self.cache else ()
         self._whole = {frame.id: (1 << frame.lines) - 1 for frame in frames if frame.run != self.run_id}
         self._unvisited = self.cache.directories(self.scope) if self.cache else {}
-        self._kept = {Lasting.NO_FAILURE} | (set() if self.retry_failed else {Lasting.LASTING})
+        self._kept = {Failure.NONE} | (set() if self.retry_failed else {Failure.LASTING})
 
     def present(self) -> Iterator[NewFile | Carried]:
         """Walk the archive: every file is in exactly one finding, or done already."""
@@ -169,11 +169,11 @@ class Survey:
             self._masks[row.frame] = lines
 
 
-def make_survey(plan: Plan, cache: Cache | None, scope: int, run_id: int) -> Survey:
+def make_survey(request: Request, cache: Cache | None, scope: int, run_id: int) -> Survey:
     """Make the survey of an archive; `cache` None: nothing is known."""
-    formats = frozenset(name.encode() for name in plan.settings.supported_formats)
-    walk = Walk(plan.archive, formats, _identity(plan.settings.runs_root))
-    return Survey(walk, cache, scope, run_id, plan.settings.retry_failed)
+    formats = frozenset(name.encode() for name in request.settings.supported_formats)
+    walk = Walk(request.archive, formats, _identity(request.settings.runs_root))
+    return Survey(walk, cache, scope, run_id, request.settings.retry_failed)
 
 
 def _identity(directory: Path) -> frozenset[tuple[int, int]]:
@@ -252,7 +252,7 @@ class _Dispatcher:
     def hand_on(self) -> None:
         self._queues.todo.put(self._todo)
         self._queues.done.put(self._done)
-        self._table.counters[Counter.QUEUED] += len(self._todo)
+        self._table.counters[Gauge.QUEUED] += len(self._todo)
         self._todo.clear()
         self._done.clear()
 
@@ -261,7 +261,7 @@ def discover(job: Job, table: SlotTable, queues: Queues) -> None:
     """Walk the archive and hand on every file, known or not; then name what is gone."""
     cache = Cache(job.cache_path, read_only=True)
     survey = make_survey(job, cache, job.scope, job.run_id)
-    table.counters[Counter.KNOWN] = known = cache.count_files(job.scope)
+    table.counters[Gauge.KNOWN] = known = cache.count_files(job.scope)
     dispatcher = _Dispatcher(job.archive, table, queues)
     for finding in survey.present():
         dispatcher.dispatch(finding)
@@ -269,7 +269,7 @@ def discover(job: Job, table: SlotTable, queues: Queues) -> None:
     _count(table, survey)
     _refuse_an_empty_archive(job, survey)
     _refuse_a_vanished_archive(job, survey.gone, known)
-    table.counters[Counter.DISCOVERY_DONE] = 1
+    table.counters[Gauge.DISCOVERY_DONE] = 1
     if survey.gone:
         dispatcher.wait_for_readers()
     for vanished in survey.vanished():
@@ -302,8 +302,8 @@ def _refuse_a_vanished_archive(job: Job, gone: int, known: int) -> None:
 
 def _count(table: SlotTable, survey: Survey) -> None:
     counters = table.counters
-    counters[Counter.DISCOVERED], counters[Counter.DISCOVERED_BYTES] = survey.files, survey.size
-    counters[Counter.RESUMED], counters[Counter.GONE] = survey.resumed, survey.gone
-    counters[Counter.SKIPPED_LINKS] = survey.walk.skipped_links
-    counters[Counter.SKIPPED_SPECIAL] = survey.walk.skipped_special
-    counters[Counter.UNREADABLE_DIRECTORIES] = len(survey.walk.unreadable)
+    counters[Gauge.DISCOVERED], counters[Gauge.DISCOVERED_BYTES] = survey.files, survey.size
+    counters[Gauge.RESUMED], counters[Gauge.GONE] = survey.resumed, survey.gone
+    counters[Gauge.SKIPPED_LINKS] = survey.walk.skipped_links
+    counters[Gauge.SKIPPED_SPECIAL] = survey.walk.skipped_special
+    counters[Gauge.UNREADABLE_DIRECTORIES] = len(survey.walk.unreadable)

@@ -15,8 +15,8 @@ from drumline.errors import ArchiveError, BundleError, OutputError, RuntimeMissi
 from drumline.lock import exclusive
 from drumline.pipeline.discover import NewFile, make_survey
 from drumline.pipeline.finish import discard_if_empty, finish
-from drumline.pipeline.job import Plan, model_facts
-from drumline.pipeline.prepare import make_job, make_plan, make_runs_root
+from drumline.pipeline.job import Request, model_facts
+from drumline.pipeline.prepare import check_request, make_job, make_runs_root
 from drumline.pipeline.supervisor import supervise
 from drumline.progress import Progress
 from drumline.records import display_path
@@ -49,19 +49,19 @@ def infer(settings: InferSettings, progress: Progress | None = None) -> dict[str
     Forks: call it from a process that runs no other threads at that moment.
     """
     progress = progress or Progress()
-    plan = make_plan(_absolute(settings))
-    make_runs_root(plan.settings)
-    lock = exclusive(plan.settings.runs_root / ".lock", f"the runs root {str(settings.runs_root)!r}")
-    with lock, cache_errors(plan.cache_path):
-        with closing(open_cache(plan.cache_path, plan.settings.runs_root, progress.note)) as cache:
-            job = make_job(plan, cache)
+    request = check_request(_absolute(settings))
+    make_runs_root(request.settings)
+    lock = exclusive(request.settings.runs_root / ".lock", f"the runs root {str(settings.runs_root)!r}")
+    with lock, cache_errors(request.cache_path):
+        with closing(open_cache(request.cache_path, request.settings.runs_root, progress.note)) as cache:
+            job = make_job(request, cache)
         # No SQLite connection may live through a fork.
         try:
             outcome = supervise(job, progress)
         except (ArchiveError, BundleError, RuntimeMissingError):
             discard_if_empty(job)
             raise
-        with closing(Cache(plan.cache_path)) as cache:
+        with closing(Cache(request.cache_path)) as cache:
             return finish(job, cache, outcome)
 
 
@@ -71,18 +71,18 @@ def _absolute(settings: InferSettings) -> InferSettings:
 
 def preview(settings: InferSettings) -> dict[str, Any]:
     """Return what `infer` would read and what it would carry over; writes nothing."""
-    plan = make_plan(_absolute(settings))
-    with tempfile.TemporaryDirectory() as directory, cache_errors(plan.cache_path):
-        cache = None if settings.fresh else _known(plan, Path(directory) / "cache.sqlite")
-        scope = cache.find_scope(plan.archive, plan.inference_key) if cache else None
-        survey = make_survey(plan, cache if scope is not None else None, scope or 0, run_id=0)
+    request = check_request(_absolute(settings))
+    with tempfile.TemporaryDirectory() as directory, cache_errors(request.cache_path):
+        cache = None if settings.fresh else _known(request, Path(directory) / "cache.sqlite")
+        scope = cache.find_scope(request.archive, request.inference_key) if cache else None
+        survey = make_survey(request, cache if scope is not None else None, scope or 0, run_id=0)
         new = [finding.entry.size for finding in survey.present() if isinstance(finding, NewFile)]
         if cache:
             cache.close()
     return {
-        "archive_root": display_path(plan.archive),
-        "runs_root": display_path(bytes(plan.settings.runs_root)),
-        "model": model_facts(plan.bundle),
+        "archive_root": display_path(request.archive),
+        "runs_root": display_path(bytes(request.settings.runs_root)),
+        "model": model_facts(request.bundle),
         "counts": {
             "discovered": survey.files,
             "to_read": len(new),
@@ -94,15 +94,15 @@ def preview(settings: InferSettings) -> dict[str, Any]:
     }
 
 
-def _known(plan: Plan, temporary: Path) -> Cache | None:
+def _known(request: Request, temporary: Path) -> Cache | None:
     """Open what `infer` would know; where it would make the cache anew first, so is a temporary one."""
-    runs_root = plan.settings.runs_root
+    runs_root = request.settings.runs_root
     if not runs_root.is_dir():
         return None
     with suppress(OutputError, sqlite3.DatabaseError):
         # Looking into a file at rest leaves no files beside it; after a kill, they are there already.
-        at_rest = not plan.cache_path.with_name(f"{plan.cache_path.name}-wal").exists()
-        cache = Cache(plan.cache_path, read_only=True, at_rest=at_rest)
+        at_rest = not request.cache_path.with_name(f"{request.cache_path.name}-wal").exists()
+        cache = Cache(request.cache_path, read_only=True, at_rest=at_rest)
         if agrees(cache, runs_root):
             return cache
         cache.close()

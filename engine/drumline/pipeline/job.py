@@ -17,7 +17,7 @@ from drumline.records import SCHEMA_VERSION, display_path
 from drumline.runs import Run
 from drumline.settings import InferSettings
 
-__all__ = ["Job", "Plan", "decision_key", "inference_key", "model_facts"]
+__all__ = ["Job", "Request", "decision_key", "inference_key", "model_facts"]
 
 
 def inference_key(settings: InferSettings, bundle: Bundle) -> str:
@@ -52,7 +52,7 @@ def model_facts(bundle: Bundle) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Request:
     """What was asked for, checked; nothing is written yet.
 
     Parameters
@@ -86,8 +86,8 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job(Plan):
-    """A plan with its run: everything that the stages need to know.
+class Job(Request):
+    """A request with its run: everything that the stages need to know.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from drumline.inference import Session, open_session
 from drumline.machine import usable_cpus
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
-from drumline.pipeline.slots import DEVICES, Counter, SlotTable, State
+from drumline.pipeline.slots import DEVICES, Gauge, SlotTable, State
 
 __all__ = ["predict"]
 
@@ -42,7 +42,7 @@ def predict(job: Job, table: SlotTable, queues: Queues) -> None:
 def _open(job: Job, table: SlotTable) -> Session:
     threads = max(1, usable_cpus() // _CPUS_PER_THREAD)
     session = open_session(job.bundle, job.settings.device, threads)
-    table.counters[Counter.DEVICE] = 1 + DEVICES.index(session.device)
+    table.counters[Gauge.DEVICE] = 1 + DEVICES.index(session.device)
     return session
 
 

@@ -15,15 +15,15 @@ from drumline.cache import Cache
 from drumline.durable import output_errors
 from drumline.errors import ArchiveError, IndexFormatError, OutputError
 from drumline.inference import check_runtime
-from drumline.pipeline.job import Job, Plan, decision_key, inference_key, model_facts
+from drumline.pipeline.job import Job, Request, decision_key, inference_key, model_facts
 from drumline.records import display_path
 from drumline.runs import Run, create_run, open_run
 from drumline.settings import InferSettings
 
-__all__ = ["make_job", "make_plan", "make_runs_root"]
+__all__ = ["check_request", "make_job", "make_runs_root"]
 
 
-def make_plan(settings: InferSettings) -> Plan:
+def check_request(settings: InferSettings) -> Request:
     """Check settings against the disk and the bundle.
 
     Raises
@@ -37,7 +37,7 @@ def make_plan(settings: InferSettings) -> Plan:
         settings.model_path, label_map=settings.label_map, canonical_map=settings.canonical_map
     )
     decisions = settings.decision_settings(bundle.taxonomy)
-    return Plan(
+    return Request(
         settings=settings,
         bundle=bundle,
         decisions=decisions,
@@ -73,53 +73,53 @@ def make_runs_root(settings: InferSettings) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def make_job(plan: Plan, cache: Cache) -> Job:
+def make_job(request: Request, cache: Cache) -> Job:
     """Go on with an unfinished run of the same archive, model and settings, or begin a new one."""
     with cache.transaction():
-        scope = cache.scope(plan.archive, plan.inference_key)
-    run_id, run, valid = _unfinished(plan, cache, scope) or _begin(plan, cache, scope)
+        scope = cache.scope(request.archive, request.inference_key)
+    run_id, run, valid = _unfinished(request, cache, scope) or _begin(request, cache, scope)
     runs = cache.runs(scope)
     return Job(
-        **vars(plan),
+        **vars(request),
         run=run,
         run_id=run_id,
         scope=scope,
-        carriable=frozenset(number for number, row in runs.items() if row[1] == plan.decision_key),
+        carriable=frozenset(number for number, row in runs.items() if row[1] == request.decision_key),
         valid=valid,
     )
 
 
-def _unfinished(plan: Plan, cache: Cache, scope: int) -> tuple[int, Run, int] | None:
+def _unfinished(request: Request, cache: Cache, scope: int) -> tuple[int, Run, int] | None:
     runs = sorted(cache.runs(scope).items(), key=lambda item: item[1][0], reverse=True)
     for number, (name, key, valid) in runs:
-        directory = plan.settings.runs_root / name
-        if key == plan.decision_key and not (directory / "summary.json").exists():
+        directory = request.settings.runs_root / name
+        if key == request.decision_key and not (directory / "summary.json").exists():
             with suppress(IndexFormatError):  # a run that cannot be opened is left alone
                 run = open_run(directory)
-                if run.info["settings"].get("fresh") or not plan.settings.fresh:
+                if run.info["settings"].get("fresh") or not request.settings.fresh:
                     return number, run, valid
     return None
 
 
-def _begin(plan: Plan, cache: Cache, scope: int) -> tuple[int, Run, int]:
-    run = create_run(plan.settings.runs_root, _run_info(plan), plan.archive)
+def _begin(request: Request, cache: Cache, scope: int) -> tuple[int, Run, int]:
+    run = create_run(request.settings.runs_root, _run_info(request), request.archive)
     with cache.transaction():
-        if plan.settings.fresh:
+        if request.settings.fresh:
             cache.forget_scope(scope)
-        run_id = cache.add_run(scope, run.name, plan.decision_key)
+        run_id = cache.add_run(scope, run.name, request.decision_key)
     return run_id, run, 0
 
 
-def _run_info(plan: Plan) -> dict[str, Any]:
-    settings = plan.settings.to_json()
+def _run_info(request: Request) -> dict[str, Any]:
+    settings = request.settings.to_json()
     return {
         "drumline_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "index": f"index{plan.codec.suffix}",
-        "model": model_facts(plan.bundle),
-        "canonical_map": dict(plan.decisions.canonical_of),
+        "index": f"index{request.codec.suffix}",
+        "model": model_facts(request.bundle),
+        "canonical_map": dict(request.decisions.canonical_of),
         "settings": settings,
-        "inference_key": plan.inference_key,
-        "decision_key": plan.decision_key,
+        "inference_key": request.inference_key,
+        "decision_key": request.decision_key,
         "platform": {"python": platform.python_version(), "system": platform.platform()},
     }

@@ -45,7 +45,7 @@ __all__ = [
     "NO_SLOT",
     "PATH_BYTES",
     "PATH_MAX",
-    "Counter",
+    "Gauge",
     "Kind",
     "SlotTable",
     "State",
@@ -91,7 +91,7 @@ class Kind(IntEnum):
     """A directory that is no longer there: forget all files of `directory`."""
 
 
-class Counter(IntEnum):
+class Gauge(IntEnum):
     """Places in the block of shared counters; each is written by one stage only."""
 
     DISCOVERED = 0
@@ -183,7 +183,7 @@ class SlotTable:
             When the memory cannot be had.
         """
         parts: list[tuple[np.dtype[Any], tuple[int, ...]]] = [
-            (np.dtype(np.int64), (len(Counter),)),
+            (np.dtype(np.int64), (len(Gauge),)),
             (np.dtype(np.int64), (labels,)),
             (np.dtype(np.float64), (workers,)),
             (np.dtype(np.uint32), (workers,)),

@@ -36,7 +36,7 @@ from drumline.pipeline.discover import discover
 from drumline.pipeline.job import Job
 from drumline.pipeline.process import Reports, StageProcess
 from drumline.pipeline.queues import Queues, SlotQueue
-from drumline.pipeline.slots import NO_SLOT, Counter, Kind, SlotTable, State
+from drumline.pipeline.slots import NO_SLOT, Gauge, Kind, SlotTable, State
 from drumline.pipeline.write import write
 from drumline.progress import Progress, Snapshot
 
@@ -122,7 +122,7 @@ class _Supervisor:
             self._tick()
         self._reap()
         self._show()
-        counters = {place.name.lower(): int(self._table.counters[place]) for place in Counter}
+        counters = {place.name.lower(): int(self._table.counters[place]) for place in Gauge}
         return Outcome(counters, time.monotonic() - self._started)
 
     def _start(
@@ -153,7 +153,7 @@ class _Supervisor:
         poll.register(self._reports.reader, select.POLLIN)
         poll.poll(_TICK_SEC * 1000)
         self._reap()
-        if self._table.counters[Counter.QUEUED] and "predict" not in self._stages:
+        if self._table.counters[Gauge.QUEUED] and "predict" not in self._stages:
             self._start_extraction()
         self._stop_slow_workers()
         self._close_what_has_ended()
@@ -289,7 +289,7 @@ class _Supervisor:
             worker.wait()
 
     def _interrupted(self) -> Interrupted:
-        found = int(self._table.counters[Counter.DISCOVERED])
+        found = int(self._table.counters[Gauge.DISCOVERED])
         done = self._done()
         return Interrupted(
             f"stopped: {done:,} of {found:,} files found so far are done",
@@ -298,7 +298,7 @@ class _Supervisor:
 
     def _done(self) -> int:
         counters = self._table.counters
-        return int(counters[Counter.WRITTEN] + counters[Counter.CARRIED] + counters[Counter.RESUMED])
+        return int(counters[Gauge.WRITTEN] + counters[Gauge.CARRIED] + counters[Gauge.RESUMED])
 
     def _show(self) -> None:
         if self._progress.due():
@@ -307,13 +307,13 @@ class _Supervisor:
     def _snapshot(self) -> Snapshot:
         counters, states = self._table.counters, self._table.view("state")
         return Snapshot(
-            found=int(counters[Counter.DISCOVERED]),
-            found_all=bool(counters[Counter.DISCOVERY_DONE]),
+            found=int(counters[Gauge.DISCOVERED]),
+            found_all=bool(counters[Gauge.DISCOVERY_DONE]),
             done=self._done(),
-            carried=int(counters[Counter.CARRIED] + counters[Counter.RESUMED]),
-            failed=int(counters[Counter.FAILED]),
-            written_bytes=int(counters[Counter.WRITTEN_BYTES]),
-            written=int(counters[Counter.WRITTEN]),
+            carried=int(counters[Gauge.CARRIED] + counters[Gauge.RESUMED]),
+            failed=int(counters[Gauge.FAILED]),
+            written_bytes=int(counters[Gauge.WRITTEN_BYTES]),
+            written=int(counters[Gauge.WRITTEN]),
             labels=dict(zip(self._labels, self._table.label_counts.tolist(), strict=True)),
             waiting={
                 "extract": int((states == State.TODO).sum()),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter as Tallying
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from drumline.index import FRAME_LINES, Codec, IndexAppender, codec_of, parse_re
 from drumline.pipeline.assemble import Assembler
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
-from drumline.pipeline.slots import Counter, Kind, SlotTable, State
+from drumline.pipeline.slots import Gauge, Kind, SlotTable, State
 from drumline.records import Record, display_path, encode_record, redecide
 from drumline.runs import open_run
 from drumline.tally import Tally
@@ -130,17 +130,17 @@ class _Writer:
     def _records(self, slots: list[int]) -> None:
         if not slots:
             return
-        labels: Tallying[str] = Tallying()
+        labels: Counter[str] = Counter()
         failed = 0
         for record in self._assembler.records(slots):
             self._add(record, carried=False)
             labels[record["assigned_label"]] += record["errors"] is None
             failed += record["errors"] is not None
         counters = self._table.counters
-        counters[Counter.WRITTEN] += len(slots)
-        counters[Counter.FAILED] += failed
-        counters[Counter.TWINS] += int(self._table.view("twin")[slots].sum())
-        counters[Counter.WRITTEN_BYTES] += int(self._table.view("size")[slots].sum())
+        counters[Gauge.WRITTEN] += len(slots)
+        counters[Gauge.FAILED] += failed
+        counters[Gauge.TWINS] += int(self._table.view("twin")[slots].sum())
+        counters[Gauge.WRITTEN_BYTES] += int(self._table.view("size")[slots].sum())
         self._assembler.count_labels(labels)
 
     def _add(self, record: Record, carried: bool) -> None:
@@ -165,7 +165,7 @@ class _Writer:
                 if mask >> number & 1:
                     record = parse_record(line, source.path)
                     self._add(redecide(record, self._job.decisions, self._job.settings.top_k), carried=True)
-        self._table.counters[Counter.CARRIED] += mask.bit_count()
+        self._table.counters[Gauge.CARRIED] += mask.bit_count()
 
     def _may_be_copied(self, frame: FrameRow, mask: int) -> bool:
         whole = mask == (1 << frame.lines) - 1

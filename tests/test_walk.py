@@ -1,0 +1,149 @@
+"""The walk: every audio file once, by its own path, in a fixed order, from bytes to bytes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from drumline.walk import Directory, Walk, mtime_of
+from tests.making import paths
+
+WAV = frozenset({b"wav", b"flac"})
+
+
+def walk(root: Path, **options: object) -> tuple[list[Directory], Walk]:
+    found = Walk(os.fsencode(root), WAV, **options)  # type: ignore[arg-type]
+    return list(found), found
+
+
+def names(root: Path, **options: object) -> list[bytes]:
+    return [
+        os.path.join(directory.path, entry.name)
+        for directory in walk(root, **options)[0]
+        for entry in directory.files
+    ]
+
+
+def put(root: Path, *files: str) -> None:
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+
+
+def test_directories_come_depth_first_and_all_is_sorted_by_name(tmp_path: Path) -> None:
+    put(tmp_path, "b/2.wav", "b/10.wav", "a/z/1.wav", "a/1.wav", "0.wav", "c.wav", "B/1.wav")
+    assert names(tmp_path) == [
+        *(b"0.wav", b"c.wav", b"B/1.wav", b"a/1.wav", b"a/z/1.wav", b"b/10.wav", b"b/2.wav")
+    ]
+    assert [directory.path for directory in walk(tmp_path)[0]] == [b"", b"B", b"a", b"a/z", b"b"]
+
+
+def test_only_wanted_extensions_count_in_any_case(tmp_path: Path) -> None:
+    put(tmp_path, "a.wav", "b.WAV", "c.Flac", "d.mp3", "e.wav.txt", "wav", "g.wav.", "._h.wav", "i.x.wav")
+    assert names(tmp_path) == [b"a.wav", b"b.WAV", b"c.Flac", b"i.x.wav"]
+
+
+def test_size_and_time_are_those_of_the_file(tmp_path: Path) -> None:
+    put(tmp_path, "a.wav")
+    os.utime(tmp_path / "a.wav", ns=(0, 123_456_789_012_345_678))
+    (entry,) = walk(tmp_path)[0][0].files
+    assert (entry.size, entry.error) == (5, "")
+    assert entry.mtime_ns == (tmp_path / "a.wav").stat().st_mtime_ns
+
+
+def test_links_to_files_count_with_what_they_point_to(tmp_path: Path) -> None:
+    put(tmp_path, "inside/a.wav")
+    put(tmp_path, "outside/long name.wav")
+    (tmp_path / "inside" / "b.wav").symlink_to(tmp_path / "outside" / "long name.wav")
+    (directory,), found = walk(tmp_path / "inside")
+    assert [entry.name for entry in directory.files] == [b"a.wav", b"b.wav"]
+    assert directory.files[1].size == len("outside/long name.wav")
+    assert found.skipped_links == 0
+
+
+def test_links_to_nowhere_are_files_with_an_error(tmp_path: Path) -> None:
+    (tmp_path / "dangling.wav").symlink_to("nowhere")
+    (tmp_path / "circle.wav").symlink_to("circle.wav")
+    ((directory,), _) = walk(tmp_path)
+    assert [entry.name for entry in directory.files] == [b"circle.wav", b"dangling.wav"]
+    assert all(entry.error for entry in directory.files)
+
+
+def test_links_to_directories_are_not_followed(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.wav")
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "a" / "up.wav").symlink_to("..")
+    (tmp_path / "b").symlink_to("a")
+    assert names(tmp_path) == [b"a/1.wav"]
+    assert walk(tmp_path)[1].skipped_links == 1
+
+
+def test_what_is_no_file_is_counted(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "kick.wav").mkdir()
+    (tmp_path / "link.wav").symlink_to("pipe.wav")
+    found = walk(tmp_path)[1]
+    assert names(tmp_path) == []
+    assert (found.skipped_special, found.skipped_links) == (1, 1)
+
+
+def test_our_own_output_is_left_out_wherever_it_is(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.wav", "a/runs/2.wav", "runs/3.wav")
+    state = os.stat(tmp_path / "a" / "runs")
+    assert names(tmp_path, skip=frozenset({(state.st_dev, state.st_ino)})) == [b"a/1.wav", b"runs/3.wav"]
+
+
+def test_a_directory_that_goes_during_the_walk_is_counted(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.wav", "b/1.wav")
+    found = Walk(os.fsencode(tmp_path), WAV)
+    directories = iter(found)
+    next(directories)
+    (tmp_path / "a" / "1.wav").unlink()
+    (tmp_path / "a").rmdir()
+    assert [directory.path for directory in directories] == [b"b"]
+    assert [path for path, _ in found.unreadable] == [b"a"]
+
+
+def test_a_root_that_is_not_there_is_counted(tmp_path: Path) -> None:
+    directories, found = walk(tmp_path / "nowhere")
+    assert directories == []
+    assert found.unreadable == [(b"", "No such file or directory")]
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "expected"),
+    [(5, 5), (-5, -5), (2**63, 2**63 - 1), (10**30, 2**63 - 1), (-(10**30), 1 - 2**63)],
+)
+def test_times_of_change_fit_63_bits(nanoseconds: int, expected: int) -> None:
+    class Found:
+        st_mtime_ns = nanoseconds
+
+    assert mtime_of(Found()) == expected  # type: ignore[arg-type]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.lists(paths, max_size=8))
+def test_any_tree_of_any_names_is_walked_whole(
+    tmp_path_factory: pytest.TempPathFactory, files: list[bytes]
+) -> None:
+    root = os.fsencode(tmp_path_factory.mktemp("tree"))
+    for path in files:
+        try:
+            os.makedirs(os.path.join(root, os.path.dirname(path)), exist_ok=True)
+            with open(os.path.join(root, path) + b".wav", "xb"):
+                pass
+        except OSError:
+            continue  # a name that is taken, or that this file system does not hold
+    expected = [
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, _, found in os.walk(root)
+        for name in found
+        if not name.startswith(b"._")
+    ]
+    assert sorted(names(Path(os.fsdecode(root)))) == sorted(expected)
