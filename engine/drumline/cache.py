@@ -66,7 +66,10 @@ class Failure(IntEnum):
 
 
 class KnownFile(NamedTuple):
-    """What the cache knows of a file in a directory."""
+    """What the cache knows of a file: size in bytes, time of change, and where its record lies.
+
+    `failed` is a `Failure`; `line` counts from 0 within the frame.
+    """
 
     size: int
     mtime_ns: int
@@ -88,7 +91,7 @@ class FileRow(NamedTuple):
 
 
 class FrameRow(NamedTuple):
-    """Where a frame lies."""
+    """Where a frame lies: bytes from `place` on, `length` many, in the index of `run`; and its line count."""
 
     id: int
     run: int

@@ -31,7 +31,7 @@ def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        way_out = _WAY_OUT.get(error.errno or 0, "Nothing that existed before was changed.")
+        way_out = _WAY_OUT.get(error.errno or 0, "Give the same command again when the cause is gone.")
         cause = error.strerror or str(error)
         raise OutputError(f"cannot write {os.fspath(path)!r}: {cause}", way_out) from error
 

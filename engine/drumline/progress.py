@@ -19,7 +19,11 @@ _PANEL_SEC = 0.125
 
 
 class Snapshot(NamedTuple):
-    """The state of a pipeline at one moment."""
+    """The state of a pipeline at one moment.
+
+    `done` = `carried` + `written`, of `found` files so far (all of them once `found_all`); `failed` are among
+    the written; `labels` counts assigned labels; `waiting` how many of the `slots` wait for each stage.
+    """
 
     found: int
     found_all: bool

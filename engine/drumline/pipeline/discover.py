@@ -261,7 +261,7 @@ def discover(job: Job, table: SlotTable, queues: Queues) -> None:
     """Walk the archive and hand on every file, known or not; then name what is gone."""
     cache = Cache(job.cache_path, read_only=True)
     survey = make_survey(job, cache, job.scope, job.run_id)
-    table.counters[Gauge.KNOWN] = known = cache.count_files(job.scope)
+    known = cache.count_files(job.scope)
     dispatcher = _Dispatcher(job.archive, table, queues)
     for finding in survey.present():
         dispatcher.dispatch(finding)

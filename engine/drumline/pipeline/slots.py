@@ -15,6 +15,26 @@ A slot belongs to one process at a time, and its `state` says to which stage. On
   may put a dead worker's slots on a queue again without knowing how far the worker came.
 - write sets FREE and returns the number to discover.
 
+Fields of a slot:
+
+====================  ===========================================================================
+state, kind           of `State` and `Kind`
+path                  bytes below the archive root (a name alone where kind is GONE)
+size, mtime_ns        bytes; nanoseconds since the epoch: as discovered, then as read
+tries                 how often a worker died of this file
+owner                 number of the worker that claimed it, -1 before
+error, message        place in `ERROR_TYPES` (0: none) and text of a failure
+hash                  hexadecimal content hash, empty while unknown
+twin                  1 where the prediction was taken over from a file with the same content
+format … channels     of the file; sample_rate in Hz, duration_sec of the whole file
+rms_db                level of the analysed samples, dB of full scale; NaN where not wanted
+spectral_centroid     mean over the frames, Hz; spectral_rolloff likewise; NaN where not wanted
+features              float32, shape of the front end
+probs                 float32, one for each fine label
+frame, lines          of kind CARRY: frame in the cache, and a bit for each of its lines
+directory             of kind GONE and GONE_DIRECTORY: directory in the cache
+====================  ===========================================================================
+
 `claims` closes the last gap: the kernel writes slot numbers straight from the queue into the worker's row
 of it (see `SlotQueue.get_into`), so a number that was taken from the queue is on record even if the worker
 dies before its next instruction. A row is cleared as soon as its slots are CLAIMED.
@@ -99,17 +119,16 @@ class Gauge(IntEnum):
     DISCOVERY_DONE = 2
     QUEUED = 3
     RESUMED = 4
-    KNOWN = 5
-    GONE = 6
-    SKIPPED_LINKS = 7
-    SKIPPED_SPECIAL = 8
-    UNREADABLE_DIRECTORIES = 9
-    WRITTEN = 10
-    CARRIED = 11
-    TWINS = 12
-    FAILED = 13
-    WRITTEN_BYTES = 14
-    DEVICE = 15
+    GONE = 5
+    SKIPPED_LINKS = 6
+    SKIPPED_SPECIAL = 7
+    UNREADABLE_DIRECTORIES = 8
+    WRITTEN = 9
+    CARRIED = 10
+    TWINS = 11
+    FAILED = 12
+    WRITTEN_BYTES = 13
+    DEVICE = 14
     """1 + place in `DEVICES`; 0 while no model is open."""
 
 
@@ -149,6 +168,19 @@ class SlotTable:
     """The shared block: slots, claims, counters, and label counts for the progress display.
 
     Attributes are views of the shared memory; assigning to their elements is seen by all stages.
+
+    Attributes
+    ----------
+    slots
+        Structured array, one element for each slot.
+    claims
+        Slot numbers that a worker has just taken, shape (workers, CLAIM_SLOTS); `NO_SLOT` where none.
+    current, started
+        Slot that each worker is reading, and since when (`time.monotonic`).
+    counters
+        Indexed by `Gauge`.
+    label_counts
+        Files per assigned label, in the order of `assigned_labels`.
     """
 
     slots: NDArray[Any]

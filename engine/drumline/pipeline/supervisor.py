@@ -42,12 +42,13 @@ from drumline.progress import Progress, Snapshot
 
 __all__ = ["Outcome", "supervise"]
 
-_TICK_SEC = 0.02
+_TICK_SEC = 0.02  # how late the supervisor may notice something; a tick costs 50 µs
 _TRIES = 2
+# Ctrl-C is to end within 2 s: a file at hand gets half of it, and what is predicted the rest to be written.
 _WORKERS_MAY_FINISH_SEC = 1.0
 _ALL_MAY_FINISH_SEC = 1.8
-_IDLE_DEATHS = 20
-_PAUSED_SEC = 1.0
+_IDLE_DEATHS = 20  # in a row, without a file read: not bad luck but a broken environment
+_PAUSED_SEC = 1.0  # a tick that took this long was no tick: the machine slept
 
 
 @dataclass(frozen=True)
