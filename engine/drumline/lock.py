@@ -41,8 +41,9 @@ def exclusive(path: Path, what: str, patience_sec: float = 5.0) -> Iterator[None
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
     try:
         _acquire(descriptor, what, time.monotonic() + patience_sec)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        with output_errors(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         yield
     finally:
         os.close(descriptor)

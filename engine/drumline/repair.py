@@ -12,9 +12,10 @@ summary.json    counted anew from the index; set aside where records are lost: t
 cache.sqlite    made anew from the indexes of the runs root
 ==============  ========================================================================================
 
-What is replaced is kept beside, as ``<name>.damaged-<n>``. The order keeps every moment safe: the damaged
-index gets its second name; the cache and, where records are lost, the summary are set aside; only then is the
-index replaced. Killed anywhere, the same command goes on.
+What is replaced is kept beside, as ``<name>.damaged-<n>``. The order keeps every moment safe: first the cache
+and, where records are lost, the summary are set aside, then the damaged index gets its second name, and last
+the new one takes its place. Killed anywhere, the same command goes on; `infer` would, too, but cut the index
+at its first damage.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from drumline.tally import Tally
 from drumline.verify.cached import cache_path
 from drumline.verify.findings import Finding, Kind
 from drumline.verify.frames import Stretch, scan
-from drumline.verify.inspection import Inspection, inspect_run, locate, path_hash
+from drumline.verify.inspection import Inspection, inspect_run, locate, path_hash, verify_run
 
 __all__ = ["Part", "RepairReport", "Step", "repair_run"]
 
@@ -148,7 +149,15 @@ def repair_run(
         )
     root = run.directory.parent
     with nullcontext() if dry_run else exclusive(root / ".lock", f"the runs root {str(root)!r}"):
-        return _Repair(inspect_run(run.directory, progress=progress), dry_run).repair()
+        repair = _Repair(inspect_run(run.directory, progress=progress), dry_run)
+        try:
+            repair.repair()
+        finally:
+            repair.close()
+        unrepaired = (
+            () if dry_run or repair.retired else verify_run(run.directory, progress=progress).findings
+        )
+        return repair.report(unrepaired)
 
 
 class _Repair:
@@ -161,19 +170,36 @@ class _Repair:
         self._steps: list[Step] = []
         self._kept: list[Path] = []
         self._lost: int | None = 0
-        self._resumable = False
+        self._unfinished = inspection.complete is False
+        self.retired = bool(inspection.trouble)
 
-    def repair(self) -> RepairReport:
-        """Do everything, and tell of it."""
+    def repair(self) -> None:
+        """Do everything."""
         renew = self._has("cache") or not self._cache.exists()
-        if self._inspection.trouble:
+        if self.retired:
             self._retire()
             renew = True
         else:
             renew |= self._mend()
         if renew:
             self._renew_cache()
-        return self._report()
+
+    def close(self) -> None:
+        """Leave nothing half done behind."""
+        if not self._dry_run:
+            self._new_index.unlink(missing_ok=True)
+
+    def report(self, unrepaired: tuple[Finding, ...]) -> RepairReport:
+        """Tell what was done."""
+        return RepairReport(
+            run=display_path(bytes(self._run.directory)),
+            dry_run=self._dry_run,
+            steps=tuple(self._steps),
+            kept=tuple(display_path(bytes(path)) for path in self._kept),
+            lost=self._lost,
+            resumable=self.retired or (self._unfinished and not self._is_outdated()),
+            unrepaired=unrepaired,
+        )
 
     def _has(self, *kinds: Kind) -> bool:
         return self._inspection.ledger.count(*kinds) > 0
@@ -184,7 +210,6 @@ class _Repair:
     def _retire(self) -> None:
         """Set a run.json aside that nobody can go by: the directory is then no run any more."""
         self._step("run.json", f"{self._inspection.trouble}: set aside; the next run classifies anew")
-        self._resumable = True
         if not self._dry_run:
             self._set_aside(self._run.directory / "run.json")
 
@@ -193,14 +218,12 @@ class _Repair:
         complete, damaged = self._inspection.complete, self._has(*_INDEX_TROUBLES)
         tally = self._salvage() if damaged else self._inspection.tally
         is_lost = bool(complete) and self._is_lost(tally)
-        if damaged:
-            self._keep_index(tally)
         if damaged or is_lost:
             self._set_cache_aside()
         if is_lost:
             self._unfinish(tally)
         if damaged:
-            self._replace_index()
+            self._replace_index(tally)
         if complete and not is_lost and (damaged or self._has("summary")):
             self._write_summary(tally)
         return damaged or is_lost
@@ -245,15 +268,12 @@ class _Repair:
         cached = self._inspection.cached
         return cached is not None and cached.valid > self._inspection.end
 
-    def _keep_index(self, tally: Tally) -> None:
+    def _replace_index(self, tally: Tally) -> None:
         self._step("index", f"written anew from what is sound of it: {tally.records:,} records")
         if not self._inspection.complete:
-            self._lost, self._resumable = None, True
+            self._lost = None
         if not self._dry_run:
             self._copy_aside(self._run.index_path)
-
-    def _replace_index(self) -> None:
-        if not self._dry_run:
             with output_errors(self._run.index_path):
                 os.replace(self._new_index, self._run.index_path)
                 sync_directory(self._run.directory)
@@ -263,7 +283,7 @@ class _Repair:
         claims = _claims(self._inspection.summary)
         self._lost = max(claims) - tally.records if claims else None
         count = "an unknown number" if self._lost is None else f"{self._lost:,}"
-        self._resumable = not self._is_outdated()
+        self._unfinished = True
         self._step("summary", f"set aside: {count} of the records are lost, so the run is an unfinished one")
         if not self._dry_run:
             self._set_aside(self._run.summary_path)
@@ -274,7 +294,9 @@ class _Repair:
             if directory.name > self._run.name and (directory / "summary.json").exists():
                 with suppress(DrumlineError):
                     info = locate(directory)[0].info
-                    if all(info.get(key) == self._run.info[key] for key in ("archive_root", "inference_key")):
+                    if all(
+                        info.get(key) == self._run.info.get(key) for key in ("archive_root", "inference_key")
+                    ):
                         return True
         return False
 
@@ -285,12 +307,14 @@ class _Repair:
             write_json(self._run.summary_path, _summary(self._run, tally, self._inspection.summary))
 
     def _set_cache_aside(self) -> None:
-        if self._dry_run:
+        """Set the cache aside, with the log that belongs to it, so that it can still be opened."""
+        if self._dry_run or not self._cache.exists():
             return
-        for suffix in ("-wal", "-shm", ""):  # the last is the one that makes it a cache
-            path = self._cache.with_name(self._cache.name + suffix)
-            if path.exists():
-                self._set_aside(path)
+        target = self._set_aside(self._cache)
+        with output_errors(self._cache):
+            for suffix in ("-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    os.rename(f"{self._cache}{suffix}", f"{target}{suffix}")
 
     def _renew_cache(self) -> None:
         self._step("cache", "made anew from the indexes of the runs root")
@@ -298,11 +322,13 @@ class _Repair:
             self._set_cache_aside()
             open_cache(self._cache, self._cache.parent).close()
 
-    def _set_aside(self, path: Path) -> None:
+    def _set_aside(self, path: Path) -> Path:
         with output_errors(path):
             target = self._free_name(path)
             os.rename(path, target)
             sync_directory(path.parent)
+        self._kept.append(target)
+        return target
 
     def _copy_aside(self, path: Path) -> None:
         """Give a file another name, by a copy where the file system has no hard links."""
@@ -315,36 +341,20 @@ class _Repair:
                 with open(target, "rb") as stream:
                     os.fsync(stream.fileno())
             sync_directory(target.parent)
-
-    def _free_name(self, path: Path) -> Path:
-        names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
-        target = next(name for name in names if not os.path.lexists(name))
         self._kept.append(target)
-        return target
 
-    def _report(self) -> RepairReport:
-        unrepaired: tuple[Finding, ...] = ()
-        if not self._dry_run and os.path.lexists(self._run.directory / "run.json"):
-            unrepaired = inspect_run(self._run.directory).report().findings
-        return RepairReport(
-            run=display_path(bytes(self._run.directory)),
-            dry_run=self._dry_run,
-            steps=tuple(self._steps),
-            kept=tuple(display_path(bytes(path)) for path in self._kept),
-            lost=self._lost,
-            resumable=self._resumable,
-            unrepaired=unrepaired,
-        )
+    @staticmethod
+    def _free_name(path: Path) -> Path:
+        names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
+        return next(name for name in names if not os.path.lexists(name))
 
 
 def _claims(summary: dict[str, Any]) -> list[int]:
     """Return how many records a summary speaks of, by each of its counts that tells; none: no summary."""
     try:
-        counts = summary["counts"]
-        sums = [sum(summary[name].values()) for name in ("reasons", "formats")]
-        return [
-            int(n) for n in (counts["indexed"], sum(summary["labels"].values()) + counts["failed"], *sums)
-        ]
+        counts, labels = summary["counts"], sum(summary["labels"].values())
+        sums = (sum(summary[name].values()) for name in ("reasons", "formats"))
+        return [int(claim) for claim in (counts["indexed"], labels + counts["failed"], *sums)]
     except (KeyError, TypeError, ValueError, AttributeError):
         return []
 
@@ -374,5 +384,6 @@ def _summary(run: Run, tally: Tally, old: dict[str, Any]) -> dict[str, Any]:
         "elapsed_sec": old.get("elapsed_sec"),
         "files_per_sec": old.get("files_per_sec"),
         "model": info["model"],
+        "device": old.get("device"),
         "complete": True,
     }

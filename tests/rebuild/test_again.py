@@ -162,8 +162,8 @@ def test_an_original_that_changes_while_it_is_copied_is_not_placed(
 ) -> None:
     from drumline.rebuild import place
 
-    def grow(origin: int, descriptor: int) -> int:
-        count = copy(origin, descriptor)
+    def grow(origin: int, descriptor: int, size: int) -> int:
+        count = copy(origin, descriptor, size)
         with open(drums.path(b"Vendor B/hat.wav"), "ab") as stream:
             stream.write(b"more")
         return count
@@ -287,3 +287,22 @@ def test_a_log_that_was_torn_by_a_kill_is_continued(drums: Archive) -> None:
     lines = out(drums, "_mapping.jsonl").read_bytes().splitlines()
     assert all(orjson.loads(line) for line in lines)
     assert len(drums.tree()) == 5
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink"])
+def test_what_becomes_the_last_copy_between_plan_and_execution_stays(drums: Archive, mode: str) -> None:
+    drums.rebuild(copy_mode=mode)
+    del drums.records[3]
+    with drums.plan(copy_mode=mode) as plan:
+        assert plan.counts["remove"] == 1
+        os.remove(drums.path(b"Vendor B/hat.wav"))
+        summary = execute(plan)
+    assert summary.counts["removed"] == 0
+    assert b"Hihat/Vendor B/hat.wav" in drums.tree()
+
+
+def test_of_a_file_that_never_ends_only_a_little_too_much_is_copied(tmp_path: Path) -> None:
+    from drumline.rebuild.place import copy_bytes
+
+    with open("/dev/zero", "rb") as endless, open(tmp_path / "copy", "wb") as copy:
+        assert 10 < copy_bytes(endless.fileno(), copy.fileno(), 10) < 3_000_000

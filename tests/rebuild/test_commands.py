@@ -107,6 +107,17 @@ def test_an_index_file_serves_as_well(drums: Archive, command: CommandLine) -> N
     assert command("rebuild", index, "--out", drums.out, "--quiet").code == 0
 
 
+def test_places_can_stand_in_the_configuration(drums: Archive, command: CommandLine) -> None:
+    drums.run()
+    config = drums.base / "config.yml"
+    config.write_text("paths:\n  runs_root: runs\n  regenerated_root: out\n")
+    assert command("rebuild", "--config", config, "--quiet").code == 0
+    assert len(drums.tree()) == 5
+    config.write_text("paths:\n  runs_root: runs\n")
+    assert "--out" in command("rebuild", "--config", config).err
+    assert "RUN" in command("rebuild", "--out", drums.out).err
+
+
 def test_somebodys_directory_is_refused_by_both(drums: Archive, command: CommandLine) -> None:
     (drums.base / "mine").mkdir()
     (drums.base / "mine" / "x").write_text("x")
@@ -155,6 +166,9 @@ def test_progress_is_a_bar_for_each_phase_on_a_terminal() -> None:
 
         def update(self, task: str, completed: int, total: int | None) -> None:
             self.seen.append((task, completed, total))
+
+        def refresh(self) -> None:
+            pass
 
     bars = Bars()
     meter = _BarMeter(bars)

@@ -239,7 +239,7 @@ def test_every_action_is_counted_once(drums: Archive) -> None:
         states = [action.state for action in plan.actions()]
         assert {state: states.count(state) for state in set(states)} == {"make": 5, "missing": 1}
         assert isinstance(next(plan.actions()), Action)
-        assert plan.label_of(next(plan.actions())) == "Hihat"
+        assert next(plan.actions()).label == "Hihat"
         assert plan.to_json()["labels"]["misc"] == {"files": 1, "bytes": 200}
 
 

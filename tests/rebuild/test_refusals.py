@@ -293,11 +293,11 @@ def test_a_sample_that_cannot_be_read_costs_only_itself(
 
     copy, calls = place.copy_bytes, []
 
-    def failing(origin: int, descriptor: int) -> int:
+    def failing(origin: int, descriptor: int, size: int) -> int:
         calls.append(origin)
         if len(calls) == 2:
             raise OSError(5, "Input/output error")
-        return copy(origin, descriptor)
+        return copy(origin, descriptor, size)
 
     monkeypatch.setattr(place, "copy_bytes", failing)
     summary = drums.rebuild()

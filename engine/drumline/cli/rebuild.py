@@ -215,6 +215,7 @@ def _show_plan(plan: Plan, examples: int) -> None:
         "to make anew": counts["replace"],
         "already there": counts["there"] + counts["adopt"],
         "to remove": counts["remove"],
+        "for the manifests only": counts["listed"],
         "by correction": counts["overridden"],
     }
     told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
@@ -262,6 +263,7 @@ def _show_outcome(plan: Plan, summary: RebuildSummary, quiet: bool) -> None:
         "made": counts["made"],
         "already there": counts["already_there"],
         "removed": counts["removed"],
+        "listed": counts["listed"],
         "not placed": summary.not_placed,
     }
     told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count) or "nothing to do"
@@ -275,7 +277,7 @@ def _show_undo(summary: UndoSummary, quiet: bool) -> None:
         click.echo(f"drumline: stays: {safe_text(path)}: {why}", err=True)
     if summary.last_copies:
         click.echo(
-            f"drumline: {summary.last_copies:,} files stay because the archive does not have them any more;"
+            f"drumline: {summary.last_copies:,} files stay: the archive does not have them (is its volume mounted?);"
             " --drop-last-copies removes them too",
             err=True,
         )
@@ -311,7 +313,8 @@ def _meter(quiet: bool) -> Iterator[Any]:
     else:
         from rich.progress import Progress as Bars
 
-        with Bars(console=console, transient=True) as bars:
+        # No refreshing thread: the rebuild forks.
+        with Bars(console=console, transient=True, auto_refresh=False) as bars:
             yield _BarMeter(bars)
 
 
@@ -334,3 +337,4 @@ class _BarMeter:
         if progress.phase not in self._tasks:
             self._tasks[progress.phase] = self._bars.add_task(progress.phase, total=progress.total)
         self._bars.update(self._tasks[progress.phase], completed=progress.done, total=progress.total)
+        self._bars.refresh()

@@ -28,11 +28,15 @@ adopt: the archive's file was edited in place and its hard link with it, only th
 
 
 class Action(NamedTuple):
-    """One file of the plan. `target` is relative to the tree, `source` to the archive; both exact bytes."""
+    """One file of the plan.
+
+    `label` is the name of its directory at the top of the tree; `target` is relative to the tree, `source` to
+    the archive, both exact bytes.
+    """
 
     number: int
     state: State
-    label: int
+    label: str
     target: bytes
     source: bytes
     size: int
@@ -76,6 +80,7 @@ _BY_ERROR: dict[int, Problem] = {
     errno.EPERM: "refused",
     errno.EMLINK: "refused",
     errno.EXDEV: "refused",
+    errno.ENOTSUP: "refused",
     errno.EOPNOTSUPP: "refused",
 }
 

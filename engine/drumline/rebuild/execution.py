@@ -19,15 +19,16 @@ from drumline.durable import output_errors
 from drumline.errors import Interrupted, OutputError
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Failure, Progress, Refused, report_to
+from drumline.rebuild.crew import crew_for
 from drumline.rebuild.log import (
     MAPPING,
     Made,
     MappingLog,
+    fate,
     folders_bottom_up,
     make_line,
     path_line,
     rebuild_line,
-    standing,
 )
 from drumline.rebuild.manifests import MANIFESTS, STATS, SUMMARY, Reports
 from drumline.rebuild.place import Placer, placer_for
@@ -41,7 +42,7 @@ __all__ = ["RebuildSummary", "execute"]
 FILE_PROBLEMS = ("missing", "changed", "unreadable", "occupied", "edited", "bad_name", "refused")
 """Problems of files that are in the plan."""
 
-LEFT_OUT = (
+BESIDES = (
     "failed",
     "duplicate",
     "duplicate_record",
@@ -126,6 +127,7 @@ class _Execution:
         self._began = time.monotonic()
         self._cleanup = ExitStack()
         self._known_folder = b""
+        self._done = 0
         self.counts: Counter[str] = Counter()
         self.to_make = sum(plan.counts[state] for state in ("make", "replace", "adopt"))
 
@@ -218,12 +220,15 @@ class _Execution:
 
     def _remove(self) -> None:
         """Remove what was made earlier and is not wanted any more, or otherwise; then empty directories."""
+        drop = int(self._plan.settings.drop_last_copies)
         self._remove_files(
-            "SELECT target, mode, size, mtime_ns, source, hash FROM made JOIN stale USING (target)", "removed"
+            "SELECT s.even_last, m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash FROM stale s"
+            " JOIN made m ON m.target = s.target",
+            "removed",
         )
         self._remove_files(
-            "SELECT m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash FROM plan p"
-            " JOIN made m ON m.target = p.target WHERE p.state = 'replace'",
+            f"SELECT {drop} OR m.hash IS p.hash, m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash"
+            " FROM plan p JOIN made m ON m.target = p.target WHERE p.state = 'replace'",
             "replaced",
         )
         if self.counts["removed"] or self.counts["replaced"]:
@@ -232,8 +237,9 @@ class _Execution:
     def _remove_files(self, query: str, count: str) -> None:
         total = self._plan.counts["remove"] + self._plan.counts["replace"]
         lines = []
-        for made in map(Made._make, self._store.rows(query + " ORDER BY 1")):
-            if standing(self._tree, made) in ("ours", "last_copy"):
+        for even_last, *fields in self._store.rows(query + " ORDER BY m.target"):
+            made = Made(*fields)
+            if fate(self._tree, made, even_last=bool(even_last)) == "ours":
                 self._tree.unlink(made.target)
                 self.counts[count] += 1
                 lines.append(path_line("removed", made.target))
@@ -245,7 +251,7 @@ class _Execution:
 
     def _remove_folders(self) -> None:
         self._tree.forget()
-        for folder in list(folders_bottom_up(self._store)):
+        for folder in folders_bottom_up(self._store):
             if folder not in (STAGING, MANIFESTS) and self._tree.rmdir(folder):
                 self._store.removed(folder)
                 self._log.append([path_line("removed", folder)], sync=False)
@@ -254,15 +260,12 @@ class _Execution:
     def _place(self) -> None:
         if self._placer is None:
             return
-        placer, done = self._placer, 0
-        for batch in self._plan.batches(placer.batch_files, placer.batch_bytes):
-            self._announce(batch)
-            failures = placer.place(batch)
-            self._note(failures)
-            adopted = sum(action.state == "adopt" for action in batch)
-            self.counts["made"] += len(batch) - len(failures) - adopted
-            done += len(batch)
-            self._progress(Progress("placing", done, self.to_make))
+        placer = self._placer
+        with crew_for(placer.place, self.to_make) as crew:
+            for batch in self._plan.batches(placer.batch_files, placer.batch_bytes):
+                self._announce(batch)
+                self._note(crew.give(batch))
+            self._note(crew.finish())
 
     def _announce(self, batch: Iterable[Action]) -> None:
         """Put on disk what is about to appear: first of all the directories."""
@@ -295,18 +298,25 @@ class _Execution:
         except Refused:
             return False  # something stands in the way: placing will say so
 
-    def _note(self, failures: list[Failure]) -> None:
-        lines = []
-        for action, problem, message in failures:
-            self._store.problem(problem, action.target, message)
-            self._store.change("UPDATE plan SET state = ? WHERE number = ?", (problem, action.number))
-            self.counts[problem] += 1
-            total = self._plan.labels[self._plan.label_of(action)]
-            total.files -= 1
-            total.bytes -= action.size
-            lines.append(path_line("removed", action.target))
-        self._store.flush()
-        self._log.append(lines)
+    def _note(self, done: list[tuple[list[Action], list[Failure]]]) -> None:
+        for batch, failures in done:
+            for failure in failures:
+                self._note_failure(failure)
+            self._store.flush()
+            self._log.append([path_line("removed", failure.action.target) for failure in failures])
+            adopted = sum(action.state == "adopt" for action in batch)
+            self.counts["made"] += len(batch) - len(failures) - adopted
+            self._done += len(batch)
+            self._progress(Progress("placing", self._done, self.to_make))
+
+    def _note_failure(self, failure: Failure) -> None:
+        action, problem, message = failure
+        self._store.problem(problem, action.target, message)
+        self._store.change("UPDATE plan SET state = ? WHERE number = ?", (problem, action.number))
+        self.counts[problem] += 1
+        total = self._plan.labels[action.label]
+        total.files -= 1
+        total.bytes -= action.size
 
     def _report(self) -> RebuildSummary:
         self._progress(Progress("writing", self.to_make, self.to_make))
@@ -325,7 +335,7 @@ class _Execution:
 
     def _counts(self) -> dict[str, int]:
         planned = self._plan.counts
-        counts = {name: planned[name] + self.counts[name] for name in (*FILE_PROBLEMS, *LEFT_OUT)}
+        counts = {name: planned[name] + self.counts[name] for name in (*FILE_PROBLEMS, *BESIDES)}
         done = {name: self.counts[name] for name in ("made", "replaced", "removed")}
         return {
             "planned": self._store.row("SELECT COUNT(*) FROM plan")[0],

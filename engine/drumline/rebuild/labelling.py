@@ -30,7 +30,7 @@ class Override(NamedTuple):
 
 @dataclass
 class Labeller:
-    """Gives records their label and remembers which corrections were used.
+    """Gives records their label.
 
     Parameters
     ----------
@@ -49,19 +49,13 @@ class Labeller:
     targets: frozenset[str] | None
     misc: str
 
-    def __post_init__(self) -> None:
-        self.used: set[str] = set()
-
     def label(self, record: Record) -> tuple[Record, bool]:
-        """Return (the record as it reads now, whether a correction changed who decided)."""
+        """Return (the record as it reads now, whether there is a correction for its content)."""
         if self.settings is not None:
             record = _redecide(record, self.settings)
         if not self.overrides or record["hash"] not in self.overrides:
             return record, False
-        self.used.add(cast(str, record["hash"]))
-        if record["errors"] is not None:
-            return record, False
-        return self._corrected(record), True
+        return record if record["errors"] is not None else self._corrected(record), True
 
     def _corrected(self, record: Record) -> Record:
         label = self.overrides[cast(str, record["hash"])].label
@@ -69,9 +63,9 @@ class Labeller:
             label = self.misc
         return {**record, "assigned_label": label, "misc_routed": label == self.misc}
 
-    def check_used(self, path: Path | None) -> None:
-        """Raise `ConfigError` when a correction's hash was in no record."""
-        unused = sorted((entry.line, key) for key, entry in self.overrides.items() if key not in self.used)
+    def check_used(self, used: set[str], path: Path | None) -> None:
+        """Raise `ConfigError` when the hash of a correction is not among the `used` ones."""
+        unused = sorted((entry.line, key) for key, entry in self.overrides.items() if key not in used)
         if unused:
             line, key = unused[0]
             more = f" ({len(unused) - 1} more lines like it)" if len(unused) > 1 else ""

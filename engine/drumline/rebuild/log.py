@@ -31,7 +31,7 @@ import orjson
 from drumline.durable import output_errors
 from drumline.errors import OutputError
 from drumline.rebuild.actions import Action, Refused
-from drumline.rebuild.names import is_safe
+from drumline.rebuild.names import MAX_PATH, is_safe
 from drumline.rebuild.store import Store
 from drumline.rebuild.tree import Tree, not_a_tree, write_all
 from drumline.records import path_fields
@@ -42,6 +42,7 @@ __all__ = [
     "Made",
     "MappingLog",
     "Standing",
+    "fate",
     "folders_bottom_up",
     "load_log",
     "make_line",
@@ -93,6 +94,20 @@ def standing(tree: Tree, made: Made) -> Standing:
     if not same_time(status.st_mtime_ns, made.mtime_ns):
         return "changed"
     return "last_copy" if made.mode == "hardlink" and status.st_nlink == 1 else "ours"
+
+
+def fate(tree: Tree, made: Made, *, even_last: bool) -> Standing:
+    """Tell whether a file may be removed ("ours"), or why not.
+
+    Parameters
+    ----------
+    even_last
+        Also the last copy: it is elsewhere, or somebody said so.
+    """
+    how = standing(tree, made)
+    if how == "ours" and original_is_gone(made):
+        how = "last_copy"
+    return "ours" if how == "last_copy" and even_last else how
 
 
 def original_is_gone(made: Made) -> bool:
@@ -281,5 +296,9 @@ def _exact(line: dict[str, Any], name: str) -> bytes:
 
 
 def folders_bottom_up(store: Store) -> Iterator[bytes]:
-    """Iterate over the directories that rebuild made, each before its parent."""
-    return (target for (target,) in store.rows("SELECT target FROM folder ORDER BY target DESC"))
+    """Iterate over the directories that rebuild made, each before its parent; they may be noted as removed."""
+    query = "SELECT target FROM folder WHERE target < ? ORDER BY target DESC LIMIT 1000"
+    last = b"\xff" * MAX_PATH
+    while page := store.rows(query, (last,)).fetchall():
+        for (last,) in page:
+            yield last

@@ -85,16 +85,15 @@ class Reports:
         wanted = {ERRORS}
         spans = self._store.rows("SELECT label, MIN(number), MAX(number) FROM plan GROUP BY label").fetchall()
         for label, first, last in spans:
-            name = self._plan.label_names[label]
-            if self._plan.labels[name].files:
-                wanted.add(manifest_name(name))
-                self.write(manifest_name(name), self._listed(label, first, last))
+            if label in self._plan.labels and self._plan.labels[label].files:
+                wanted.add(manifest_name(label))
+                self.write(manifest_name(label), self._listed(label, first, last))
         self.write(ERRORS, self._errors())
         for (target,) in self._store.rows("SELECT DISTINCT target FROM report").fetchall():
             if target.startswith(MANIFESTS + b"/") and target not in wanted:
                 self._remove(target)
 
-    def _listed(self, label: int, first: int, last: int) -> Iterator[bytes]:
+    def _listed(self, label: str, first: int, last: int) -> Iterator[bytes]:
         rows = self._store.rows(
             "SELECT target FROM plan WHERE number BETWEEN ? AND ? AND label = ?"
             f" AND state IN {PLACED} ORDER BY number",

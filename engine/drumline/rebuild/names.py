@@ -15,6 +15,7 @@ from itertools import count
 import xxhash
 
 __all__ = [
+    "MAX_PATH",
     "RESERVED_LABEL_PREFIX",
     "collision_key",
     "flat_name",

@@ -26,8 +26,16 @@ __all__ = ["Placer", "placer_for"]
 
 FICLONE = 0x40049409
 _CHUNK = 1 << 20
-_NO_RANGE_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY}
-_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_RANGE_COPY = {
+    errno.ENOSYS,
+    errno.EXDEV,
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EBADF,
+    errno.ETXTBSY,
+}
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -64,7 +72,7 @@ def _cannot(tree: Tree, what: str, instead: str, error: OSError) -> OutputError:
 class _Links:
     """What makes its name at once; `link` says how."""
 
-    batch_files = 8_192
+    batch_files = 2_048
     batch_bytes = 1 << 62
     kind: str
     instead: str
@@ -179,7 +187,7 @@ class Copies:
         origin = self._open(action)
         try:
             self._number += 1
-            copy = STAGING + b"/%d" % self._number
+            copy = STAGING + b"/%d%09d" % (os.getpid(), self._number)
             descriptor = self._tree.open_file(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
                 self._copy(origin, descriptor, action)
@@ -203,7 +211,7 @@ class Copies:
         status = os.fstat(origin)
         check_unchanged(status, action)
         try:
-            copied = self._fill(origin, descriptor)
+            copied = self._fill(origin, descriptor, action.size)
         except OSError as error:
             if error.errno in _FULL:
                 raise
@@ -247,25 +255,31 @@ def _move_without_links(staging: int, number: bytes, directory: int, name: bytes
     os.rename(number, name, src_dir_fd=staging, dst_dir_fd=directory)
 
 
-def copy_bytes(origin: int, descriptor: int) -> int:
-    """Copy all bytes from one descriptor to another; return how many.
+def copy_bytes(origin: int, descriptor: int, size: int) -> int:
+    """Copy a file's bytes from one descriptor to another; return how many there were.
 
-    In the kernel where it can (`copy_file_range`, which shares blocks on file systems that do so).
+    In the kernel where it can (`copy_file_range`, which shares blocks on file systems that do so). Of a file
+    that grows meanwhile, not much more than `size` bytes are copied.
     """
-    copied = 0
-    try:
-        while hasattr(os, "copy_file_range") and (count := os.copy_file_range(origin, descriptor, 1 << 30)):
-            copied += count
-    except OSError as error:
-        if copied or error.errno not in _NO_RANGE_COPY:
-            raise
-    while data := os.read(origin, _CHUNK):  # nothing is left after a range copy
+    copied = _copy_in_kernel(origin, descriptor, size) if hasattr(os, "copy_file_range") else 0
+    while copied <= size and (data := os.read(origin, _CHUNK)):  # mostly none is left
         write_all(descriptor, data)
         copied += len(data)
     return copied
 
 
-def clone_bytes(origin: int, descriptor: int) -> int:
+def _copy_in_kernel(origin: int, descriptor: int, size: int) -> int:
+    copied = 0
+    try:
+        while copied <= size and (count := os.copy_file_range(origin, descriptor, size - copied + 1)):
+            copied += count
+    except OSError as error:
+        if copied or error.errno not in _NO_RANGE_COPY:
+            raise
+    return copied
+
+
+def clone_bytes(origin: int, descriptor: int, _size: int) -> int:
     """Let a file share another's blocks; return its size in bytes."""
     fcntl.ioctl(descriptor, FICLONE, origin)
     return os.fstat(descriptor).st_size

@@ -68,7 +68,6 @@ class Plan:
     sources: Sources | None = None
     counts: Counter[str] = field(default_factory=Counter)
     labels: dict[str, LabelTotal] = field(default_factory=dict)
-    label_names: list[str] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     warnings: list[str] = field(default_factory=list)
     executed: bool = False
@@ -101,10 +100,6 @@ class Plan:
     def actions(self) -> Iterator[Action]:
         """Iterate over the whole plan, in order: what will be done, what is done, what cannot be done."""
         return map(Action._make, self.store.rows(f"SELECT {_COLUMNS} FROM plan ORDER BY number"))
-
-    def label_of(self, action: Action) -> str:
-        """Return the name of an action's directory at the top of the tree."""
-        return self.label_names[action.label]
 
     def problems(self) -> Iterator[tuple[Problem, bytes, str]]:
         """Iterate over (problem, path, message), sorted."""

@@ -19,7 +19,7 @@ from drumline.errors import IndexFormatError
 from drumline.index import read_index
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Progress, report_to
-from drumline.rebuild.collect import BAD_FIELDS, Collector
+from drumline.rebuild.collect import BAD_FIELDS, collect
 from drumline.rebuild.labelling import labeller_for
 from drumline.rebuild.plan import TO_DO, Plan
 from drumline.rebuild.settings import RebuildSettings
@@ -63,7 +63,7 @@ def plan_rebuild(settings: RebuildSettings, progress: Callable[[Progress], None]
         plan = Plan(settings, run, _archive_root(run, settings), Store())
         on_error.callback(plan.close)
         _open_places(plan)
-        Collector(plan, labeller, report_to(progress)).collect()
+        collect(plan, labeller, report_to(progress))
         Surveyor(plan, report_to(progress)).survey()
         to_make = plan.store.row(f"SELECT COUNT(*), TOTAL(size) FROM plan WHERE state IN {TO_DO}")
         guard.check_room(settings.out, settings.copy_mode, to_make[0], int(to_make[1]))

@@ -14,7 +14,7 @@ problem     what stands against a file, and why
 made        from the mapping log: files that rebuild made earlier
 folder      from the mapping log: directories that it made
 report      from the mapping log: manifests and summaries that it wrote, by content hash
-stale       made earlier, no longer in the plan, as it was made: to be removed
+stale       made earlier, no longer in the plan, as it was made: to be removed (even the last copy?)
 ==========  =================================================================================
 """
 
@@ -32,9 +32,9 @@ __all__ = ["Store", "working_space"]
 _CACHE_KIB = 64 << 10
 _CHUNK = 5_000
 _SCHEMA = """
-CREATE TABLE record (key BLOB, source BLOB, label INT, target BLOB, size INT, mtime_ns INT, hash TEXT);
+CREATE TABLE record (key BLOB, source BLOB, label TEXT, target BLOB, size INT, mtime_ns INT, hash TEXT);
 CREATE TABLE spare (key BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE plan (number INTEGER PRIMARY KEY, state TEXT, label INT, target BLOB, source BLOB,
+CREATE TABLE plan (number INTEGER PRIMARY KEY, state TEXT, label TEXT, target BLOB, source BLOB,
                    size INT, mtime_ns INT, hash TEXT);
 CREATE TABLE failed (path BLOB, type TEXT, message TEXT);
 CREATE TABLE problem (kind TEXT, path BLOB, message TEXT);
@@ -42,7 +42,7 @@ CREATE TABLE made (target BLOB PRIMARY KEY, mode TEXT, size INT, mtime_ns INT, s
                   WITHOUT ROWID;
 CREATE TABLE folder (target BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE report (target BLOB, hash TEXT, PRIMARY KEY (target, hash)) WITHOUT ROWID;
-CREATE TABLE stale (target BLOB);
+CREATE TABLE stale (target BLOB, even_last INT);
 """
 
 
@@ -74,18 +74,20 @@ class Store:
         buffer = self._buffers.setdefault(table, [])
         buffer.append(row)
         if len(buffer) >= _CHUNK:
-            self._insert(table, buffer)
+            self.add_all(table, buffer)
+            buffer.clear()
 
-    def _insert(self, table: str, buffer: list[Sequence[Any]]) -> None:
-        places = ",".join("?" * len(buffer[0]))
-        self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", buffer)
-        buffer.clear()
+    def add_all(self, table: str, rows: list[Any]) -> None:
+        """Insert rows now."""
+        if rows:
+            places = ",".join("?" * len(rows[0]))
+            self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", rows)
 
     def flush(self) -> None:
         """Insert what is buffered."""
         for table, buffer in self._buffers.items():
-            if buffer:
-                self._insert(table, buffer)
+            self.add_all(table, buffer)
+            buffer.clear()
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Return the rows of a query."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import cast
 
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Progress, Refused, State
-from drumline.rebuild.log import Made, Standing, original_is_gone, standing
+from drumline.rebuild.collect import Row
+from drumline.rebuild.log import Made, Standing, fate, original_is_gone, standing
 from drumline.rebuild.names import collision_key, spare_names
-from drumline.rebuild.plan import PLACED, Plan
+from drumline.rebuild.plan import PLACED, LabelTotal, Plan
 
 __all__ = ["Surveyor"]
 
@@ -19,16 +20,6 @@ _WHY_KEPT: dict[Standing, str] = {
     "last_copy": "the archive does not have it any more",
 }
 _REPORT_EVERY = 5_000
-
-
-class _Row(NamedTuple):
-    key: bytes
-    source: bytes
-    label: int
-    target: bytes
-    size: int
-    mtime_ns: int
-    hash: str | None
 
 
 class Surveyor:
@@ -45,15 +36,24 @@ class Surveyor:
         """Go over all files."""
         if self._plan.settings.dedup == "first":
             self._plan.counts["duplicate"] = self._drop_duplicates()
+        self._reserve()
         total = self._store.row("SELECT COUNT(*) FROM record")[0]
-        for number, row in enumerate(self._named()):
-            self._add(number, row)
+        for number, (target, row) in enumerate(self._named()):
+            self._add(number, target, row)
             if number % _REPORT_EVERY == 0:
                 self._progress(Progress("planning", number, total))
         self._store.flush()
         self._store.change("DROP TABLE record")
         if self._mode != "none" and not self._log_is_empty:
             self._find_stale()
+        self._store.flush()
+
+    def _reserve(self) -> None:
+        """Note the keys, of files and directories, that a spare name could clash with."""
+        for (key,) in self._store.rows("SELECT key FROM record WHERE instr(key, x'7e')"):
+            while b"~" in key:
+                self._store.add("spare", (key,))
+                key = key.rpartition(b"\0")[0]
         self._store.flush()
 
     def _drop_duplicates(self) -> int:
@@ -63,49 +63,51 @@ class Surveyor:
             " WHERE copy > 1)"
         )
 
-    def _named(self) -> Iterator[_Row]:
-        """Iterate over the files with their final targets: the first of colliding ones keeps its name.
+    def _named(self) -> Iterator[tuple[bytes, Row]]:
+        """Iterate over (final target, row): the first of colliding ones keeps its name.
 
         A directory goes before a file of the same key. Keys sort depth first, so what is in a directory
         follows right after a file that would take its name: holding back one row is all that this needs.
         """
-        first = last = None
+        first: Row | None = None
+        last_source = b""
         for row in self._ordered():
-            if first is None or row.key != first.key:
+            key, source = row[:2]
+            if first is None or key != first[0]:
                 if first is not None:
-                    yield self._renamed(first) if row.key.startswith(first.key + b"\0") else first
+                    yield (self._spare(first) if key.startswith(first[0] + b"\0") else first[3]), first
                 first = row
-            elif last is not None and row.source == last.source:
-                self._refuse(row)
+            elif source == last_source:
+                self._refuse(source)
             else:
-                yield self._renamed(row)
-            last = row
+                yield self._spare(row), row
+            last_source = source
         if first is not None:
-            yield first
+            yield first[3], first
 
-    def _ordered(self) -> Iterator[_Row]:
+    def _ordered(self) -> Iterator[Row]:
         rows = self._store.rows("SELECT * FROM record ORDER BY key, source, size, mtime_ns, hash, target")
-        return map(_Row._make, rows)
+        return cast("Iterator[Row]", rows)
 
-    def _renamed(self, row: _Row) -> _Row:
-        for target in spare_names(row.target, row.source):
+    def _spare(self, row: Row) -> bytes:
+        for target in spare_names(row[3], row[1]):
             if self._store.change("INSERT OR IGNORE INTO spare VALUES (?)", (collision_key(target),)):
-                return row._replace(target=target)
+                return target
         raise AssertionError("spare names never end")
 
-    def _refuse(self, row: _Row) -> None:
-        self._store.problem("duplicate_record", row.source, "")
+    def _refuse(self, source: bytes) -> None:
+        self._store.problem("duplicate_record", source)
         self._plan.counts["duplicate_record"] += 1
 
-    def _add(self, number: int, row: _Row) -> None:
-        action = Action(number, "make", row.label, row.target, row.source, *row[4:])
-        state = self._state(action)
-        self._store.add("plan", (number, state, *action[2:]))
+    def _add(self, number: int, target: bytes, row: Row) -> None:
+        _, source, label, _, size, mtime_ns, digest = row
+        state = self._state(Action(number, "make", label, target, source, size, mtime_ns, digest))
+        self._store.add("plan", (number, state, label, target, source, size, mtime_ns, digest))
         self._plan.counts[state] += 1
         if state in PLACED:
-            total = self._plan.labels[self._plan.label_names[row.label]]
+            total = self._plan.labels.setdefault(label, LabelTotal())
             total.files += 1
-            total.bytes += row.size
+            total.bytes += size
 
     def _state(self, action: Action) -> State:
         if self._mode == "none":
@@ -197,6 +199,8 @@ class Surveyor:
         return self._mode in ("copy", "reflink") and made.hash is not None and made.hash == action.hash
 
     def _find_stale(self) -> None:
+        """Find what was made earlier and is not in the plan; of that, only what is elsewhere too is removed."""
+        assert self._plan.tree is not None
         self._store.change("CREATE INDEX plan_target ON plan (target)")
         self._store.change("CREATE INDEX plan_hash ON plan (hash)")
         rows = self._store.rows(
@@ -204,23 +208,14 @@ class Surveyor:
             " LEFT JOIN plan p ON p.target = m.target WHERE p.target IS NULL ORDER BY m.target"
         )
         for made in map(Made._make, rows):
-            how = self._fate(made)
-            if how == "ours":
-                self._store.add("stale", (made.target,))
+            how = fate(self._plan.tree, made, even_last=self._plan.settings.drop_last_copies)
+            even_last = how == "last_copy" and self._is_placed(made)
+            if how == "ours" or even_last:
+                self._store.add("stale", (made.target, even_last or self._plan.settings.drop_last_copies))
                 self._plan.counts["remove"] += 1
             elif how != "gone":
                 self._store.problem("kept", made.target, _WHY_KEPT[how])
                 self._plan.counts["kept"] += 1
-
-    def _fate(self, made: Made) -> Standing:
-        """Tell how a file that is no longer in the plan stands; only what is elsewhere too is removed."""
-        assert self._plan.tree is not None
-        how = standing(self._plan.tree, made)
-        if how == "ours" and original_is_gone(made):
-            how = "last_copy"
-        if how == "last_copy" and (self._plan.settings.drop_last_copies or self._is_placed(made)):
-            return "ours"
-        return how
 
     def _is_placed(self, made: Made) -> bool:
         query = f"SELECT 1 FROM plan WHERE hash = ? AND size = ? AND state IN {PLACED} LIMIT 1"

@@ -24,12 +24,10 @@ from drumline.rebuild.log import (
     LogState,
     Made,
     MappingLog,
-    Standing,
+    fate,
     folders_bottom_up,
     load_log,
-    original_is_gone,
     path_line,
-    standing,
 )
 from drumline.rebuild.manifests import is_ours
 from drumline.rebuild.settings import display
@@ -174,18 +172,12 @@ class _Undo:
                 self._progress(Progress("removing", number, total))
 
     def _file(self, made: Made) -> None:
-        how = self._fate(made)
+        how = fate(self._tree, made, even_last=self._drop_last_copies)
         self._counts[how] += 1
         if how == "ours":
             self._remove(made.target)
         elif how != "gone":
             self._keep(made.target, "changed since it was made" if how == "changed" else "the last copy")
-
-    def _fate(self, made: Made) -> Standing:
-        how = standing(self._tree, made)
-        if how == "ours" and original_is_gone(made):
-            how = "last_copy"
-        return "ours" if how == "last_copy" and self._drop_last_copies else how
 
     def _remove(self, target: bytes) -> None:
         if not self._dry_run:

@@ -61,7 +61,13 @@ def cached_run(run: Run) -> CachedRun | None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=30.0)
+    mode = "ro&immutable=1" if _is_at_rest(path) else "ro"
+    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=30.0)
+
+
+def _is_at_rest(path: Path) -> bool:
+    """Tell whether nobody writes a cache: it can then be read without leaving a trace."""
+    return not path.with_name(f"{path.name}-wal").exists()
 
 
 def _find(database: sqlite3.Connection, run: Run) -> CachedRun | None:
@@ -97,7 +103,7 @@ def check_cache(run: Run, codec: Codec, tally: Tally, ledger: Ledger) -> None:
         elif found.valid < 0:
             ledger.checked("cache", "waits for the next run to be made anew")
         else:
-            with closing(Cache(path, read_only=True)) as cache:
+            with closing(Cache(path, read_only=True, at_rest=_is_at_rest(path))) as cache:
                 _CacheCheck(cache, found, run, codec, ledger).check(tally)
 
 

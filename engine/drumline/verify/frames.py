@@ -14,6 +14,7 @@ from typing import IO, Final, NamedTuple
 
 import zstandard
 
+from drumline.errors import IndexFormatError
 from drumline.index import FRAME_LINES, MAX_FRAME_BYTES, Codec
 
 __all__ = ["Stretch", "codec_named", "scan"]
@@ -49,15 +50,18 @@ def scan(path: Path, codec: Codec) -> Iterator[Stretch]:
 
     Raises
     ------
-    OSError
-        When it cannot be read.
+    IndexFormatError
+        When the system does not let it be read.
     """
-    with open(path, "rb", buffering=_BUFFER_BYTES) as stream:
-        size, offset = os.fstat(stream.fileno()).st_size, 0
-        while offset < size:
-            stretch = _frame_at(stream, offset, codec) or _gap(stream, offset, size, codec)
-            yield stretch
-            offset += stretch.length
+    try:
+        with open(path, "rb", buffering=_BUFFER_BYTES) as stream:
+            size, offset = os.fstat(stream.fileno()).st_size, 0
+            while offset < size:
+                stretch = _frame_at(stream, offset, codec) or _gap(stream, offset, size, codec)
+                yield stretch
+                offset += stretch.length
+    except OSError as error:
+        raise IndexFormatError(f"cannot read the index {str(path)!r}: {error.strerror}") from error
 
 
 def _frame_at(stream: IO[bytes], offset: int, codec: Codec) -> Stretch | None:

@@ -10,20 +10,18 @@ from dataclasses import replace
 from io import BytesIO
 from math import isclose
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import orjson
 import xxhash
 
 from drumline import __version__
-from drumline.bundle import Bundle
 from drumline.decide import DecisionSettings
 from drumline.errors import DrumlineError, IndexFormatError
 from drumline.index import Codec
 from drumline.labels import Taxonomy
-from drumline.pipeline.job import decision_key, inference_key
+from drumline.pipeline.job import decision_key
 from drumline.rebuild.actions import Progress, report_to
 from drumline.records import SCHEMA_VERSION, Record, absolute_path, display_path, relative_path
 from drumline.runs import Run, list_runs
@@ -124,10 +122,8 @@ def _newest_complete(runs_root: Path) -> Path:
 
 def _read_info(directory: Path) -> tuple[dict[str, Any], str]:
     try:
-        info = orjson.loads((directory / "run.json").read_bytes())
+        info = orjson.loads(_content(directory / "run.json"))
         version, index, root = info["schema_version"], info["index"], info["archive_root"]
-    except OSError as error:
-        return {}, f"cannot be read: {error.strerror}"
     except orjson.JSONDecodeError as error:
         return {}, f"is no JSON: {error}"
     except _GARBLED:
@@ -140,6 +136,14 @@ def _read_info(directory: Path) -> tuple[dict[str, Any], str]:
     if version != SCHEMA_VERSION or index not in _INDEX_NAMES or not isinstance(root, str):
         return {}, f"has version {version!r:.40}, index {index!r:.40}, archive {root!r:.80}"
     return info, ""
+
+
+def _content(path: Path) -> bytes:
+    """Read a file; a disk or permissions in the way say nothing of what is in it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise IndexFormatError(f"cannot read {str(path)!r}: {error.strerror}") from error
 
 
 def _decided_with(run: Run) -> tuple[DecisionSettings, int]:
@@ -157,23 +161,15 @@ def _decided_with(run: Run) -> tuple[DecisionSettings, int]:
         archive=Path(os.fsdecode(run.archive_root or b"")),
         top_k=settings["top_k"],
         compress_index=settings["compress_index"],
-        hash_algorithm=settings["hash_algorithm"],
-        include_audio_stats=settings["include_audio_stats"],
     )
     taxonomy = Taxonomy(tuple(model["labels"]), decisions.canonical_of, decisions.misc)
     if taxonomy.checksum != model["label_checksum"]:
         raise ValueError("its labels do not have the checksum that it gives")
     if run.index_path.name != "index" + Codec(asked.compress_index).suffix:
         raise ValueError(f"it names another index than {asked.compress_index} makes")
-    keys = {
-        "decision_key": decision_key(asked, decisions),
-        "inference_key": inference_key(
-            asked, cast(Bundle, SimpleNamespace(fingerprint=model["fingerprint"]))
-        ),
-    }
-    for name, key in keys.items():
-        if info["drumline_version"] == __version__ and key != info[name]:  # others may digest otherwise
-            raise ValueError(f"what it says was set is not what its {name} is made of")
+    # Another version may have made its key otherwise.
+    if info["drumline_version"] == __version__ and decision_key(asked, decisions) != info["decision_key"]:
+        raise ValueError("what it says was set is not what its decision_key is made of")
     return decisions, asked.top_k
 
 
@@ -198,12 +194,16 @@ class Inspection:
         Why run.json cannot be believed; empty when it can.
     is_lone
         Whether there is only an index, without a run.
+    complete
+        Whether the run came to its end; None for a lone index.
     codec
         How the index is compressed.
     cached
         The run as the cache knows it.
     judge
         Judges lines by the run's settings.
+    summary
+        What summary.json says; empty where it cannot be read.
     tally
         Counts of all records.
     end
@@ -215,6 +215,7 @@ class Inspection:
     def __init__(self, run: Run, trouble: str, progress: Callable[[Progress], None]) -> None:
         self.run, self.trouble = run, trouble
         self.is_lone = not run.info and not trouble
+        self.complete = None if self.is_lone else run.complete
         self.ledger = Ledger()
         self.codec = codec_named(run.index_path)
         self.cached = None if self.is_lone else cached_run(run)
@@ -224,17 +225,7 @@ class Inspection:
         self._progress = progress
         self._frames = self._lines = self._elsewhere = 0
         self._hashes = array("Q")
-        self._summary, self._summary_trouble = self._read_summary()
-
-    @property
-    def complete(self) -> bool | None:
-        """Whether the run came to its end; None for a lone index."""
-        return None if self.is_lone else os.path.lexists(self.run.summary_path)
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The summary; empty where it cannot be read."""
-        return self._summary
+        self.summary, self._summary_trouble = self._read_summary()
 
     def report(self) -> Report:
         """Return the report."""
@@ -306,7 +297,7 @@ class Inspection:
 
     def _claimed_records(self) -> int | None:
         try:
-            return int(self._summary["counts"]["indexed"])
+            return int(self.summary["counts"]["indexed"])
         except _GARBLED:
             return None
 
@@ -372,10 +363,10 @@ class Inspection:
         return sum(paths.values()) - len(hashes)
 
     def _read_summary(self) -> tuple[dict[str, Any], str]:
+        if not self.run.complete:
+            return {}, "is not there"
         try:
-            summary = orjson.loads(self.run.summary_path.read_bytes())
-        except OSError as error:
-            return {}, f"cannot be read: {error.strerror}"
+            summary = orjson.loads(_content(self.run.summary_path))
         except orjson.JSONDecodeError as error:
             return {}, f"is no JSON: {error}"
         if not isinstance(summary, dict) or not isinstance(summary.get("counts"), dict):
@@ -387,7 +378,7 @@ class Inspection:
             self.ledger.problem("summary", "summary", "summary.json", self._summary_trouble)
         else:
             info = {} if self.trouble else self.run.info
-            for where, message in _summary_troubles(self._summary, self.tally, info):
+            for where, message in _summary_troubles(self.summary, self.tally, info):
                 self.ledger.problem("summary", "summary", where, message)
         self.ledger.checked("summary", "counts what the index holds")
 

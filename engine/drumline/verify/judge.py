@@ -42,6 +42,7 @@ def _types(schema: dict[str, Any]) -> set[type]:
 _ALLOWED: Final = {name: _types(schema) for name, schema in json_schema()["properties"].items()}
 _REASONS: Final = frozenset(get_args(Reason))
 _ERRORS: Final = frozenset(get_args(ErrorType))
+_NUMBERS: Final = frozenset({int, float})
 _INT64: Final = range(-(2**63), 2**63)
 
 
@@ -81,8 +82,8 @@ def _prediction_trouble(record: dict[str, Any]) -> str:
         return f"errors is {error!r:.60}"
     if (error is None) == (not probs):
         return "has neither a prediction nor an error" if error is None else "has a prediction and an error"
-    known = (value for value in (record["conf_top1"], record["assigned_conf"]) if value is not None)
-    if not all(map(_is_probability, (*known, *probs.values()))):
+    known = [value for value in (record["conf_top1"], record["assigned_conf"]) if value is not None]
+    if not _are_probabilities([*known, *probs.values()]):
         return "a probability is not between 0 and 1"
     return "" if all(map(_is_top, record["topk"])) else f"topk is {record['topk']!r:.60}"
 
@@ -92,14 +93,14 @@ def _is_error(value: dict[str, Any]) -> bool:
     return texts and value["type"] in _ERRORS
 
 
-def _is_probability(value: Any) -> bool:
-    return type(value) in (float, int) and 0 <= value <= 1
+def _are_probabilities(values: list[Any]) -> bool:
+    return _NUMBERS.issuperset(map(type, values)) and (not values or 0 <= min(values) <= max(values) <= 1)
 
 
 def _is_top(value: Any) -> bool:
     if type(value) is not dict or value.keys() != {"label", "prob"}:
         return False
-    return type(value["label"]) is str and _is_probability(value["prob"])
+    return type(value["label"]) is str and _are_probabilities([value["prob"]])
 
 
 def _path_trouble(record: Any) -> str:

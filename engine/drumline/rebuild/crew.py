@@ -1,0 +1,174 @@
+"""Helpers: processes that do the heavy part of a task while the main process prepares the next ones.
+
+Reading: the main process unpacks frames of the index, helpers turn them into rows of the plan. Placing: the
+main process announces batches, helpers make the names; that costs the kernel more time than all that Python
+does for it, and several processes can ask it to at the same time.
+
+The main process gives a task only to a helper that is idle, so a helper is always there to read it, and its
+answer is read before it gets another: no pipe ever fills from both sides. A helper that reads the end of its
+pipe ends: when the main process dies, helpers finish the task they have (a batch was announced before) and
+go. When the main process gives up (Ctrl-C, full disk), it kills them: a task may end anywhere. They ignore
+Ctrl-C themselves.
+
+Helpers are forked, so they start in a millisecond with the tree's descriptors, and the tree stays locked
+until the last one has gone. Where there are other threads (fork would not be safe) or little to do, the main
+process does the tasks itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from drumline.errors import StageError
+
+__all__ = ["Crew", "crew_for"]
+
+_MOST_HELPERS = 4
+_WORTH_HELP = 4_000
+"""Files; fewer are done faster than helpers start."""
+
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+
+class Crew(Protocol[Task, Answer]):
+    """Whoever does tasks; a context manager."""
+
+    def __enter__(self) -> Crew[Task, Answer]: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def give(self, task: Task) -> list[tuple[Task, Answer]]:
+        """Hand over a task; return tasks that were done meanwhile, in any order, with their answers."""
+
+    def finish(self) -> list[tuple[Task, Answer]]:
+        """Wait for the rest."""
+
+
+def crew_for(work: Callable[[Task], Answer], files: int) -> Crew[Task, Answer]:
+    """Return a crew for work on so many files; its exceptions are raised here."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if files < _WORTH_HELP or cpus < 2 or threading.active_count() > 1:
+        return Alone(work)
+    return Helpers(work, min(cpus, _MOST_HELPERS))
+
+
+class Alone(Generic[Task, Answer]):
+    """No helpers."""
+
+    def __init__(self, work: Callable[[Task], Answer]) -> None:
+        self._work = work
+
+    def __enter__(self) -> Alone[Task, Answer]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def give(self, task: Task) -> list[tuple[Task, Answer]]:
+        """See `Crew`."""
+        return [(task, self._work(task))]
+
+    def finish(self) -> list[tuple[Task, Answer]]:
+        """See `Crew`."""
+        return []
+
+
+class Helpers(Generic[Task, Answer]):
+    """Forked helpers."""
+
+    def __init__(self, work: Callable[[Task], Answer], size: int) -> None:
+        self._idle: list[Connection] = []
+        self._busy: dict[Connection, Task] = {}
+        self._processes: list[BaseProcess] = []
+        context = multiprocessing.get_context("fork")
+        for _ in range(size):
+            ours, theirs = Pipe()
+            process = context.Process(target=_serve, args=(theirs, [*self._idle, ours], work), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._idle.append(ours)
+
+    def __enter__(self) -> Helpers[Task, Answer]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for connection in (*self._idle, *self._busy):
+            connection.close()
+        for process in self._processes:
+            if error is not None:
+                process.kill()
+            process.join()
+            process.close()
+
+    def give(self, task: Task) -> list[tuple[Task, Answer]]:
+        """See `Crew`."""
+        done = self._collect(0 if self._idle else None)
+        connection = self._idle.pop()
+        self._busy[connection] = task
+        try:
+            connection.send(task)
+        except OSError as error:
+            raise _died() from error
+        return done
+
+    def finish(self) -> list[tuple[Task, Answer]]:
+        """See `Crew`."""
+        done: list[tuple[Task, Answer]] = []
+        while self._busy:
+            done += self._collect(None)
+        return done
+
+    def _collect(self, timeout: float | None) -> list[tuple[Task, Answer]]:
+        done = []
+        for ready in wait(list(self._busy), timeout):
+            connection = cast("Connection", ready)
+            answer = _answer(connection)
+            done.append((self._busy.pop(connection), answer))
+            self._idle.append(connection)
+        return done
+
+
+def _answer(connection: Connection) -> Any:
+    try:
+        answer = connection.recv()
+    except (EOFError, OSError) as error:
+        raise _died() from error
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def _died() -> StageError:
+    return StageError(
+        "a helper process of the rebuild died", "Give the same command again: it goes on where it stopped."
+    )
+
+
+def _serve(connection: Connection, others: list[Connection], work: Callable[[Any], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for other in others:
+        other.close()
+    try:
+        while True:
+            task = connection.recv()
+            try:
+                answer = work(task)
+            except Exception as error:
+                answer = error
+            connection.send(answer)
+    except (EOFError, OSError):
+        os._exit(0)  # the main process has gone, or needs no help any more

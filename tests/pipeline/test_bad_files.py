@@ -1,0 +1,156 @@
+"""One bad file costs one failed record, never the run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import Infer
+from tests.pipeline.support import Records, assert_equal, audio_files, prompt
+
+
+@pytest.fixture
+def bad(tidy: Infer, sounds: list[Path]) -> Infer:
+    """An unclassified archive of 40 good sounds, to which bad ones are added by `add`."""
+    shutil.rmtree(tidy.runs_root)
+    return tidy
+
+
+def add(infer: Infer, *names: str) -> None:
+    """Add files that are good sounds but for their names, each with a content of its own."""
+    sound = infer.archive / os.fsdecode(audio_files(infer.archive)[0])
+    for number, name in enumerate(names):
+        path = infer.archive / name
+        path.write_bytes(sound.read_bytes() + b"\0" * (number + 1))
+
+
+def failures(records: Records) -> dict[str, str]:
+    return {
+        os.fsdecode(path): record["errors"]["type"] for path, record in records.items() if record["errors"]
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_file_that_always_kills_its_worker_is_one_failed_record(bad: Infer, workers: int) -> None:
+    add(bad, "killer.wav", "m killer.wav", "zz killer.wav")
+    counts = bad.counts(workers=workers, bad_names=True)
+    assert (counts["failed"], counts["classified"]) == (3, 40)
+    records = bad.records()
+    assert failures(records) == dict.fromkeys(["killer.wav", "m killer.wav", "zz killer.wav"], "worker_crash")
+    assert "SIGKILL" in records[b"killer.wav"]["errors"]["message"]
+
+
+def test_an_archive_of_killers_alone_comes_to_its_end(bad: Infer) -> None:
+    names = [f"killer {number}.wav" for number in range(25)]
+    add(bad, *names)
+    for directory in [path for path in bad.archive.iterdir() if path.is_dir()]:
+        shutil.rmtree(directory)
+    assert bad.counts(workers=2, bad_names=True)["failed"] == 25
+    assert failures(bad.records()) == dict.fromkeys(names, "worker_crash")
+
+
+def test_a_file_that_is_never_decoded_is_given_up(bad: Infer) -> None:
+    add(bad, "hang.wav")
+    result = bad("--file-timeout", "0.5", workers=2, bad_names=True)
+    assert result.code == 0, result.err
+    bad.run = Path(result.json()["run_directory"])
+    assert failures(bad.records()) == {"hang.wav": "timeout"}
+    assert "0.5 s" in bad.records()[b"hang.wav"]["errors"]["message"]
+    assert result.counts["classified"] == 40
+    assert 1.0 <= result.seconds < prompt(5)
+
+
+def test_what_decoding_raises_is_a_failed_record(bad: Infer) -> None:
+    add(bad, "greedy.wav", "odd.wav", "verbose.wav")
+    assert bad.counts(bad_names=True)["failed"] == 3
+    records = bad.records()
+    assert failures(records) == {
+        "greedy.wav": "out_of_memory",
+        "odd.wav": "decode_error",
+        "verbose.wav": "decode_error",
+    }
+    message = records[b"verbose.wav"]["errors"]["message"]
+    assert message.startswith("RuntimeError: line")
+    assert len(message.encode()) <= 300
+
+
+def test_all_kinds_of_bad_files_at_once(bad: Infer) -> None:
+    add(bad, "a killer.wav", "b hang.wav", "c greedy.wav", "d odd.wav")
+    counts = bad.counts("--file-timeout", "0.5", workers=2, bad_names=True)
+    assert (counts["failed"], counts["classified"]) == (4, 40)
+    before = bad.records()
+    assert set(failures(before).values()) == {"worker_crash", "timeout", "out_of_memory", "decode_error"}
+    assert bad.counts(no_workers=True)["failed"] == 4
+    assert_equal(bad.records(), before)
+    assert bad.counts("--retry-failed")["failed"] == 0
+
+
+def test_a_worker_killed_once_has_its_file_tried_again(bad: Infer, tmp_path: Path) -> None:
+    counts = bad.counts(workers=2, kill_once=str(tmp_path / "killed"))
+    assert (tmp_path / "killed").exists()
+    assert (counts["failed"], counts["classified"]) == (0, 40)
+
+
+def test_a_file_that_vanishes_before_it_is_read(bad: Infer) -> None:
+    add(bad, "vanishing.wav")
+    command = 'case "$1" in *vanishing*) rm -f "$1";; esac'
+    assert bad.counts(before_reading=command)["failed"] == 1
+    assert failures(bad.records()) == {"vanishing.wav": "vanished"}
+    counts = bad.counts(no_workers=True)
+    assert (counts["discovered"], counts["gone"], counts["failed"]) == (40, 1, 0)
+
+
+def test_a_file_that_is_replaced_by_something_else_before_it_is_read(bad: Infer) -> None:
+    add(bad, "pipe.wav", "directory.wav")
+    command = (
+        'case "$1" in *pipe.wav) rm -f "$1"; mkfifo "$1";; *directory.wav) rm -f "$1"; mkdir "$1";; esac'
+    )
+    result = bad(before_reading=command)
+    assert result.code == 0, result.err
+    bad.run = Path(result.json()["run_directory"])
+    assert failures(bad.records()) == {"pipe.wav": "empty_audio", "directory.wav": "unreadable"}
+
+
+def test_a_file_that_is_rewritten_before_it_is_read_has_the_record_of_what_was_read(bad: Infer) -> None:
+    add(bad, "rewritten.wav", "other.wav")
+    command = 'case "$1" in *rewritten*) cat "${1%rewritten.wav}other.wav" > "$1";; esac'
+    bad.counts(before_reading=command)
+    records = bad.records()
+    assert records[b"rewritten.wav"]["hash"] == records[b"other.wav"]["hash"]
+    assert records[b"rewritten.wav"]["size"] == (bad.archive / "rewritten.wav").stat().st_size
+    assert bad.counts(no_workers=True)["classified"] == 0
+
+
+def test_a_huge_sparse_file_is_read_in_pieces(bad: Infer) -> None:
+    add(bad, "huge.wav")
+    os.truncate(bad.archive / "huge.wav", 200 << 20)
+    bad.counts()
+    record = bad.records()[b"huge.wav"]
+    assert record["size"] == 200 << 20
+    assert record["errors"] is None
+    assert record["hash"]
+
+
+@pytest.mark.parametrize("nanoseconds", [0, 1, 10**18 + 1, 7 * 10**18])
+def test_any_time_of_change_is_kept_exactly(bad: Infer, nanoseconds: int) -> None:
+    add(bad, "strange time.wav")
+    os.utime(bad.archive / "strange time.wav", ns=(0, nanoseconds))
+    found = (bad.archive / "strange time.wav").stat().st_mtime_ns
+    bad.counts()
+    assert bad.records()[b"strange time.wav"]["mtime_ns"] == found
+    assert bad.counts(no_workers=True)["carried_over"] == 41
+
+
+@pytest.mark.parametrize("seconds", [-1_500_000_000, 12_000_000_000])
+def test_times_that_no_clock_shows_cost_no_record(bad: Infer, seconds: int) -> None:
+    """A disk may hold years from 1901 to 2446: the latter are more nanoseconds than 63 bits hold."""
+    add(bad, "old or new.wav")
+    try:
+        os.utime(bad.archive / "old or new.wav", ns=(0, seconds * 10**9))
+    except OSError:
+        pytest.skip("not on this file system")
+    assert bad.counts()["classified"] == 41
+    assert bad.counts(no_workers=True)["carried_over"] == 41

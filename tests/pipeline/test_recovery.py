@@ -1,0 +1,282 @@
+"""The cache holds nothing that the indexes do not: it can be lost at any time."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from drumline.cache import Cache
+from drumline.index import read_frames
+from tests.pipeline.conftest import Infer
+from tests.pipeline.support import Records, Server, assert_equal, runs_of, tree
+
+SIDE_FILES = ("", "-wal", "-shm")
+
+
+@pytest.fixture
+def calm(server: Server, pristine: Path, tmp_path: Path, model: Path) -> Infer:
+    """The messy archive, which is only read here."""
+    return Infer(server, pristine, tmp_path / "runs", model)
+
+
+def delete(cache: Path) -> None:
+    for suffix in SIDE_FILES:
+        cache.with_name(cache.name + suffix).unlink(missing_ok=True)
+
+
+def truncate(share: float) -> Callable[[Path], None]:
+    def cut(cache: Path) -> None:
+        with open(cache, "r+b") as stream:
+            stream.truncate(int(cache.stat().st_size * share))
+
+    return cut
+
+
+def fill_with(content: bytes) -> Callable[[Path], None]:
+    def fill(cache: Path) -> None:
+        delete(cache)
+        cache.write_bytes(content)
+
+    return fill
+
+
+def garble(cache: Path) -> None:
+    """Overwrite all pages but the first."""
+    data = bytearray(cache.read_bytes())
+    data[4096:] = random.Random(3).randbytes(len(data) - 4096)
+    cache.write_bytes(data)
+
+
+def change_version(cache: Path) -> None:
+    with sqlite3.connect(cache) as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+
+
+DAMAGE = {
+    "deleted": delete,
+    "empty": fill_with(b""),
+    "garbage": fill_with(random.Random(1).randbytes(40_000)),
+    "text": fill_with(b"SQLite format 3\0 but not really" * 1000),
+    "cut in half": truncate(0.5),
+    "cut within its last page": lambda cache: os.truncate(cache, cache.stat().st_size - 100),
+    "cut at the start": truncate(0.05),
+    "garbled": garble,
+    "of another version": change_version,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_rebuilt_and_everything_carried_over(infer: Infer, damage: str) -> None:
+    first = infer.counts(frame_lines=16)
+    before = infer.records()
+    DAMAGE[damage](infer.runs_root / "cache.sqlite")
+    counts = infer.counts(no_workers=True)
+    assert (counts["carried_over"], counts["classified"]) == (first["classified"], 0)
+    assert_equal(infer.records(), before)
+    assert infer.counts(no_workers=True)["carried_over"] == first["classified"]
+
+
+def test_damage_deep_in_the_cache_ends_the_run_with_a_way_out_that_works(infer: Infer) -> None:
+    first = infer.counts()
+    cache = infer.runs_root / "cache.sqlite"
+    data = bytearray(cache.read_bytes())
+    first_page = bytes(data[:4096])
+    for page in range(4096, len(data), 4096):
+        if b"wav" in data[page : page + 4096]:
+            data[page : page + 8] = b"\xff" * 8
+    assert bytes(data[:4096]) == first_page
+    cache.write_bytes(data)
+    result = infer()
+    if result.code:
+        assert (result.code, result.out) == (8, "")
+        assert "the cache cannot be used" in result.err
+        assert "Delete cache.sqlite" in result.err
+        assert "Traceback" not in result.err
+        delete(cache)
+    assert infer.counts(no_workers=True)["carried_over"] == first["classified"]
+
+
+@pytest.mark.parametrize("damage", ["deleted", "garbage", "cut in half"])
+def test_a_dry_run_with_a_damaged_cache_counts_what_the_run_then_does(tidy: Infer, damage: str) -> None:
+    DAMAGE[damage](tidy.runs_root / "cache.sqlite")
+    before = tree(tidy.runs_root)
+    plan = tidy("--dry-run")
+    assert plan.code == 0, plan.err
+    assert tree(tidy.runs_root) == before
+    counts = tidy.counts()
+    assert plan.counts["carried_over"] == counts["carried_over"]
+    assert plan.counts["to_read"] == counts["classified"]
+
+
+def test_a_directory_in_place_of_the_cache_is_an_error_with_a_way_out(tidy: Infer) -> None:
+    delete(tidy.runs_root / "cache.sqlite")
+    (tidy.runs_root / "cache.sqlite").mkdir()
+    result = tidy()
+    assert result.code == 8
+    assert "cache.sqlite" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_run_directory_that_was_deleted_is_not_trusted(tidy: Infer) -> None:
+    before = tidy.records()
+    shutil.rmtree(tidy.run)
+    assert tidy.counts()["classified"] == 40
+    assert_equal(tidy.records(), before)
+
+
+def test_of_two_runs_the_deleted_one_costs_nothing_when_the_other_holds_all(tidy: Infer) -> None:
+    first = tidy.run
+    tidy.counts("--threshold", "0.9")
+    shutil.rmtree(first)
+    assert tidy.counts("--threshold", "0.9", no_workers=True)["carried_over"] == 40
+
+
+def test_when_the_newest_run_is_deleted_the_one_before_it_counts(tidy: Infer, sounds: list[Path]) -> None:
+    """The newest holds an edited file: that one is read again, the others are carried over."""
+    sounds[0].write_bytes(sounds[1].read_bytes() + b"\0")
+    tidy.counts()
+    shutil.rmtree(tidy.run)
+    counts = tidy.counts()
+    assert (counts["carried_over"], counts["classified"]) == (39, 1)
+    assert_equal(tidy.records(), tidy.fresh_records())
+
+
+def test_an_index_that_was_cut_short_is_not_trusted_beyond_its_end(tidy: Infer) -> None:
+    before = tidy.records()
+    index = tidy.run / "index.jsonl.zst"
+    frames = list(read_frames(index))
+    truncated = frames[1].offset + frames[1].length
+    with open(index, "r+b") as stream:
+        stream.truncate(truncated + 5)
+    counts = tidy.counts()
+    assert 0 < counts["classified"] < 40
+    assert counts["carried_over"] + counts["classified"] == 40
+    assert_equal(tidy.records(), before)
+
+
+def test_an_index_that_is_damaged_in_the_middle_costs_what_follows(tidy: Infer) -> None:
+    before = tidy.records()
+    index = tidy.run / "index.jsonl.zst"
+    frames = list(read_frames(index))
+    data = bytearray(index.read_bytes())
+    data[frames[1].offset + 20] ^= 0xFF
+    index.write_bytes(data)
+    delete(tidy.runs_root / "cache.sqlite")
+    counts = tidy.counts()
+    assert counts["carried_over"] == frames[0].data.count(b"\n")
+    assert_equal(tidy.records(), before)
+
+
+def test_all_that_was_deleted_is_done_again(tidy: Infer) -> None:
+    before = tidy.records()
+    shutil.rmtree(tidy.runs_root)
+    assert tidy.counts()["classified"] == 40
+    assert_equal(tidy.records(), before)
+
+
+def test_a_foreign_run_directory_disturbs_nobody(tidy: Infer) -> None:
+    for name, content in {"run_a": b"{", "run_b": b"[]", "run_zz": b'{"schema_version": 99}'}.items():
+        (tidy.runs_root / name).mkdir()
+        (tidy.runs_root / name / "run.json").write_bytes(content)
+    delete(tidy.runs_root / "cache.sqlite")
+    assert tidy.counts(no_workers=True)["carried_over"] == 40
+
+
+def interrupt(infer: Infer, *options: str) -> Path:
+    """Interrupt a run when about half of it is committed."""
+    halfway = "after drumline.pipeline.write:_Writer._commit 6"
+    assert infer(*options, die=halfway, slow=0.002, frame_lines=8, flush=0.02).code == 10
+    (run,) = runs_of(infer.runs_root)
+    return run
+
+
+@pytest.mark.parametrize("damage", ["deleted", "garbage", "cut in half", "of another version"])
+def test_an_unfinished_run_without_its_cache_goes_on(calm: Infer, undisturbed: Records, damage: str) -> None:
+    run = interrupt(calm)
+    DAMAGE[damage](calm.runs_root / "cache.sqlite")
+    result = calm("--file-timeout", "20", slow=0.0)
+    assert result.code == 0, result.err
+    calm.run = run
+    assert runs_of(calm.runs_root) == [run]
+    assert_equal(calm.records(), undisturbed)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip", "none"])
+def test_a_torn_index_without_its_cache_goes_on_from_its_last_whole_frame(
+    calm: Infer, undisturbed: Records, compression: str, tmp_path: Path
+) -> None:
+    options = ("--compress-index", compression)
+    run = interrupt(calm, *options)
+    (index,) = run.glob("index.*")
+    whole = index.read_bytes()
+    ends = [0, *(_ends(whole) if compression == "none" else _frame_ends(index))]
+    saved = shutil.copytree(calm.runs_root, tmp_path / "saved")
+    cuts = {ends[-1], ends[-1] - 1, ends[-2], ends[-2] + 1, ends[-3] + 3}
+    cuts.add(random.Random(compression).randrange(ends[-3], ends[-1]))
+    for cut in sorted(cuts):
+        shutil.rmtree(calm.runs_root)
+        shutil.copytree(saved, calm.runs_root)
+        index.write_bytes(whole[:cut])
+        delete(calm.runs_root / "cache.sqlite")
+        calm.counts(*options)
+        assert calm.run == run
+        assert_equal(calm.records(), undisturbed)
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\0" * 5000, b"torn", b"\x28\xb5\x2f\xfd\x24"], ids=["zeros", "text", "magic"]
+)
+def test_what_is_behind_the_valid_part_of_an_index_is_cut_off(
+    calm: Infer, undisturbed: Records, tail: bytes
+) -> None:
+    run = interrupt(calm)
+    with open(run / "index.jsonl.zst", "ab") as stream:
+        stream.write(tail)
+    calm.counts()
+    assert calm.run == run
+    assert_equal(calm.records(), undisturbed)
+
+
+def test_many_archives_share_a_runs_root_and_all_come_back(tidy: Infer, sounds: list[Path]) -> None:
+    other = Infer(tidy.server, tidy.archive.with_name("other"), tidy.runs_root, tidy.model)
+    shutil.copytree(sounds[0].parent, other.archive)
+    number = other.counts()["discovered"]
+    delete(tidy.runs_root / "cache.sqlite")
+    assert tidy.counts(no_workers=True)["carried_over"] == 40
+    assert other.counts(no_workers=True)["carried_over"] == number
+
+
+def test_the_rebuilt_cache_says_what_the_lost_one_said(tidy: Infer) -> None:
+    path = tidy.runs_root / "cache.sqlite"
+    before = _content(path)
+    delete(path)
+    assert tidy(die="after drumline.pipeline.infer:open_cache").code == -signal.SIGKILL
+    assert _content(path) == before
+
+
+def _content(path: Path) -> list[tuple[object, ...]]:
+    cache = Cache(path)
+    files = []
+    for directory, number in sorted(cache.directories(1).items()):
+        for name, known in sorted(cache.files(number).items()):
+            row = cache.frame(known.frame)
+            assert row is not None
+            files.append((directory, name, *known[:3], row[0][2:], row[1], known.line))
+    cache.close()
+    return files
+
+
+def _ends(lines: bytes) -> list[int]:
+    return [place + 1 for place, byte in enumerate(lines) if byte == ord("\n")]
+
+
+def _frame_ends(index: Path) -> list[int]:
+    return [frame.offset + frame.length for frame in read_frames(index)]

@@ -1,0 +1,215 @@
+"""A second run reads what is new or changed, and its index is that of a run that knows nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import Infer
+from tests.pipeline.support import assert_equal, last_run, path_of, runs_of, tree
+
+LATER_NS = 10**9
+
+
+def rescan(infer: Infer, **expected: int) -> None:
+    """Classify again without decoding anything, and compare with a run that knows nothing."""
+    counts = infer.counts(no_decoding=True, frame_lines=16)
+    assert {name: counts[name] for name in expected} == expected
+    assert_equal(infer.records(), infer.fresh_records())
+
+
+def test_an_unchanged_archive_is_carried_over_byte_for_byte_and_no_worker_starts(infer: Infer) -> None:
+    first = infer.counts(frame_lines=16)
+    before = tree(last_run(infer.runs_root))
+    second = infer.counts(no_workers=True, frame_lines=16)
+    old, new = runs_of(infer.runs_root)
+    assert second["carried_over"] == first["classified"]
+    assert (second["classified"], second["failed"]) == (0, first["failed"])
+    assert tree(old) == before
+    assert sorted(_frames(new)) == sorted(_frames(old))
+
+
+def _frames(run: Path) -> list[bytes]:
+    from drumline.index import read_frames
+
+    return [frame.data for frame in read_frames(run / "index.jsonl.zst")]
+
+
+def test_rescans_add_up_over_many_runs(infer: Infer) -> None:
+    first = infer.counts(frame_lines=16)
+    expected = infer.records()
+    for _ in range(3):
+        counts = infer.counts(no_workers=True)
+        assert counts["carried_over"] == first["classified"]
+        assert_equal(infer.records(), expected)
+    assert len(runs_of(infer.runs_root)) == 4
+
+
+def test_touched_files_take_over_their_own_prediction(tidy: Infer, sounds: list[Path]) -> None:
+    for sound in sounds[::9]:
+        os.utime(sound, ns=(0, sound.stat().st_mtime_ns + LATER_NS))
+    touched = len(sounds[::9])
+    rescan(tidy, known_content=touched, classified=touched, carried_over=len(sounds) - touched)
+
+
+def test_a_file_whose_clock_went_back_is_read_again(tidy: Infer, sounds: list[Path]) -> None:
+    os.utime(sounds[0], ns=(0, sounds[0].stat().st_mtime_ns - LATER_NS))
+    rescan(tidy, known_content=1, carried_over=len(sounds) - 1)
+
+
+def test_a_moved_file_takes_over_its_prediction(tidy: Infer, sounds: list[Path]) -> None:
+    (tidy.archive / "new place").mkdir()
+    sounds[3].rename(tidy.archive / "new place" / "renamed.wav")
+    rescan(tidy, known_content=1, gone=1, carried_over=len(sounds) - 1)
+
+
+def test_two_files_that_swap_their_names_swap_their_predictions(tidy: Infer, sounds: list[Path]) -> None:
+    one, other = sounds[1], next(sound for sound in sounds[2:] if sound.suffix == sounds[1].suffix)
+    one.rename(one.with_name("between"))
+    other.rename(one)
+    one.with_name("between").rename(other)
+    os.utime(one, ns=(0, one.stat().st_mtime_ns + LATER_NS))
+    os.utime(other, ns=(0, other.stat().st_mtime_ns + 2 * LATER_NS))
+    assert tidy.counts()["gone"] == 0
+    assert_equal(tidy.records(), tidy.fresh_records())
+
+
+def test_a_moved_directory_takes_over_all_its_predictions(tidy: Infer, sounds: list[Path]) -> None:
+    directory = tidy.archive / sounds[0].relative_to(tidy.archive).parts[0]
+    moved = [sound for sound in sounds if directory in sound.parents]
+    assert 0 < len(moved) < len(sounds)
+    directory.rename(tidy.archive / "zz moved")
+    rescan(tidy, known_content=len(moved), gone=len(moved), carried_over=len(sounds) - len(moved))
+
+
+def test_moved_files_find_their_twins_however_late_they_are_read(tidy: Infer) -> None:
+    """What is gone is forgotten last."""
+    tidy.archive.joinpath("zz").mkdir()
+    for directory in list(tidy.archive.iterdir()):
+        if directory.name != "zz":
+            directory.rename(tidy.archive / "zz" / directory.name)
+    counts = tidy.counts("--accept-missing", no_decoding=True, slow_reading=0.005, flush=0.0, frame_lines=4)
+    assert (counts["known_content"], counts["gone"]) == (40, 40)
+    assert_equal(tidy.records(), tidy.fresh_records())
+
+
+def test_deleted_files_leave_the_index(tidy: Infer, sounds: list[Path]) -> None:
+    for sound in sounds[::10]:
+        sound.unlink()
+    gone = len(sounds[::10])
+    rescan(tidy, gone=gone, classified=0, discovered=len(sounds) - gone)
+
+
+def test_a_deleted_directory_leaves_the_index(tidy: Infer, sounds: list[Path]) -> None:
+    directory = sounds[0].parent
+    gone = sum(directory in sound.parents for sound in sounds)
+    shutil.rmtree(directory)
+    rescan(tidy, gone=gone, classified=0, discovered=len(sounds) - gone)
+    rescan(tidy, gone=0, classified=0, discovered=len(sounds) - gone)
+
+
+def test_a_duplicate_takes_over_its_twins_prediction(tidy: Infer, sounds: list[Path]) -> None:
+    shutil.copy(sounds[0], tidy.archive / f"a copy{sounds[0].suffix}")
+    rescan(tidy, known_content=1, classified=1, carried_over=len(sounds))
+
+
+def test_an_edited_file_is_classified_again_and_nothing_else(tidy: Infer, sounds: list[Path]) -> None:
+    sounds[5].write_bytes(sounds[6].read_bytes() + b"\0")
+    before = tidy.records()
+    counts = tidy.counts()
+    assert (counts["classified"], counts["carried_over"]) == (1, len(sounds) - 1)
+    assert_equal(tidy.records(), tidy.fresh_records())
+    edited = os.fsencode(sounds[5].relative_to(tidy.archive))
+    assert tidy.records()[edited]["hash"] != before[edited]["hash"]
+
+
+def test_a_mended_file_loses_its_failure(tidy: Infer, sounds: list[Path]) -> None:
+    whole = sounds[7].read_bytes()
+    sounds[7].write_bytes(whole[:10])
+    assert tidy.counts()["failed"] == 1
+    sounds[7].write_bytes(whole)
+    assert tidy.counts()["failed"] == 0
+    assert_equal(tidy.records(), tidy.fresh_records())
+
+
+def test_a_lasting_failure_is_tried_again_only_when_asked(tidy: Infer, sounds: list[Path]) -> None:
+    sounds[7].write_bytes(b"no sound at all")
+    assert tidy.counts()["failed"] == 1
+    assert tidy.counts(no_workers=True)["failed"] == 1
+    written = _counter(tidy, "--retry-failed")
+    assert written == 1
+
+
+def test_a_failure_that_may_pass_is_tried_again(tidy: Infer, sounds: list[Path]) -> None:
+    (tidy.archive / "link.wav").symlink_to(tidy.archive / "not there yet.bin")
+    assert tidy.counts()["failed"] == 1
+    shutil.copy(sounds[0], tidy.archive / "not there yet.bin")
+    assert tidy.counts()["failed"] == 0
+    assert_equal(tidy.records(), tidy.fresh_records())
+
+
+def _counter(infer: Infer, *options: str) -> int:
+    """Return how many files a dry run would read."""
+    result = infer("--dry-run", *options)
+    infer.counts(*options)
+    to_read: int = result.counts["to_read"]
+    return to_read
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda root: (root / "kit.wav").mkdir(),
+        lambda root: (root / "empty directory").mkdir(),
+        lambda root: (root / "notes.txt").write_text("no sound"),
+    ],
+    ids=["directory named like a file", "empty directory", "clutter"],
+)
+def test_what_is_no_sound_changes_nothing(
+    tidy: Infer, sounds: list[Path], edit: Callable[[Path], None]
+) -> None:
+    edit(tidy.archive)
+    assert tidy.counts(no_workers=True)["carried_over"] == len(sounds)
+
+
+def test_a_directory_in_place_of_a_file_and_a_file_in_place_of_a_directory(
+    tidy: Infer, sounds: list[Path]
+) -> None:
+    spare = sounds[0].read_bytes()
+    sounds[1].unlink()
+    sounds[1].mkdir()
+    (sounds[1] / f"inside{sounds[0].suffix}").write_bytes(spare)
+    directory = sounds[-1].parent
+    shutil.rmtree(directory)
+    if directory != tidy.archive:
+        directory.with_suffix(sounds[0].suffix).write_bytes(spare)
+    rescan(tidy, known_content=2)
+
+
+def test_with_deduplication_off_a_touched_file_is_decoded(tidy: Infer, sounds: list[Path]) -> None:
+    os.utime(sounds[0], ns=(0, 10**18))
+    counts = tidy.counts("--no-dedup-hash")
+    assert (counts["known_content"], counts["classified"]) == (0, 1)
+    assert_equal(tidy.records(), tidy.fresh_records())
+
+
+def test_an_archive_that_is_mounted_elsewhere_is_not_decoded_again(tidy: Infer, sounds: list[Path]) -> None:
+    before = tidy.records()
+    tidy.archive = tidy.archive.rename(tidy.archive.with_name("elsewhere"))
+    counts = tidy.counts(no_decoding=True)
+    assert counts["known_content"] == len(sounds)
+    assert_equal(tidy.records(), before, "abs_path")
+    assert {path_of(record) for record in tidy.records().values()} == set(before)
+
+
+def test_fresh_ignores_what_is_known_and_leaves_earlier_runs_alone(tidy: Infer, sounds: list[Path]) -> None:
+    before = tree(last_run(tidy.runs_root))
+    counts = tidy.counts("--fresh")
+    assert counts["carried_over"] == counts["known_content"] == 0
+    assert counts["classified"] == len(sounds)
+    assert tree(runs_of(tidy.runs_root)[0]) == before
+    assert tidy.counts(no_workers=True)["carried_over"] == len(sounds)

@@ -1,0 +1,163 @@
+"""Ctrl-C and its kin: the run stops in order, soon, and the same command goes on."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import Infer
+from tests.pipeline.support import Records, Result, Running, Server, assert_equal, prompt, runs_of
+
+SLOW = {"slow": 0.015, "frame_lines": 8}
+WAY_OUT = "  Nothing is lost: give the same command again to go on."
+
+
+@pytest.fixture
+def calm(server: Server, pristine: Path, tmp_path: Path, model: Path) -> Infer:
+    """The messy archive, which is only read here."""
+    return Infer(server, pristine, tmp_path / "runs", model)
+
+
+def half_way(infer: Infer) -> Running:
+    """Start a run, and wait until it writes its first records."""
+    running = infer.start(workers=2, **SLOW)
+    running.reach(
+        lambda: any(path.stat().st_size for path in infer.runs_root.glob("run_*/index*")), "records"
+    )
+    return running
+
+
+def stopped(running: Running, within: float = 2.0) -> Result:
+    """Wait for the end of a run that was just sent a signal; it must come soon."""
+    sent = time.monotonic()
+    result = running.wait()
+    assert time.monotonic() - sent < prompt(within)
+    assert result.code == 130, result.err
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    running.gone(1.0)
+    return result
+
+
+def goes_on(infer: Infer, undisturbed: Records) -> None:
+    """Give the same command again: it finishes the same run."""
+    counts = infer.counts(workers=2)
+    assert counts["discovered"] == len(undisturbed)
+    assert_equal(infer.records(), undisturbed)
+    assert runs_of(infer.runs_root) == [infer.run]
+
+
+def known(infer: Infer) -> int:
+    """Return how many records are committed."""
+    cache = sqlite3.connect(f"file:{infer.runs_root / 'cache.sqlite'}?mode=ro", uri=True)
+    ((count,),) = cache.execute("SELECT count(*) FROM file")
+    cache.close()
+    return int(count)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("to", ["group", "supervisor"])
+def test_a_signal_stops_the_run_in_order(
+    calm: Infer, undisturbed: Records, number: signal.Signals, to: str
+) -> None:
+    running = half_way(calm)
+    running.signal_group(number) if to == "group" else running.signal(number)
+    result = stopped(running)
+    note, what, way_out = result.err.splitlines()
+    assert note == "drumline: stopping; press Ctrl-C again to stop at once"
+    done, found = map(int, re.fullmatch(r"drumline: stopped: (\d+) of (\d+) files .* done", what).groups())
+    assert way_out == WAY_OUT
+    assert found == len(undisturbed)
+    assert 0 < done == known(calm) < found
+    goes_on(calm, undisturbed)
+
+
+def test_stopping_again_and_again_gets_there_in_the_end(calm: Infer, undisturbed: Records) -> None:
+    before = 0
+    for _ in range(3):
+        running = half_way(calm) if not before else calm.start(workers=2, **SLOW)
+        running.stage("predict")
+        time.sleep(0.05)
+        running.signal_group(signal.SIGINT)
+        stopped(running)
+        assert known(calm) >= before
+        before = known(calm)
+    goes_on(calm, undisturbed)
+
+
+def test_workers_that_do_not_return_cannot_delay_the_end(
+    calm: Infer, undisturbed: Records, tmp_path: Path
+) -> None:
+    running = calm.start(workers=2, hang=str(tmp_path / "begun"))
+    running.reach((tmp_path / "begun").exists, "work")
+    running.signal_group(signal.SIGINT)
+    stopped(running)
+    goes_on(calm, undisturbed)
+
+
+def test_a_second_signal_stops_at_once(calm: Infer, undisturbed: Records, tmp_path: Path) -> None:
+    running = calm.start(workers=2, hang=str(tmp_path / "begun"))
+    running.reach((tmp_path / "begun").exists, "work")
+    running.signal_group(signal.SIGINT)
+    running.reach(lambda: "stopping" in running.err.read_text(), "note")
+    running.signal_group(signal.SIGINT)
+    stopped(running, within=0.9)
+    goes_on(calm, undisturbed)
+
+
+def test_a_storm_of_signals_does_no_harm(calm: Infer, undisturbed: Records) -> None:
+    running = half_way(calm)
+    for number in 10 * (signal.SIGINT, signal.SIGTERM):
+        running.signal(number)
+    stopped(running)
+    goes_on(calm, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "drumline.pipeline.infer:make_runs_root",
+        "drumline.pipeline.infer:make_job",
+        "drumline.pipeline.finish:write_json",
+    ],
+)
+def test_a_signal_before_and_after_the_stages_run(
+    calm: Infer, undisturbed: Records, tmp_path: Path, place: str
+) -> None:
+    marker = tmp_path / "there"
+    running = calm.start(mark=f"{place} {marker} 30")
+    running.reach(marker.exists, place)
+    running.signal_group(signal.SIGINT)
+    result = stopped(running)
+    assert result.err.strip() == "drumline: stopped"
+    goes_on(calm, undisturbed)
+
+
+def test_a_run_under_nohup_ignores_sighup(calm: Infer, undisturbed: Records) -> None:
+    running = calm.start(workers=2, ignore="SIGHUP", **SLOW)
+    running.stage("predict")
+    running.signal_group(signal.SIGHUP)
+    result = running.wait()
+    assert result.code == 0, result.err
+    calm.run = Path(result.json()["run_directory"])
+    assert_equal(calm.records(), undisturbed)
+
+
+def test_a_paused_run_goes_on_and_blames_no_file(tidy: Infer) -> None:
+    """The pause is longer than any file may take."""
+    running = tidy.start("--fresh", "--file-timeout", "0.6", workers=2, slow=0.1)
+    running.stage("predict")
+    time.sleep(0.15)
+    running.signal_group(signal.SIGSTOP)
+    time.sleep(1.6)
+    assert set(running.members().values()) == {"T"}
+    running.signal_group(signal.SIGCONT)
+    result = running.wait()
+    assert result.code == 0, result.err
+    assert (result.counts["classified"], result.counts["failed"]) == (40, 0)
+    assert len(running.stages("extract")) == 2

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drumline.errors import DrumlineError, IndexFormatError, OutputError, StageError
+from drumline.rebuild import collect, crew, execution, place, undo
+from drumline.rebuild.crew import Alone, Helpers, crew_for
+from tests.rebuild.archives import CLAP, KICK, SNARE, Archive
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def helped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let helpers do small work too, in small batches."""
+
+    def crew_of_two(work: Callable[[Any], Any], _: int) -> Helpers[Any, Any]:
+        return Helpers(work, 2)
+
+    monkeypatch.setattr(collect, "crew_for", crew_of_two)
+    monkeypatch.setattr(execution, "crew_for", crew_of_two)
+    monkeypatch.setattr(place.HardLinks, "batch_files", 3)
+    monkeypatch.setattr(place.Copies, "batch_files", 3)
+
+
+@pytest.fixture
+def many(archive: Archive) -> Archive:
+    for number in range(40):
+        archive.add(b"%d/%d.wav" % (number % 5, number), [KICK, SNARE, CLAP][number % 3])
+    archive.add(b"1/bad.wav", error="timeout", hash=None)
+    return archive
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink"])
+@pytest.mark.usefixtures("helped")
+def test_helpers_make_the_same_tree(many: Archive, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.remove(many.path(b"3/3.wav"))
+    run = many.run()
+    helped = many.rebuild(run, copy_mode=mode)
+    tree = many.tree()
+    many.out = many.base / "alone"
+    for module in (collect, execution):
+        monkeypatch.setattr(module, "crew_for", lambda work, _: Alone(work))
+    alone = many.rebuild(run, copy_mode=mode)
+    assert many.tree() == tree
+    assert alone.counts == helped.counts
+    assert helped.counts["made"] == 39
+
+
+@pytest.mark.usefixtures("helped")
+def test_what_a_helper_cannot_read_ends_the_plan_with_its_error(many: Archive) -> None:
+    many.records.append({**many.records[0], "size": "x"})  # type: ignore[typeddict-item]
+    with pytest.raises(IndexFormatError, match="no record"):
+        many.plan()
+
+
+@pytest.mark.usefixtures("helped")
+def test_a_full_disk_under_a_helper_ends_the_rebuild_and_the_same_command_completes_it(
+    many: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = many.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "copy_bytes", full)
+        with pytest.raises(OutputError, match="No space"):
+            many.rebuild(run)
+    assert not (many.out / "_staging").exists()
+    many.rebuild(run)
+    assert len(many.tree()) == 40
+
+
+@pytest.mark.usefixtures("helped")
+def test_the_death_of_a_helper_ends_the_rebuild_at_once_and_the_same_command_completes_it(
+    many: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    run = many.run()
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "copy_bytes", die)
+        with pytest.raises(StageError, match="helper"):
+            many.rebuild(run)
+    assert time.monotonic() - began < 2
+    many.rebuild(run)
+    assert len(many.tree()) == 40
+    assert undo(many.out).complete
+    assert not many.out.exists()
+
+
+def test_helpers_go_when_the_main_process_is_killed_and_nothing_is_lost(many: Archive) -> None:
+    run = many.run()
+    program = (
+        "import sys, os, time, pathlib\n"
+        "from drumline.rebuild import execution, place, crew, RebuildSettings, plan_rebuild, execute\n"
+        "copy = place.copy_bytes\n"
+        "def slow(*what):\n"
+        "    time.sleep(0.05); print(os.getpid(), flush=True); return copy(*what)\n"
+        "place.copy_bytes = slow\n"
+        "place.Copies.batch_files = 3\n"
+        "execution.crew_for = lambda work, _: crew.Helpers(work, 2)\n"
+        "run, out = map(pathlib.Path, sys.argv[1:])\n"
+        "with plan_rebuild(RebuildSettings(run, out)) as plan: execute(plan)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(run.directory), str(many.out)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT / "engine")},
+    )
+    assert process.stdout is not None
+    helper = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 3
+    while _alive(helper) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.stdout.close()
+    assert not _alive(helper)
+    summary = many.rebuild(run)
+    assert len(many.tree()) == 40
+    assert summary.counts["occupied"] == 0
+    undo(many.out)
+    assert not many.out.exists()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z" if os.path.isdir("/proc/1") else True
+
+
+def test_little_work_and_few_processors_need_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(task: int) -> int:
+        return -task
+
+    assert isinstance(crew_for(work, 10), Alone)
+    monkeypatch.setattr(crew, "_WORTH_HELP", 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert isinstance(crew_for(work, 10), Alone)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with crew_for(work, 10) as helpers:
+        assert isinstance(helpers, Helpers)
+        done = [pair for task in range(20) for pair in helpers.give(task)] + helpers.finish()
+    assert sorted(done) == [(task, -task) for task in range(20)]
+
+
+def test_an_error_of_a_helper_is_raised_with_all_it_says() -> None:
+    def work(_: int) -> int:
+        raise OutputError("what", "way out")
+
+    with Helpers(work, 1) as helpers:
+        helpers.give(1)
+        with pytest.raises(DrumlineError) as error:
+            helpers.finish()
+    assert (error.value.what, error.value.way_out) == ("what", "way out")
