@@ -58,7 +58,8 @@ class Workshop:
         """Classify the archive in small frames, however long that takes."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(drumline.pipeline.write, "FRAME_LINES", FRAME_LINES)
-            patch.setattr(drumline.pipeline.write, "_FIRST_FLUSH_SEC", 60.0)
+            for name in ("_FIRST_FLUSH_SEC", "_LATER_FLUSH_SEC"):
+                patch.setattr(drumline.pipeline.write, name, 60.0)
             return infer(
                 InferSettings(
                     archive=self.archive,
@@ -167,7 +168,7 @@ def test_an_unfinished_run_is_noted_and_its_torn_tail_is_no_problem(run: Run) ->
 
 
 def test_a_lone_index_is_verified_without_a_run(run: Run, tmp_path: Path) -> None:
-    index = shutil.copy(run.index_path, tmp_path / "index.jsonl.zst")
+    index = shutil.copy(run.index_path, tmp_path / "of another name")
     report = verify_run(index)
     assert report.ok
     assert set(report.checks) == {"frames", "records", "paths"}

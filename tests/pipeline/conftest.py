@@ -157,15 +157,3 @@ def tidy(_tidy: tuple[Infer, Path]) -> Infer:
 def sounds(tidy: Infer) -> list[Path]:
     """The files of the tidy archive."""
     return [tidy.archive / os.fsdecode(path) for path in audio_files(tidy.archive)]
-
-
-@pytest.fixture(autouse=True)
-def _count_runs(request):
-    if "server" not in request.fixturenames:
-        yield
-        return
-    s = request.getfixturevalue("server")
-    before = s._count
-    yield
-    with open("/tmp/pt/counts", "a") as f:
-        f.write(f"{s._count-before} {request.node.nodeid.split('/')[-1]}\n")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drumline.rebuild import undo
 from drumline.rebuild.manifests import escaped
 from drumline.rebuild.names import collision_key, flat_name, is_safe, label_directory, spare_names
 from tests.rebuild.archives import KICK, Archive
@@ -31,6 +33,7 @@ from tests.rebuild.archives import KICK, Archive
         (b"a\0b", False),
         (b"a" * 256, False),
         (b"a/" * 2500 + b"a", False),
+        (b"a\n", True),
     ],
 )
 def test_only_paths_that_lead_downwards_are_safe(path: bytes, safe: bool) -> None:
@@ -206,3 +209,25 @@ def test_paths_of_any_depth_and_names_of_any_length_fit(archive: Archive) -> Non
     tree = set(archive.tree())
     assert {b"Kick/" + deep, b"Kick/" + long.upper()} < tree
     assert len(tree) == 3
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink"])
+def test_paths_longer_than_a_system_call_takes_are_placed_and_undone(archive: Archive, mode: str) -> None:
+    parts = [b"%02d" % number + b"d" * 98 for number in range(40)]
+    descriptor = os.open(archive.root, os.O_RDONLY)
+    for part in parts:
+        os.mkdir(part, dir_fd=descriptor)
+        inner = os.open(part, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    for name in (b"kick.wav", b"Kick.wav"):
+        file = os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=descriptor)
+        status = os.fstat(file)
+        os.close(file)
+        archive.index(b"/".join([*parts, name]), size=0, mtime_ns=status.st_mtime_ns)
+    os.close(descriptor)
+    run = archive.run()
+    assert archive.rebuild(run, copy_mode=mode).counts["made"] == 2
+    assert archive.rebuild(run, copy_mode=mode).counts["already_there"] == 2
+    assert undo(archive.out, drop_last_copies=True).complete
+    assert not archive.out.exists()

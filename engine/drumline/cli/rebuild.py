@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,19 +18,19 @@ from drumline.cli.common import (
     safe_text,
     stdout_console,
 )
+from drumline.cli.meter import meter
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from drumline.rebuild import Plan, Progress, RebuildSummary, UndoSummary
+    from drumline.rebuild import Plan, RebuildSummary, UndoSummary
 
 __all__ = ["rebuild_command", "undo_command"]
 
 _EXAMPLES_SHOWN = 10
 _PROBLEMS_SHOWN = 5
 _PROBLEMS_IN_JSON = 1_000
-_PLAIN_SECONDS = 3.0
 
 _MEANINGS = {
     "missing": "missing: not in the archive any more",
@@ -131,7 +128,7 @@ def rebuild_command(
     source, out = _places(run, index_file, out, config_file)
     settings = RebuildSettings(source=source, out=out, **options)
     silent = quiet or as_json
-    with _meter(quiet) as progress, plan_rebuild(settings, progress) as plan:
+    with meter(quiet) as progress, plan_rebuild(settings, progress) as plan:
         for warning in plan.warnings:
             click.echo(f"drumline: {safe_text(warning)}", err=True)
         if not silent:
@@ -165,7 +162,7 @@ def undo_command(out: Path, dry_run: bool, drop_last_copies: bool, quiet: bool, 
     """
     from drumline.rebuild import undo
 
-    with _meter(quiet) as progress:
+    with meter(quiet) as progress:
         summary = undo(out, dry_run, drop_last_copies=drop_last_copies, progress=progress)
     if as_json:
         echo_json(summary.to_json())
@@ -277,7 +274,7 @@ def _show_undo(summary: UndoSummary, quiet: bool) -> None:
         click.echo(f"drumline: stays: {safe_text(path)}: {why}", err=True)
     if summary.last_copies:
         click.echo(
-            f"drumline: {summary.last_copies:,} files stay: the archive does not have them (is its volume mounted?);"
+            f"drumline: {summary.last_copies:,} files stay: the archive lacks them (is its volume mounted?);"
             " --drop-last-copies removes them too",
             err=True,
         )
@@ -298,43 +295,3 @@ def _size(size: int) -> str:
             return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
         value /= 1000
     return f"{value:,.1f} TB"
-
-
-@contextmanager
-def _meter(quiet: bool) -> Iterator[Any]:
-    """Give a progress callback: a bar on a terminal, a line every few seconds elsewhere, none when quiet."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if quiet:
-        yield None
-    elif not console.is_terminal:
-        yield _PlainMeter()
-    else:
-        from rich.progress import Progress as Bars
-
-        # No refreshing thread: the rebuild forks.
-        with Bars(console=console, transient=True, auto_refresh=False) as bars:
-            yield _BarMeter(bars)
-
-
-class _PlainMeter:
-    def __init__(self) -> None:
-        self._told = time.monotonic()
-
-    def __call__(self, progress: Progress) -> None:
-        if time.monotonic() - self._told >= _PLAIN_SECONDS:
-            self._told = time.monotonic()
-            of = "" if progress.total is None else f" of {progress.total:,}"
-            click.echo(f"drumline: {progress.phase}: {progress.done:,}{of} files", err=True)
-
-
-class _BarMeter:
-    def __init__(self, bars: Any) -> None:
-        self._bars, self._tasks = bars, {}  # type: Any, dict[str, Any]
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.phase not in self._tasks:
-            self._tasks[progress.phase] = self._bars.add_task(progress.phase, total=progress.total)
-        self._bars.update(self._tasks[progress.phase], completed=progress.done, total=progress.total)
-        self._bars.refresh()

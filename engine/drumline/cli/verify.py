@@ -47,13 +47,13 @@ def verify_command(path: Path, archive: bool, content: bool, quiet: bool, as_jso
     Exit codes: 0 all is well, 6 the archive is not there, 7 there is no run, 8 the tree cannot be opened,
     9 a rebuild works in it, 11 there are problems: each is printed with its check.
     """
-    from drumline.cli.rebuild import _meter
+    from drumline.cli.meter import meter
     from drumline.verify import is_tree, verify_run, verify_tree
 
     tree = is_tree(path)
     if tree and archive:
         raise click.UsageError("--archive is for runs; a tree is compared with its own mapping log")
-    with _meter(quiet) as progress:
+    with meter(quiet) as progress:
         if tree:
             report = verify_tree(path, content, progress)
         else:
@@ -146,11 +146,11 @@ def repair_command(run: Path, dry_run: bool, quiet: bool, as_json: bool) -> None
     Exit codes: 0 done, or nothing to do; 7 there is no run, 8 something cannot be written, 9 another process
     holds the runs root, 11 something could not be restored: it is printed.
     """
-    from drumline.cli.rebuild import _meter
+    from drumline.cli.meter import meter
     from drumline.errors import IntegrityError
     from drumline.repair import repair_run
 
-    with _meter(quiet) as progress:
+    with meter(quiet) as progress:
         report = repair_run(run, dry_run=dry_run, progress=progress)
     if as_json:
         echo_json(report.to_json())

@@ -31,7 +31,7 @@ import orjson
 from drumline.durable import output_errors
 from drumline.errors import OutputError
 from drumline.rebuild.actions import Action, Refused
-from drumline.rebuild.names import MAX_PATH, is_safe
+from drumline.rebuild.names import MAX_TARGET, is_safe
 from drumline.rebuild.store import Store
 from drumline.rebuild.tree import Tree, not_a_tree, write_all
 from drumline.records import path_fields
@@ -267,7 +267,7 @@ def _apply(tree: Tree, store: Store, line: dict[str, Any], number: int) -> None:
         return
     try:
         target = _exact(line, "target")
-        if not is_safe(target):
+        if not is_safe(target, MAX_TARGET):
             raise ValueError(target)
         if action == "make":
             store.made(target, *_made_fields(line))
@@ -296,9 +296,9 @@ def _exact(line: dict[str, Any], name: str) -> bytes:
 
 
 def folders_bottom_up(store: Store) -> Iterator[bytes]:
-    """Iterate over the directories that rebuild made, each before its parent; they may be noted as removed."""
+    """Iterate over the directories that rebuild made, each before its parent; removing rows is fine."""
     query = "SELECT target FROM folder WHERE target < ? ORDER BY target DESC LIMIT 1000"
-    last = b"\xff" * MAX_PATH
+    last = b"\xff" * MAX_TARGET
     while page := store.rows(query, (last,)).fetchall():
         for (last,) in page:
             yield last

@@ -15,7 +15,7 @@ from itertools import count
 import xxhash
 
 __all__ = [
-    "MAX_PATH",
+    "MAX_TARGET",
     "RESERVED_LABEL_PREFIX",
     "collision_key",
     "flat_name",
@@ -27,8 +27,11 @@ __all__ = [
 RESERVED_LABEL_PREFIX = "_"
 """Names at the top of the tree that start so are rebuild's own."""
 
-MAX_PATH = 4096
+MAX_SOURCE = 4096
 MAX_NAME = 255
+MAX_TARGET = MAX_SOURCE + 512
+"""Longest paths in bytes: what an archive may hold; with a label in front and a mark behind."""
+
 _MAX_LABEL = 200
 _MAX_FLAT = 200
 _UNSAFE = re.compile(rb"\0|(?:\A|/)\.{0,2}(?:/|\Z)")
@@ -36,9 +39,9 @@ _NOT_PLAIN = re.compile(r"[^a-z0-9]+")
 _EXTENSION = re.compile(r"(?<=[^/])\.[A-Za-z0-9]{1,10}\Z")
 
 
-def is_safe(path: bytes) -> bool:
+def is_safe(path: bytes, longest: int = MAX_SOURCE) -> bool:
     """Tell whether `path` only leads downwards: relative, no ``.``, ``..``, empty or long part, no NUL."""
-    if _UNSAFE.search(path) or len(path) > MAX_PATH:
+    if _UNSAFE.search(path) or len(path) > longest:
         return False
     return len(path) <= MAX_NAME or max(map(len, path.split(b"/"))) <= MAX_NAME
 

@@ -26,16 +26,9 @@ __all__ = ["Placer", "placer_for"]
 
 FICLONE = 0x40049409
 _CHUNK = 1 << 20
-_NO_RANGE_COPY = {
-    errno.ENOSYS,
-    errno.EXDEV,
-    errno.EINVAL,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.EBADF,
-    errno.ETXTBSY,
-}
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_RANGE_COPY = _UNSUPPORTED | {errno.EXDEV, errno.EINVAL, errno.EBADF, errno.ETXTBSY}
+_NO_HARD_LINKS = _UNSUPPORTED | {errno.EPERM}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 

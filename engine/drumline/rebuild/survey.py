@@ -199,7 +199,7 @@ class Surveyor:
         return self._mode in ("copy", "reflink") and made.hash is not None and made.hash == action.hash
 
     def _find_stale(self) -> None:
-        """Find what was made earlier and is not in the plan; of that, only what is elsewhere too is removed."""
+        """Find what was made earlier and is not in the plan; only what is elsewhere too is removed."""
         assert self._plan.tree is not None
         self._store.change("CREATE INDEX plan_target ON plan (target)")
         self._store.change("CREATE INDEX plan_hash ON plan (hash)")

@@ -10,12 +10,12 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import IO, Final, NamedTuple, get_args
 
 import zstandard
 
 from drumline.errors import IndexFormatError
-from drumline.index import FRAME_LINES, MAX_FRAME_BYTES, Codec
+from drumline.index import FRAME_LINES, MAX_FRAME_BYTES, Codec, Compression, codec_of
 
 __all__ = ["Stretch", "codec_named", "scan"]
 
@@ -39,10 +39,11 @@ class Stretch(NamedTuple):
 
 
 def codec_named(path: Path) -> Codec:
-    """Tell an index's compression from its name: its first bytes may be damaged."""
-    if path.name.endswith(".zst"):
-        return Codec("zstd")
-    return Codec("gzip" if path.name.endswith(".gz") else "none")
+    """Tell an index's compression from its name: its first bytes, which tell it otherwise, may be damaged."""
+    for compression in get_args(Compression):
+        if path.name.endswith(Codec(compression).suffix):
+            return Codec(compression)
+    return codec_of(path)
 
 
 def scan(path: Path, codec: Codec) -> Iterator[Stretch]:
