@@ -118,11 +118,6 @@ def infer(server: Server, archive: Path, tmp_path: Path, model: Path) -> Infer:
     return Infer(server, archive, tmp_path / "runs", model)
 
 
-@pytest.fixture
-def infer_on(server: Server, tmp_path: Path, model: Path) -> Callable[[Path], Infer]:
-    return lambda archive: Infer(server, archive, tmp_path / "runs", model)
-
-
 @pytest.fixture(scope="session")
 def undisturbed(
     tmp_path_factory: pytest.TempPathFactory, server: Server, pristine: Path, model: Path
@@ -134,26 +129,47 @@ def undisturbed(
 
 
 @pytest.fixture(scope="session")
-def _tidy(tmp_path_factory: pytest.TempPathFactory, server: Server, model: Path) -> tuple[Infer, Path]:
-    """A tidy archive, classified once in small frames, and a copy of both to start again from."""
+def restored(tmp_path_factory: pytest.TempPathFactory, server: Server, model: Path) -> Callable[[], Infer]:
+    """Return what brings back a tidy archive of 40 sounds, already classified in small frames."""
     place = tmp_path_factory.mktemp("tidy") / "place"
     archive = place / "archive"
     write_archive(archive, 40, seed=4, tiny=True, broken_fraction=0, duplicate_fraction=0, odd_fraction=0)
     infer = Infer(server, archive, place / "runs", model)
     infer.counts(frame_lines=16)
-    return infer, copy(place, place.with_name("saved"))
+    return saved(infer)
+
+
+def saved(infer: Infer) -> Callable[[], Infer]:
+    """Save an archive and what is beside it, and return what brings all of it back, at the same place."""
+    place = infer.archive.parent
+    aside = copy(place, place.with_name(f"{place.name} saved"))
+
+    def restore() -> Infer:
+        shutil.rmtree(place)
+        copy(aside, place)
+        return replace(infer)
+
+    return restore
 
 
 @pytest.fixture
-def tidy(_tidy: tuple[Infer, Path]) -> Infer:
+def tidy(restored: Callable[[], Infer]) -> Infer:
     """A tidy archive of 40 sounds, already classified in small frames."""
-    infer, saved = _tidy
-    shutil.rmtree(infer.archive.parent)
-    copy(saved, infer.archive.parent)
-    return replace(infer)
+    return restored()
 
 
 @pytest.fixture
 def sounds(tidy: Infer) -> list[Path]:
     """The files of the tidy archive."""
-    return [tidy.archive / os.fsdecode(path) for path in audio_files(tidy.archive)]
+    return sounds_of(tidy)
+
+
+def sounds_of(infer: Infer) -> list[Path]:
+    """Return the absolute paths of an archive's sounds."""
+    return [infer.archive / os.fsdecode(path) for path in audio_files(infer.archive)]
+
+
+@pytest.fixture
+def calm(server: Server, pristine: Path, tmp_path: Path, model: Path) -> Infer:
+    """The messy archive, unclassified; it is only read."""
+    return Infer(server, pristine, tmp_path / "runs", model)

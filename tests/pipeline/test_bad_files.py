@@ -134,22 +134,24 @@ def test_a_huge_sparse_file_is_read_in_pieces(bad: Infer) -> None:
     assert record["hash"]
 
 
-@pytest.mark.parametrize("nanoseconds", [0, 1, 10**18 + 1, 7 * 10**18])
-def test_any_time_of_change_is_kept_exactly(bad: Infer, nanoseconds: int) -> None:
-    add(bad, "strange time.wav")
-    os.utime(bad.archive / "strange time.wav", ns=(0, nanoseconds))
-    found = (bad.archive / "strange time.wav").stat().st_mtime_ns
+def test_any_time_of_change_is_kept_exactly(bad: Infer) -> None:
+    found = {}
+    for nanoseconds in (0, 1, 10**18 + 1, 7 * 10**18, -1_500_000_000 * 10**9):
+        add(bad, f"{nanoseconds}.wav")
+        path = bad.archive / f"{nanoseconds}.wav"
+        os.utime(path, ns=(0, nanoseconds))
+        found[os.fsencode(path.name)] = path.stat().st_mtime_ns
     bad.counts()
-    assert bad.records()[b"strange time.wav"]["mtime_ns"] == found
-    assert bad.counts(no_workers=True)["carried_over"] == 41
+    records = bad.records()
+    assert {name: records[name]["mtime_ns"] for name in found} == found
+    assert bad.counts(no_workers=True)["carried_over"] == 45
 
 
-@pytest.mark.parametrize("seconds", [-1_500_000_000, 12_000_000_000])
-def test_times_that_no_clock_shows_cost_no_record(bad: Infer, seconds: int) -> None:
-    """A disk may hold years from 1901 to 2446: the latter are more nanoseconds than 63 bits hold."""
-    add(bad, "old or new.wav")
+def test_times_that_no_clock_shows_cost_no_record(bad: Infer) -> None:
+    """A disk may hold years up to 2446: they are more nanoseconds than 63 bits hold."""
+    add(bad, "far.wav")
     try:
-        os.utime(bad.archive / "old or new.wav", ns=(0, seconds * 10**9))
+        os.utime(bad.archive / "far.wav", ns=(0, 12 * 10**18))
     except OSError:
         pytest.skip("not on this file system")
     assert bad.counts()["classified"] == 41

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -73,24 +72,8 @@ ways = st.lists(st.tuples(st.sampled_from(EDITS), st.integers(0, 99)), min_size=
 rounds = st.lists(st.tuples(ways, st.sampled_from(["finish", "kill", "lose cache"])), min_size=1, max_size=3)
 
 
-@pytest.fixture
-def restored(_tidy: tuple[Infer, Path], request: pytest.FixtureRequest) -> Callable[[], Infer]:
-    from dataclasses import replace
-
-    from tests.pipeline.support import copy as copy_tree
-
-    infer, saved = _tidy
-
-    def restore() -> Infer:
-        shutil.rmtree(infer.archive.parent)
-        copy_tree(saved, infer.archive.parent)
-        return replace(infer)
-
-    return restore
-
-
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     database=None,

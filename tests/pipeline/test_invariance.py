@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +23,13 @@ def shipped() -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_by_one(_tidy: tuple[Infer, Path], shipped: Path) -> Records:
-    infer = replace(_tidy[0], model=shipped).elsewhere("one-by-one")
+def one_by_one(restored: Callable[[], Infer], shipped: Path) -> Records:
+    infer = replace(restored(), model=shipped).elsewhere("one-by-one")
     infer.counts("--batch-size", "1", workers=1)
     return infer.records()
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("batch_size", "workers"), [(7, 1), (64, 1), (1, 3), (7, 3), (64, 3)])
 def test_batches_and_workers_change_no_label(
     tidy: Infer, shipped: Path, one_by_one: Records, batch_size: int, workers: int
 ) -> None:

@@ -10,18 +10,20 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from tests.pipeline.conftest import Infer
+from tests.pipeline.conftest import Infer, saved, sounds_of
 from tests.pipeline.support import (
     Records,
     Running,
     Server,
     assert_equal,
     audio_files,
+    copy,
     eventually,
     runs_of,
     tree,
@@ -31,12 +33,6 @@ SMALL_STEPS = {"frame_lines": 8, "flush": 0.02}
 """Many small frames, so that there is much to interrupt."""
 
 KILLS = 5
-
-
-@pytest.fixture
-def calm(server: Server, pristine: Path, tmp_path: Path, model: Path) -> Infer:
-    """The messy archive, which is only read here."""
-    return Infer(server, pristine, tmp_path / "runs", model)
 
 
 def disturb(infer: Infer, undisturbed: Records, disturbance: Callable[[Running], None]) -> None:
@@ -211,20 +207,32 @@ CARRYING = [
 ]
 
 
-@pytest.mark.parametrize("moment", CARRYING)
-def test_a_kill_while_records_are_carried_over(tidy: Infer, sounds: list[Path], moment: str) -> None:
-    old = tree(tidy.run)
+@pytest.fixture(scope="module")
+def edited(restored: Callable[[], Infer]) -> tuple[Callable[[], Infer], Records]:
+    """A classified archive that was edited since, and what a fresh run makes of it."""
+    tidy = restored()
+    sounds = sounds_of(tidy)
     shutil.rmtree(sounds[0].parent)
     left = [sound for sound in sounds if sound.exists()]
     left[0].unlink()
     left[1].write_bytes(left[2].read_bytes() + b"\0\0")
     left[3].rename(tidy.archive / f"moved{left[3].suffix}")
-    died = tidy.run
-    assert tidy(die=moment, **SMALL_STEPS).code in (-signal.SIGKILL, 10)
-    tidy.counts(**SMALL_STEPS)
-    assert sorted(tidy.records()) == audio_files(tidy.archive)
-    assert_equal(tidy.records(), tidy.fresh_records())
-    assert tree(died) == old
+    expected = replace(tidy).fresh_records()
+    return saved(tidy), expected
+
+
+@pytest.mark.parametrize("moment", CARRYING)
+def test_a_kill_while_records_are_carried_over(
+    edited: tuple[Callable[[], Infer], Records], moment: str
+) -> None:
+    restore, expected = edited
+    infer = restore()
+    earlier = infer.run
+    old = tree(earlier)
+    assert infer(die=moment, **SMALL_STEPS).code in (-signal.SIGKILL, 10)
+    infer.counts(**SMALL_STEPS)
+    assert_equal(infer.records(), expected)
+    assert tree(earlier) == old
 
 
 def interrupted(infer: Infer, *options: str) -> list[Path]:
@@ -273,6 +281,26 @@ def test_a_file_that_changes_at_every_interruption_has_one_record(infer: Infer) 
     assert_equal(infer.records(), infer.fresh_records())
 
 
+@pytest.fixture(scope="module", params=["zstd", "none"])
+def superseded(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    server: Server,
+    pristine: Path,
+    model: Path,
+) -> tuple[Callable[[], Infer], Records, tuple[str, ...]]:
+    """An interrupted run whose files changed since, and what a fresh run makes of them."""
+    options = ("--compress-index", request.param)
+    place = tmp_path_factory.mktemp("superseded") / "place"
+    place.mkdir()
+    infer = Infer(server, copy(pristine, place / "archive"), place / "runs", model)
+    done = interrupted(infer, *options)
+    done[0].write_bytes(done[1].read_bytes() + b"edited")
+    done[2].unlink()
+    expected = replace(infer).fresh_records(*options)
+    return saved(infer), expected, options
+
+
 @pytest.mark.parametrize(
     "moment",
     [
@@ -281,22 +309,18 @@ def test_a_file_that_changes_at_every_interruption_has_one_record(infer: Infer) 
         "after drumline.pipeline.finish:_rewrite 1",
         "before os:replace",
         "after os:replace",
-        "after drumline.pipeline.finish:sync_directory",
         "after drumline.pipeline.finish:_drop_superseded",
     ],
 )
-@pytest.mark.parametrize("compression", ["zstd", "none"])
-def test_a_kill_while_superseded_records_are_dropped(infer: Infer, moment: str, compression: str) -> None:
-    if compression == "none" and "os:replace" not in moment:
-        pytest.skip("told by the other compression")
-    options = ("--compress-index", compression)
-    done = interrupted(infer, *options)
-    done[0].write_bytes(done[1].read_bytes() + b"edited")
-    done[2].unlink()
+def test_a_kill_while_superseded_records_are_dropped(
+    superseded: tuple[Callable[[], Infer], Records, tuple[str, ...]], moment: str
+) -> None:
+    restore, expected, options = superseded
+    infer = restore()
     assert infer(*options, die=moment, **SMALL_STEPS).code == -signal.SIGKILL
     infer.counts(*options)
-    assert_equal(infer.records(), infer.fresh_records(*options))
-    assert len(runs_of(infer.runs_root)) == 1
+    assert_equal(infer.records(), expected)
+    assert runs_of(infer.runs_root) == [infer.run]
     assert not list(infer.run.glob(".*"))
 
 

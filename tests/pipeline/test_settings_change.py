@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import Infer
-from tests.pipeline.support import assert_equal, last_run, records_of, runs_of, tree
+from tests.pipeline.support import Records, assert_equal, records_of, runs_of, tree
 
 
 @pytest.mark.parametrize(
@@ -26,15 +26,21 @@ from tests.pipeline.support import assert_equal, last_run, records_of, runs_of, 
     ids=" ".join,
 )
 def test_other_decisions_read_no_file_and_give_what_a_fresh_run_gives(
-    infer: Infer, options: tuple[str, ...]
+    tidy: Infer, options: tuple[str, ...]
 ) -> None:
-    first = infer.counts(frame_lines=16)
-    before = tree(last_run(infer.runs_root))
-    counts = infer.counts(*options, no_workers=True, frame_lines=16)
-    assert counts["carried_over"] == first["classified"]
-    assert (counts["classified"], counts["failed"]) == (0, first["failed"])
-    assert tree(runs_of(infer.runs_root)[0]) == before
-    assert_equal(infer.records(), infer.fresh_records(*options))
+    before = tree(tidy.run)
+    counts = tidy.counts(*options, no_workers=True, frame_lines=16)
+    assert (counts["carried_over"], counts["classified"]) == (40, 0)
+    assert tree(runs_of(tidy.runs_root)[0]) == before
+    assert_equal(tidy.records(), tidy.fresh_records(*options))
+
+
+def test_other_decisions_keep_failures(calm: Infer, undisturbed: Records) -> None:
+    first = calm.counts(frame_lines=16)
+    counts = calm.counts("--threshold", "0.9", no_workers=True, frame_lines=16)
+    assert (counts["carried_over"], counts["failed"]) == (first["classified"], first["failed"])
+    for path, record in calm.records().items():
+        assert record["errors"] == undisturbed[path]["errors"]
 
 
 def test_a_canonical_map_of_ones_own_reads_no_file(tidy: Infer, tmp_path: Path) -> None:

@@ -11,16 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import Infer
-from tests.pipeline.support import Records, Result, Running, Server, assert_equal, prompt, runs_of
+from tests.pipeline.support import Records, Result, Running, assert_equal, prompt, runs_of
 
 SLOW = {"slow": 0.015, "frame_lines": 8}
 WAY_OUT = "  Nothing is lost: give the same command again to go on."
-
-
-@pytest.fixture
-def calm(server: Server, pristine: Path, tmp_path: Path, model: Path) -> Infer:
-    """The messy archive, which is only read here."""
-    return Infer(server, pristine, tmp_path / "runs", model)
 
 
 def half_way(infer: Infer) -> Running:

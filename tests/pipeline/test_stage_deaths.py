@@ -10,15 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import Infer
-from tests.pipeline.support import Records, Server, assert_equal, prompt
+from tests.pipeline.support import Records, assert_equal, prompt
 
 SLOW = {"slow": 0.02, "frame_lines": 8}
-
-
-@pytest.fixture
-def calm(server: Server, pristine: Path, tmp_path: Path, model: Path) -> Infer:
-    """The messy archive, which is only read here."""
-    return Infer(server, pristine, tmp_path / "runs", model)
 
 
 @pytest.mark.parametrize("stage", ["write", "predict"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drumline.cli.rebuild import _BarMeter, _PlainMeter
+from drumline.cli.meter import _BarMeter, _PlainMeter
 from drumline.rebuild import Progress, RebuildSummary, execute
 from tests.making import CommandLine
 from tests.rebuild.archives import Archive, snapshot
