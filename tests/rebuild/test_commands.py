@@ -149,7 +149,7 @@ def test_progress_is_plain_where_there_is_no_terminal(
     meter = _PlainMeter()
     meter(Progress("placing", 1, 9))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("drumline.cli.rebuild._PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("drumline.cli.meter._PLAIN_SECONDS", 0.0)
     meter(Progress("placing", 2_000, 9_000))
     meter(Progress("reading", 5, None))
     assert capsys.readouterr().err == "drumline: placing: 2,000 of 9,000 files\ndrumline: reading: 5 files\n"
