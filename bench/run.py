@@ -321,6 +321,7 @@ def main(
     quick: bool, names: tuple[str, ...], options: tuple[str, ...], work: str | None, out: Path, **sizes: Any
 ) -> None:
     """Measure, report, and end with 1 when a bar is missed."""
+    out.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python -m bench.run", *(["--quick"] if quick else []), *options])
     with tempfile.TemporaryDirectory(prefix="drumline-bench-", dir=work) as root:
         workshop = Workshop(Path(root), _sizes(QUICK if quick else Sizes(), **sizes), options)

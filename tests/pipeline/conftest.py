@@ -142,7 +142,7 @@ def restored(tmp_path_factory: pytest.TempPathFactory, server: Server, model: Pa
 def saved(infer: Infer) -> Callable[[], Infer]:
     """Save an archive and what is beside it, and return what brings all of it back, at the same place."""
     place = infer.archive.parent
-    aside = copy(place, place.with_name(f"{place.name} saved"))
+    aside = copy(place, place.with_name(f"{place.name}-{os.urandom(4).hex()}"))
 
     def restore() -> Infer:
         shutil.rmtree(place)
