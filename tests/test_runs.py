@@ -93,10 +93,10 @@ def test_a_damaged_run_json_is_an_error_that_names_it(tmp_path: Path, content: b
         open_run(run.directory)
 
 
-def test_a_run_without_an_index_says_that_it_is_unfinished(tmp_path: Path) -> None:
+def test_a_run_without_an_index_says_that_it_was_removed(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.index_path.unlink()
-    with pytest.raises(IndexFormatError, match="no index yet"):
+    with pytest.raises(IndexFormatError, match="it was removed"):
         open_run(run.directory)
 
 

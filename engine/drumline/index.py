@@ -275,7 +275,10 @@ def parse_record(line: bytes, path: Path) -> Record:
         record = orjson.loads(line)
         version = record["schema_version"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise IndexFormatError(f"{str(path)!r} holds a line that is no record: {line[:80]!r}") from error
+        raise IndexFormatError(
+            f"{str(path)!r} holds a line that is no record: {line[:80]!r}",
+            "It was changed after drumline wrote it: 'drumline repair' keeps the sound records.",
+        ) from error
     if version != SCHEMA_VERSION:
         raise IndexFormatError(
             f"{str(path)!r} has records of version {version}; this drumline reads version {SCHEMA_VERSION}",

@@ -82,6 +82,22 @@ class Run:
             target_labels=None if targets is None else frozenset(targets),
         )
 
+    def check_count(self, records: int) -> None:
+        """See that a complete run's index held as many records as its summary says.
+
+        Raises
+        ------
+        IndexFormatError
+            When it did not: an index that was cut off reads like a shorter one.
+        """
+        counts = self.summary().get("counts", {}) if self.complete else {}
+        indexed = counts.get("indexed", records)
+        if records != indexed:
+            raise IndexFormatError(
+                f"the index of {self.name} holds {records:,} records, its summary {indexed:,}",
+                "It was cut or changed: 'drumline verify' tells more, 'drumline repair' mends.",
+            )
+
     def misc_label(self) -> str:
         """Return the run's label for what is no kit drum."""
         return str(self.info["settings"]["misc"]["label"]) if self.info else MISC
@@ -124,7 +140,8 @@ def open_run(path: Path) -> Run:
     index_path = directory / str(info.get("index", _INDEX_NAMES[0]))
     if not index_path.is_file():
         raise IndexFormatError(
-            f"run {directory.name} has no index yet", "Let 'drumline infer' finish it first."
+            f"run {directory.name} has no {index_path.name}: it was removed",
+            "'drumline infer' of the archive makes a new run.",
         )
     return Run(directory, index_path, info)
 

@@ -74,12 +74,14 @@ class Running:
         return Result(code, self.out.read_text(), self.err.read_text(), seconds)
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command alone."""
-        os.kill(self.pid, number)
+        """Send a signal to the command alone, if it has not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
-        """Send a signal to all of the command's processes, as a terminal does."""
-        os.killpg(self.pid, number)
+        """Send a signal to all of the command's processes, as a terminal does, if any is left."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
 
     def members(self) -> dict[int, str]:
         """Return the processes of the group: pid → state, as in /proc."""

@@ -232,3 +232,20 @@ def test_files_and_directories_that_cannot_be_read(
     sounds[0].chmod(0o644)
     counts = tidy.counts()
     assert (counts["discovered"], counts["failed"], counts["carried_over"]) == (40, 0, 39 - inside)
+
+
+def test_what_lies_in_a_directory_that_cannot_be_read_for_a_while_is_not_forgotten(
+    tidy: Infer, sounds: list[Path], as_anybody: Callable[..., Result]
+) -> None:
+    before = tidy.records()
+    hidden = sounds[-1].parent
+    inside = sum(sound.parent == hidden for sound in sounds)
+    hidden.chmod(0o000)
+    result = as_anybody()
+    hidden.chmod(0o755)
+    assert result.code == 0, result.err
+    counts = result.counts
+    assert (counts["discovered"], counts["gone"], counts["unreadable_directories"]) == (40 - inside, 0, 1)
+    counts = tidy.counts(no_workers=True)
+    assert (counts["discovered"], counts["carried_over"]) == (40, 40)
+    assert_equal(tidy.records(), before)

@@ -164,6 +164,35 @@ def test_an_index_that_is_damaged_in_the_middle_costs_what_follows(tidy: Infer) 
     assert_equal(tidy.records(), before)
 
 
+def test_damage_in_an_index_never_spreads_into_another_run(tidy: Infer) -> None:
+    """The run ends and names it; the same command again reads anew what stood there."""
+    before = tidy.records()
+    index = tidy.run / "index.jsonl.zst"
+    frame = list(read_frames(index))[1]
+    data = bytearray(index.read_bytes())
+    data[frame.offset + frame.length // 2] ^= 0xFF
+    index.write_bytes(data)
+    result = tidy(no_workers=True)
+    assert (result.code, result.out) == (7, "")
+    assert str(index) in result.err
+    assert "the same command again" in result.err
+    counts = tidy.counts()
+    assert counts["classified"] == frame.data.count(b"\n")
+    assert counts["carried_over"] == 40 - counts["classified"]
+    assert_equal(tidy.records(), before)
+    assert index.read_bytes() == data
+
+
+def test_a_twin_whose_record_is_damaged_is_no_twin(tidy: Infer, sounds: list[Path]) -> None:
+    index = tidy.run / "index.jsonl.zst"
+    index.write_bytes(bytes(index.stat().st_size))
+    other = Infer(tidy.server, tidy.archive.with_name("other"), tidy.runs_root, tidy.model)
+    other.archive.mkdir()
+    shutil.copy(sounds[0], other.archive)
+    counts = other.counts()
+    assert (counts["known_content"], counts["classified"]) == (0, 1)
+
+
 def test_all_that_was_deleted_is_done_again(tidy: Infer) -> None:
     before = tidy.records()
     shutil.rmtree(tidy.runs_root)

@@ -39,6 +39,18 @@ def _frames(run: Path) -> list[bytes]:
     return [frame.data for frame in read_frames(run / "index.jsonl.zst")]
 
 
+def test_small_frames_are_written_anew_together_and_large_ones_copied(infer: Infer) -> None:
+    infer.counts(frame_lines=8)
+    before = infer.records()
+    assert len(_frames(last_run(infer.runs_root))) >= 15
+    infer.counts(no_workers=True, frame_lines=64)
+    assert [data.count(b"\n") for data in _frames(infer.run)] == [64, 56]
+    assert_equal(infer.records(), before)
+    old = _frames(infer.run)
+    infer.counts(no_workers=True, frame_lines=64)
+    assert sorted(_frames(infer.run)) == sorted(old)
+
+
 def test_rescans_add_up_over_many_runs(infer: Infer) -> None:
     first = infer.counts(frame_lines=16)
     expected = infer.records()
@@ -204,6 +216,27 @@ def test_an_archive_that_is_mounted_elsewhere_is_not_decoded_again(tidy: Infer, 
     assert counts["known_content"] == len(sounds)
     assert_equal(tidy.records(), before, "abs_path")
     assert {path_of(record) for record in tidy.records().values()} == set(before)
+
+
+def test_an_interrupted_fresh_run_goes_on_with_the_same_command(tidy: Infer) -> None:
+    """And ignores what earlier runs knew."""
+    halfway = "after drumline.pipeline.write:_Writer._commit 3"
+    assert tidy("--fresh", die=halfway, slow=0.002, frame_lines=4, flush=0.0).code == 10
+    begun = last_run(tidy.runs_root)
+    counts = tidy.counts("--fresh")
+    assert tidy.run == begun
+    assert (counts["carried_over"], counts["classified"]) == (0, 40)
+    assert len(runs_of(tidy.runs_root)) == 2
+
+
+def test_a_run_goes_on_only_where_it_is_fresh_if_that_is_asked(tidy: Infer, sounds: list[Path]) -> None:
+    for sound in sounds[:20]:
+        sound.write_bytes(sound.read_bytes() + b"\0")
+    halfway = "after drumline.pipeline.write:_Writer._commit 3"
+    assert tidy(die=halfway, slow=0.002, frame_lines=4, flush=0.0).code == 10
+    begun = last_run(tidy.runs_root)
+    assert tidy.counts("--fresh")["classified"] == 40
+    assert tidy.run != begun
 
 
 def test_fresh_ignores_what_is_known_and_leaves_earlier_runs_alone(tidy: Infer, sounds: list[Path]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from drumline.errors import DrumlineError, Interrupted
+from drumline.errors import DrumlineError, Interrupted, OutputError
 
 __all__ = ["COMMANDS", "TRAINING_COMMANDS", "main"]
 
@@ -80,7 +80,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that `drumline.errors` gives."""
     # One-shots are small: more BLAS threads than the pool has workers only get in one another's way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _open_closed_streams()
     sys.exit(_run(arguments))
+
+
+def _open_closed_streams() -> None:
+    # Started with a closed stdout or stderr, Python has None there, and files opened later get its number.
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115  (for the whole process)
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -99,7 +108,19 @@ def _run(arguments: list[str] | None) -> int:
         # The reader of our output has gone (… | head): not an error, but nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        _report(_cause(error))
+        return OutputError.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _cause(error: OSError) -> str:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the current directory is no longer there: change to another one"
+    what = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "
+    return f"{what}{error.strerror or error}"
 
 
 def _report(what: str, way_out: str = "") -> None:

@@ -54,10 +54,20 @@ def json_option(function: F) -> F:
     )(function)
 
 
+class _Path(click.Path):
+    """A path; an empty one, from a shell variable that is not set, would be the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty path."""
+        if value in ("", b""):
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def path_type(**kwargs: Any) -> Any:
     """Return a click type that gives `Path` and keeps bytes that are no UTF-8."""
     # Whether it can be read is said by whoever reads it, with the way out.
-    return click.Path(path_type=Path, **{"readable": False, **kwargs})
+    return _Path(path_type=Path, **{"readable": False, **kwargs})
 
 
 def comma_separated(

@@ -251,7 +251,10 @@ def _show_counts(console: Console, counts: Any) -> None:
 def _show_outcome(plan: Plan, summary: RebuildSummary, quiet: bool) -> None:
     counts = summary.counts
     if summary.not_placed or counts["kept"] or counts["reports_left"]:
-        click.echo(f"drumline: warning: {summary.not_placed:,} files could not be placed:", err=True)
+        placed = (
+            f"{summary.not_placed:,} files could not be placed" if summary.not_placed else "some files stay"
+        )
+        click.echo(f"drumline: warning: {placed}:", err=True)
         for kind, path, message in islice(plan.problems(), _PROBLEMS_SHOWN):
             click.echo(f"  {kind}: {safe_text(path)}: {safe_text(message)}", err=True)
     if quiet:

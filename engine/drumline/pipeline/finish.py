@@ -9,15 +9,18 @@ from typing import Any
 
 from drumline.cache import Cache, FileRow, FrameRow
 from drumline.durable import output_errors, sync_directory, write_json
-from drumline.errors import DrumlineError
+from drumline.errors import ArchiveError, DrumlineError
 from drumline.index import IndexAppender, parse_record, read_frame, split_lines
 from drumline.pipeline.job import Job, model_facts
+from drumline.pipeline.prepare import identity_of
 from drumline.pipeline.slots import DEVICES
 from drumline.pipeline.supervisor import Outcome
 from drumline.records import SCHEMA_VERSION, display_path, path_fields
 from drumline.tally import Tally
 
 __all__ = ["discard_if_empty", "finish"]
+
+_VANISHED_NOTICED = 20
 
 
 def finish(job: Job, cache: Cache, outcome: Outcome) -> dict[str, Any]:
@@ -26,9 +29,11 @@ def finish(job: Job, cache: Cache, outcome: Outcome) -> dict[str, Any]:
     Raises
     ------
     DrumlineError
-        When the index does not hold exactly one record for each file that was found.
+        When the archive went away meanwhile, or the index does not hold exactly one record for each file
+        that was found.
     """
     tally, carried = cache.tally(job.run_id)
+    _refuse_an_archive_that_went_away(job, tally)
     if tally.records != cache.count_run_files(job.run_id):
         _drop_superseded(job, cache)
         tally, carried = cache.tally(job.run_id)
@@ -38,6 +43,18 @@ def finish(job: Job, cache: Cache, outcome: Outcome) -> dict[str, Any]:
     with cache.transaction():
         cache.drop_unused(job.scope, job.run_id)
     return summary
+
+
+def _refuse_an_archive_that_went_away(job: Job, tally: Tally) -> None:
+    """Leave the run unfinished when the archive was unmounted or moved while it was read."""
+    vanished = tally.errors["vanished"]
+    away = identity_of(job.archive) != job.archive_identity
+    mostly = vanished >= _VANISHED_NOTICED and vanished > tally.records / 2
+    if away or (mostly and not job.settings.accept_missing):
+        raise ArchiveError(
+            f"the archive {display_path(job.archive)!r} went away while it was read ({vanished:,} files)",
+            "Mount it again and give the same command: it goes on where it stopped.",
+        )
 
 
 def discard_if_empty(job: Job) -> None:

@@ -61,8 +61,8 @@ class Request:
         What was asked for; `runs_root` is absolute.
     bundle, decisions
         The model, and how its probabilities become labels.
-    archive
-        Absolute path of the archive.
+    archive, archive_identity
+        Absolute path of the archive, and device and inode of its root.
     inference_key, decision_key
         Digests of what changes probabilities, and of what else changes records.
     """
@@ -71,6 +71,7 @@ class Request:
     bundle: Bundle
     decisions: DecisionSettings
     archive: bytes
+    archive_identity: tuple[int, int]
     inference_key: str
     decision_key: str
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
+import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,7 @@ from drumline.records import display_path
 from drumline.runs import Run, create_run, open_run
 from drumline.settings import InferSettings
 
-__all__ = ["check_request", "make_job", "make_runs_root"]
+__all__ = ["check_request", "identity_of", "make_job", "make_runs_root"]
 
 
 def check_request(settings: InferSettings) -> Request:
@@ -42,9 +42,19 @@ def check_request(settings: InferSettings) -> Request:
         bundle=bundle,
         decisions=decisions,
         archive=archive,
+        archive_identity=identity_of(archive),
         inference_key=inference_key(settings, bundle),
         decision_key=decision_key(settings, decisions),
     )
+
+
+def identity_of(archive: bytes) -> tuple[int, int]:
+    """Return device and inode of the archive's root; (0, 0) when it is not there."""
+    try:
+        found = os.stat(archive)
+    except OSError:
+        return (0, 0)
+    return (found.st_dev, found.st_ino)
 
 
 def _archive(settings: InferSettings) -> bytes:
@@ -69,8 +79,8 @@ def make_runs_root(settings: InferSettings) -> None:
     """Make the directory for runs, and see that it can be written."""
     with output_errors(settings.runs_root):
         settings.runs_root.mkdir(parents=True, exist_ok=True)
-        if not os.access(settings.runs_root, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with tempfile.TemporaryFile(dir=settings.runs_root):
+            pass  # permissions, a read-only file system and a full one are told apart only by trying
 
 
 def make_job(request: Request, cache: Cache) -> Job:

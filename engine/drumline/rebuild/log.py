@@ -35,6 +35,7 @@ from drumline.rebuild.names import MAX_TARGET, is_safe
 from drumline.rebuild.store import Store
 from drumline.rebuild.tree import Tree, not_a_tree, write_all
 from drumline.records import path_fields
+from drumline.walk import mtime_of
 
 __all__ = [
     "MAPPING",
@@ -91,7 +92,7 @@ def standing(tree: Tree, made: Made) -> Standing:
         return "ours" if link else "changed"
     if not stat.S_ISREG(status.st_mode) or status.st_size != made.size:
         return "changed"
-    if not same_time(status.st_mtime_ns, made.mtime_ns):
+    if not same_time(mtime_of(status), made.mtime_ns):
         return "changed"
     return "last_copy" if made.mode == "hardlink" and status.st_nlink == 1 else "ours"
 

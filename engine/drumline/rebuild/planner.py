@@ -64,6 +64,8 @@ def plan_rebuild(settings: RebuildSettings, progress: Callable[[Progress], None]
         on_error.callback(plan.close)
         _open_places(plan)
         collect(plan, labeller, report_to(progress))
+        if settings.source.is_dir():
+            run.check_count(plan.tally.records)
         Surveyor(plan, report_to(progress)).survey()
         to_make = plan.store.row(f"SELECT COUNT(*), TOTAL(size) FROM plan WHERE state IN {TO_DO}")
         guard.check_room(settings.out, settings.copy_mode, to_make[0], int(to_make[1]))

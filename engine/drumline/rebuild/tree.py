@@ -18,6 +18,7 @@ from pathlib import Path
 from drumline.durable import output_errors
 from drumline.errors import BusyError, OutputError
 from drumline.rebuild.actions import Action, Refused
+from drumline.walk import mtime_of
 
 __all__ = ["Directories", "Sources", "Tree", "write_all"]
 
@@ -133,7 +134,7 @@ def check_unchanged(status: os.stat_result, action: Action) -> None:
         raise Refused("changed", "no regular file any more")
     if status.st_size != action.size:
         raise Refused("changed", f"{status.st_size} bytes now, {action.size} when it was indexed")
-    if status.st_mtime_ns != action.mtime_ns:
+    if mtime_of(status) != action.mtime_ns:
         raise Refused("changed", "modified since it was indexed")
 
 
