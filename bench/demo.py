@@ -46,17 +46,17 @@ class Picture:
     ----------
     infer
         Summary that ``drumline infer --json`` printed.
-    out
-        The demo's directory, with ``organised`` and ``runs`` in it.
-    archive
-        What was classified.
+    organised
+        The rebuilt tree.
+    run
+        The run's directory.
     command
         How a person starts drumline here.
     """
 
     infer: dict[str, Any]
-    out: Path
-    archive: Path
+    organised: Path
+    run: Path
     command: str
 
     def __rich__(self) -> RenderableType:
@@ -70,7 +70,7 @@ class Picture:
     def _speed(self) -> Text:
         counts, seconds = self.infer["counts"], self.infer["elapsed_sec"]
         done, carried = counts["discovered"], counts["carried_over"]
-        if done and carried == done:
+        if done and not counts["classified"] and carried:
             text = Text.assemble((f"Rescan: {done:,} files, none changed", "bold"), f", in {seconds:.2f} s.")
             return text.append(" Nothing was decoded or inferred again.", "dim")
         text = Text.assemble((f"{done:,} files classified in {seconds:.1f} s", "bold"))
@@ -92,7 +92,7 @@ class Picture:
         return table
 
     def _tree(self) -> Tree:
-        organised = self.out / "organised"
+        organised = self.organised
         tree = Tree(Text(f"{organised.name}/", "bold"), guide_style="dim")
         expanded = False
         for label in _folders(organised):
@@ -111,10 +111,11 @@ class Picture:
         return text.append(" They cost a record each, not the run.", "dim")
 
     def _next_steps(self) -> Padding:
-        runs, kicks = (shlex.quote(os.fspath(self.out / name)) for name in ("runs", "kicks"))
+        paths = (os.path.relpath(self.run), os.path.relpath(self.organised.with_name("kicks")))
+        run, kicks = map(shlex.quote, paths)
         steps = {
-            "How sure, how long, what failed": f"{self.command} stats {runs}",
-            "Only the kicks that are beyond doubt": f"{self.command} rebuild {runs} --out {kicks} "
+            "How sure, how long, what failed": f"{self.command} stats {run}",
+            "Only the kicks that are beyond doubt": f"{self.command} rebuild {run} --out {kicks} "
             "--labels Kick --threshold 0.9",
             "Your own samples, which are only read": "make demo ARCHIVE=~/Samples",
         }
@@ -169,18 +170,20 @@ def run_demo(out: Path, archive: Path | None = None, engine: tuple[str, ...] = E
     if archive is None:
         archive = out / "archive"
         make_archive(archive, out / "truth.jsonl")
-    summary = call("infer", archive, "--runs-root", out / "runs", engine=engine)
+    own = archive == out / "archive"
+    runs = out / ("runs" if own else "your-runs")
+    summary = call("infer", archive.expanduser(), "--runs-root", runs, engine=engine)
     # Links cost no space; symbolic ones leave somebody's own files as they are and cross file systems.
-    mode = "hardlink" if archive == out / "archive" else "symlink"
-    call("rebuild", summary["run_directory"], "--out", out / "organised", "--copy-mode", mode, engine=engine)
-    return Picture(summary, out, archive, shown_command())
+    mode, organised = ("hardlink", out / "organised") if own else ("symlink", out / "your-organised")
+    call("rebuild", summary["run_directory"], "--out", organised, "--copy-mode", mode, engine=engine)
+    return Picture(summary, organised, Path(summary["run_directory"]), shown_command())
 
 
 @click.command(help="Synthesise, classify and rebuild an archive in OUT, and show what came of it.")
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--archive",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Classify this directory; nothing in it is changed.",
 )
 @click.option("--svg", type=click.Path(path_type=Path), help="Write the picture to this file as well.")

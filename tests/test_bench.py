@@ -33,7 +33,8 @@ if command == "infer":
     (out / "run_1").mkdir(parents=True, exist_ok=True)
     print(json.dumps({
         "run_directory": str(out / "run_1"),
-        "counts": {"discovered": len(names), "carried_over": len(names) if again else 0},
+        "counts": {"discovered": len(names), "carried_over": len(names) if again else 0,
+                   "classified": 0 if again else len(names)},
         "labels": {"Kick": len(names) - 3, "misc": 2},
         "errors": {"decode_error": 1},
         "elapsed_sec": 0.5, "files_per_sec": 2.0 * len(names), "size_bytes": 1_000_000,

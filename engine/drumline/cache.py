@@ -34,8 +34,8 @@ __all__ = ["Cache", "Failure", "FileRow", "FrameRow", "KnownFile", "cache_errors
 CACHE_VERSION: Final = 1
 
 # Small, so that memory does not grow with the cache: the system's page cache serves as well.
-_READER_CACHE_KB: Final = 1000
-_WRITER_CACHE_KB: Final = 4000
+_READER_CACHE_KB: Final = 500
+_WRITER_CACHE_KB: Final = 2000
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS scope (

@@ -44,7 +44,12 @@ def _meaning(kind: type) -> str:
 
 def _helps(command: click.Command, parent: click.Context | None, name: str) -> Iterator[tuple[str, str]]:
     context = click.Context(
-        command, parent=parent, info_name=name, terminal_width=_WIDTH, max_content_width=_WIDTH
+        command,
+        parent=parent,
+        info_name=name,
+        terminal_width=_WIDTH,
+        max_content_width=_WIDTH,
+        help_option_names=["-h", "--help"],
     )
     yield f"## {context.command_path}", command.get_help(context).rstrip()
     if isinstance(command, click.Group):

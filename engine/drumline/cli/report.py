@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from drumline.cli.common import safe_text, stdout_console
@@ -27,7 +28,7 @@ def show_summary(summary: dict[str, Any]) -> None:
     for what, count in problems.items():
         console.print(Text(f"  {count:,} {what}", "red"))
     console.print(Text(f"\nIndex: {safe_text(summary['index'])}"), soft_wrap=True)
-    run = safe_text(summary["run_directory"])
+    run = safe_text(shlex.quote(summary["run_directory"]))
     console.print(Text(f"Next:  drumline rebuild {run} --out organised"), soft_wrap=True)
 
 

@@ -39,7 +39,7 @@ from drumline.walk import mtime_of
 __all__ = ["extract"]
 
 _PIECE_BYTES = 1 << 20
-_CACHED_FRAMES = 8
+_CACHED_FRAMES = 2  # about 1 MB each; copies of a folder lie in the same frames
 
 
 class ChangedError(Exception):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drumline.inference import Session, open_session
 from drumline.machine import usable_cpus
@@ -32,10 +33,12 @@ _CPUS_PER_THREAD = 4
 def predict(job: Job, table: SlotTable, queues: Queues) -> None:
     """Predict until there are no more features."""
     session: Session | None = None
+    # One input for all batches: new ones of ever other sizes would fragment the heap.
+    rows = np.empty((job.settings.batch_size, *job.bundle.front_end.shape), np.float32)
     while (slots := _next_batch(queues, job.settings.batch_size)) is not None:
         if slots := table.take(slots, State.READY, State.PREDICTING):
             session = session or _open(job, table)
-            _predict(session, table, slots)
+            _predict(session, table, slots, rows[: len(slots)])
             queues.done.put(slots)
 
 
@@ -57,8 +60,9 @@ def _next_batch(queues: Queues, largest: int) -> list[int] | None:
     return slots
 
 
-def _predict(session: Session, table: SlotTable, slots: list[int]) -> None:
-    probabilities = session.probabilities(table.view("features")[slots])
+def _predict(session: Session, table: SlotTable, slots: list[int], rows: NDArray[np.float32]) -> None:
+    np.take(table.view("features"), slots, axis=0, out=rows, mode="clip")
+    probabilities = session.probabilities(rows)
     finite = np.isfinite(probabilities.sum(axis=1))
     table.view("probs")[slots] = probabilities
     for place in np.flatnonzero(~finite):
