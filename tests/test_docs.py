@@ -14,7 +14,6 @@ from click import Context, Group
 
 from bench.synth import write_archive
 from drumline.cli import COMMANDS, cli
-from drumline.cli.reference import reference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -32,7 +31,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_line_reference_is_what_the_commands_say() -> None:
-    assert (ROOT / "docs" / "cli.md").read_text() == reference(), "run 'make docs'"
+    # In a process of its own: commands that other tests have called remember the options of those calls.
+    made = subprocess.run(
+        [sys.executable, "-m", "drumline.cli.reference"], capture_output=True, text=True, check=True
+    )
+    assert (ROOT / "docs" / "cli.md").read_text() == made.stdout.removesuffix("\n"), "run 'make docs'"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
