@@ -170,14 +170,15 @@ def test_memory_stays_the_same_from_file_to_file() -> None:
     extractor, out, samples = FeatureExtractor(FrontEnd()), np.empty((40, 98), np.float32), mono(20_000)
     tracemalloc.start()
     try:
-        for _ in range(200):  # free lists and caches of the libraries fill within the first files
+        for _ in range(50):
             extractor.extract(samples, out)
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
-        for _ in range(200):
+        for _ in range(1000):
             extractor.extract(samples, out)
-        gc.collect()  # other tests' garbage is not what is measured
-        assert tracemalloc.get_traced_memory()[0] - before < 10_000
+        gc.collect()
+        # NumPy keeps some small blocks for later; whoever kept as much as one array's header a file fails.
+        assert tracemalloc.get_traced_memory()[0] - before < 50 * 1000
     finally:
         tracemalloc.stop()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.broken import BROKEN
 from tests.pipeline.conftest import Infer
 from tests.pipeline.support import assert_equal, audio_files
 
@@ -35,7 +36,7 @@ def edit(archive: Path, choose: random.Random, number: int) -> None:
 
 
 def ruin(archive: Path, choose: random.Random, number: int) -> None:
-    _some(archive, choose).write_bytes(b"" if number % 2 else b"RIFF\x24\x10\0\0WAVEfmt ")
+    _some(archive, choose).write_bytes(BROKEN["empty" if number % 2 else "claims-gigabytes"](choose))
 
 
 def delete(archive: Path, choose: random.Random, number: int) -> None:
