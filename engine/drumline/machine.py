@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import resource
@@ -14,7 +13,6 @@ __all__ = [
     "cpu_flags",
     "cpu_name",
     "free_space",
-    "give_large_blocks_back",
     "open_files_limit",
     "usable_cpus",
 ]
@@ -25,21 +23,6 @@ _MEMORY = (
     (_CGROUP / "memory.max", _CGROUP / "memory.current"),
     (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
 )
-
-
-_M_MMAP_THRESHOLD = -3
-_LARGE_BLOCK_BYTES = 1 << 20
-
-
-def give_large_blocks_back() -> None:
-    """Have the allocator return large blocks to the system as soon as they are free.
-
-    glibc keeps them otherwise, and blocks of ever other sizes then fragment its heap. Where there is another
-    allocator, nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def usable_cpus() -> int:

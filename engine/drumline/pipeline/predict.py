@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.inference import Session, open_session
-from drumline.machine import give_large_blocks_back, usable_cpus
+from drumline.machine import usable_cpus
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import DEVICES, Gauge, SlotTable, State
@@ -32,7 +32,6 @@ _CPUS_PER_THREAD = 4
 
 def predict(job: Job, table: SlotTable, queues: Queues) -> None:
     """Predict until there are no more features."""
-    give_large_blocks_back()
     session: Session | None = None
     # One input for all batches: new ones of ever other sizes would fragment the heap.
     rows = np.empty((job.settings.batch_size, *job.bundle.front_end.shape), np.float32)
