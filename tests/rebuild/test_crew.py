@@ -109,7 +109,7 @@ def test_helpers_go_when_the_main_process_is_killed_and_nothing_is_lost(many: Ar
         "from drumline.rebuild import execution, place, crew, RebuildSettings, plan_rebuild, execute\n"
         "copy = place.copy_bytes\n"
         "def slow(*what):\n"
-        "    time.sleep(0.05); print(os.getpid(), flush=True); return copy(*what)\n"
+        "    time.sleep(0.05); os.write(1, b'%d\\n' % os.getpid()); return copy(*what)\n"
         "place.copy_bytes = slow\n"
         "place.Copies.batch_files = 3\n"
         "execution.crew_for = lambda work, _: crew.Helpers(work, 2)\n"
@@ -122,13 +122,13 @@ def test_helpers_go_when_the_main_process_is_killed_and_nothing_is_lost(many: Ar
         env={**os.environ, "PYTHONPATH": str(CHECKOUT / "engine")},
     )
     assert process.stdout is not None
-    helper = int(process.stdout.readline())
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 3
-    while _alive(helper) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.stdout.close()
+    with process.stdout:
+        helper = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 3
+        while _alive(helper) and time.monotonic() < deadline:
+            time.sleep(0.01)
     assert not _alive(helper)
     summary = many.rebuild(run)
     assert len(many.tree()) == 40
