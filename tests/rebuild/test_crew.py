@@ -123,13 +123,15 @@ def test_helpers_go_when_the_main_process_is_killed_and_nothing_is_lost(many: Ar
     )
     assert process.stdout is not None
     with process.stdout:
-        helper = int(process.stdout.readline())
+        helpers: set[int] = set()
+        while len(helpers) < 2:
+            helpers.add(int(process.stdout.readline()))
         process.kill()
         process.wait()
         deadline = time.monotonic() + 3
-        while _alive(helper) and time.monotonic() < deadline:
+        while any(map(_alive, helpers)) and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert not _alive(helper)
+    assert not any(map(_alive, helpers))
     summary = many.rebuild(run)
     assert len(many.tree()) == 40
     assert summary.counts["occupied"] == 0
@@ -140,9 +142,9 @@ def test_helpers_go_when_the_main_process_is_killed_and_nothing_is_lost(many: Ar
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+        return not os.path.isdir("/proc/1") or Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z" if os.path.isdir("/proc/1") else True
 
 
 def test_little_work_and_few_processors_need_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
