@@ -14,7 +14,15 @@ import orjson
 
 from drumline.errors import BundleError
 
-__all__ = ["CANONICAL_LABELS", "MISC", "Taxonomy", "label_checksum", "read_canonical_map", "read_labels"]
+__all__ = [
+    "CANONICAL_LABELS",
+    "MISC",
+    "Taxonomy",
+    "is_label",
+    "label_checksum",
+    "read_canonical_map",
+    "read_labels",
+]
 
 CANONICAL_LABELS = ("Crash", "Hihat", "Kick", "Ride", "Snare", "Tom")
 MISC = "misc"
@@ -76,7 +84,8 @@ def _read_object(path: Path, what: str) -> Any:
         raise BundleError(f"the {what} {str(path)!r} is no JSON: {error}") from error
 
 
-def _is_label(value: object) -> bool:
+def is_label(value: object) -> bool:
+    """Return whether `value` can be a label: printable text without ``/`` that does not begin with a dot."""
     # A label becomes a directory name: neither "a/b" nor ".." may leave the output directory.
     if not isinstance(value, str) or not value.strip():
         return False
@@ -98,7 +107,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
             )
     if isinstance(value, dict):
         value = _in_order(value, path)
-    if not isinstance(value, list) or not value or not all(map(_is_label, value)):
+    if not isinstance(value, list) or not value or not all(map(is_label, value)):
         raise BundleError(
             f"the label file {str(path)!r} is no list of labels",
             "Labels are printable strings without '/', in the order of the model's outputs.",
@@ -124,7 +133,7 @@ def read_canonical_map(path: Path) -> tuple[dict[str, str], str]:
     misc = MISC
     if isinstance(value, dict) and isinstance(value.get("map"), dict):
         misc, value = value.get("misc", MISC), value["map"]
-    if not isinstance(value, dict) or not all(_is_label(label) for label in (*value.values(), misc)):
+    if not isinstance(value, dict) or not all(is_label(label) for label in (*value.values(), misc)):
         raise BundleError(
             f"the canonical mapping {str(path)!r} is no object of fine label: canonical label",
             "Canonical labels are printable strings without '/'.",
