@@ -61,9 +61,12 @@ def features(samples: NDArray[np.float32], front_end: FrontEnd) -> NDArray[np.fl
         warnings.simplefilter("ignore")
         mel = librosa.feature.melspectrogram(y=padded, n_mels=front_end.n_mels, **stft)
         mel_db = librosa.power_to_db(mel, top_db=front_end.top_db)
-        return (
+        plain = (
             mel_db if front_end.kind == "log-mel" else librosa.feature.mfcc(S=mel_db, n_mfcc=front_end.n_mfcc)
         )
+        orders = range(1, 1 + front_end.deltas)
+        deltas = [librosa.feature.delta(plain, width=front_end.delta_width, order=order) for order in orders]
+        return np.concatenate([plain, *deltas])
 
 
 def analysis(samples: NDArray[np.float32], front_end: FrontEnd) -> Analysis:

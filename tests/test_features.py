@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from drumline.audio import read_waveform
+from drumline.errors import BundleError
 from drumline.features import Analysis, FeatureExtractor, hann_window, mel_filterbank
 from drumline.frontend import FrontEnd
 from tests import librosa_reference as reference
@@ -29,6 +31,10 @@ SETTINGS = (
     FrontEnd(n_fft=1000, hop_length=1500, samples=12_345, n_mels=32, n_mfcc=32),
     FrontEnd(n_fft=4096, hop_length=1024, top_db=60.0),
     FrontEnd(normalise="none"),
+    FrontEnd(deltas=1),
+    FrontEnd(deltas=2, delta_width=5, n_mfcc=20),
+    FrontEnd(kind="log-mel", deltas=2, n_mels=64, samples=65_024),
+    FrontEnd(deltas=1, delta_width=9, samples=4096),  # one window is all there is
 )
 
 
@@ -52,11 +58,55 @@ def test_features_and_statistics_equal_librosa_at_every_length(length: int, fron
     assert_equals_librosa(mono(length), front_end)
 
 
-@pytest.mark.parametrize("kind", ["mfcc", "log-mel"])
-def test_features_and_statistics_equal_librosa_on_recordings(kind: str) -> None:
-    for path in reference.recordings(every=40):
+@pytest.mark.parametrize(
+    "front_end",
+    [
+        FrontEnd(),
+        FrontEnd(kind="log-mel"),
+        FrontEnd(deltas=2),
+        FrontEnd(kind="log-mel", n_mels=64, n_fft=1024, hop_length=441, samples=30_000),
+        FrontEnd(kind="log-mel", samples=65_024, deltas=1),
+    ],
+    ids=str,
+)
+def test_features_and_statistics_equal_librosa_on_recordings(front_end: FrontEnd) -> None:
+    for path in reference.recordings(every=60):
         samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
-        assert_equals_librosa(librosa.to_mono(samples.T), FrontEnd(kind=kind))  # type: ignore[arg-type]
+        assert_equals_librosa(librosa.to_mono(samples.T), front_end)
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050, 48_000])
+def test_recordings_resampled_to_any_rate_equal_librosa(rate: int) -> None:
+    front_end = FrontEnd(kind="log-mel", sample_rate=rate, samples=rate, n_mels=80, deltas=1)
+    for path in reference.recordings(every=400):
+        samples = read_waveform(path, front_end).samples
+        expected = reference.load(path.read_bytes(), front_end)
+        np.testing.assert_allclose(samples, expected, atol=1e-5, rtol=0)
+        assert_equals_librosa(samples, front_end)
+
+
+def test_deltas_stand_below_the_coefficients_and_change_nothing_of_them() -> None:
+    samples = mono(20_000)
+    plain, both = (FeatureExtractor(FrontEnd(deltas=deltas)).features(samples) for deltas in (0, 2))
+    assert both.shape == (120, 98)
+    np.testing.assert_array_equal(both[:40], plain)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"deltas": 3}, {"deltas": True}, {"delta_width": 4}, {"delta_width": 1}, {"deltas": 1, "samples": 2048}],
+    ids=str,
+)
+def test_deltas_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(BundleError, match="front end"):
+        FrontEnd(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_front_end_without_deltas_reads_as_it_did_before_there_were_any() -> None:
+    old = {"kind", "sample_rate", "samples", "n_fft", "hop_length", "n_mels", "n_mfcc", "top_db", "normalise"}
+    assert set(FrontEnd().to_json()) == old  # what fingerprints of bundles and feature stores are made of
+    for front_end in (FrontEnd(), FrontEnd(deltas=2, delta_width=5)):
+        assert FrontEnd.from_json(front_end.to_json()) == front_end
 
 
 @pytest.mark.parametrize("kind", ["mfcc", "log-mel"])

@@ -1,4 +1,4 @@
-"""Waveform → feature tensor (MFCC or log-mel) and spectral statistics, equal to librosa's.
+"""Waveform → feature tensor (MFCC or log-mel, with or without deltas) and spectral statistics, as librosa's.
 
 One pass serves everything: the magnitude spectrogram gives the mel bands, the centroid and the
 rolloff. Only the frames that the sample reaches are computed; the zero padding behind it is one constant
@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 
 from drumline.frontend import FrontEnd
 
-__all__ = ["Analysis", "FeatureExtractor", "hann_window", "mel_filterbank"]
+__all__ = ["Analysis", "FeatureExtractor", "delta_matrix", "hann_window", "mel_filterbank"]
 
 _AMIN, _AMIN_DB = np.float32(1e-10), -100.0
 _TINY = np.finfo(np.float32).tiny
@@ -74,6 +74,10 @@ class FeatureExtractor:
         mel = mel_filterbank(sample_rate, n_fft, front_end.n_mels)
         self._mel = csr_array(mel)
         self._noise_db = _white_noise_db(mel) - np.float32(_FLOAT32_RANGE_DB[front_end.kind])
+        self._deltas = [
+            csr_array(delta_matrix(front_end.frames, front_end.delta_width, order))
+            for order in range(1, 1 + front_end.deltas)
+        ]
         self._average = np.full(1 + n_fft // 2, 1.0 / (1 + n_fft // 2), np.float32)
         self._statistics = _SpectralStatistics(1 + n_fft // 2, sample_rate / n_fft)
 
@@ -95,7 +99,10 @@ class FeatureExtractor:
         peak = float(max(samples.max(), -samples.min())) if len(samples) else 0.0
         scale = peak if self.front_end.normalise == "peak" and peak > 0.0 else 1.0
         magnitude = self._spectrogram(samples, scale)
-        self._write(*self._mel_spectrogram(magnitude), out)
+        coefficients = out[: self.front_end.coefficients]
+        self._write(*self._mel_spectrogram(magnitude), coefficients)
+        for order, matrix in enumerate(self._deltas, start=1):
+            out[order * len(coefficients) : (order + 1) * len(coefficients)] = coefficients @ matrix
         rms_db = self._rms_db(len(samples), scale)
         if not audio_stats or peak == 0.0:
             return Analysis(rms_db, 0.0, 0.0)
@@ -226,6 +233,24 @@ class _SpectralStatistics:
         rolloff: Frames = first + (missing < 0.0).sum(axis=0)
         close = np.abs(missing).min(axis=0) <= _ROLLOFF_NOISE * running[-1]
         return rolloff, np.flatnonzero(close & (running[-1] > 0.0))
+
+
+def delta_matrix(frames: int, width: int, order: int) -> NDArray[np.float32]:
+    """Return the matrix that turns rows of coefficients into their derivative, shape (frames, frames).
+
+    The derivative of that order (1 or 2) of the polynomial of that degree that fits `width` frames best:
+    A. Savitzky, M. Golay, *Smoothing and Differentiation of Data*, 1964; as in ``librosa.feature.delta``.
+    It is one constant over all the frames that the polynomial is fitted to, so the first and the last frames
+    have that of the first and the last whole window.
+    """
+    place = np.arange(width) - width // 2
+    shape = place if order == 1 else np.square(place) - np.square(place).mean()
+    first = np.clip(np.arange(frames) - width // 2, 0, frames - width)
+    matrix = np.zeros((frames, frames), np.float32)
+    matrix[first + np.arange(width)[:, np.newaxis], np.arange(frames)] = (
+        order * shape / np.square(shape).sum()
+    )[:, np.newaxis]
+    return matrix
 
 
 def hann_window(n_fft: int) -> NDArray[np.float64]:

@@ -39,6 +39,10 @@ class FrontEnd:
         Dynamic range below the loudest mel bin, in dB.
     normalise
         ``"peak"`` scales the analysed samples to a largest magnitude of 1; ``"none"`` leaves them.
+    deltas
+        How many derivatives over time (0, 1 or 2) stand below the coefficients, as rows of the same tensor.
+    delta_width
+        Frames that a derivative is estimated from: an odd number, at least 3.
     """
 
     kind: Literal["mfcc", "log-mel"] = "mfcc"
@@ -50,6 +54,8 @@ class FrontEnd:
     n_mfcc: int = 40
     top_db: float = 80.0
     normalise: Literal["peak", "none"] = "peak"
+    deltas: int = 0
+    delta_width: int = 9
 
     def __post_init__(self) -> None:
         if self.kind not in ("mfcc", "log-mel"):
@@ -62,6 +68,19 @@ class FrontEnd:
                 raise BundleError(f"front end {name} must be a positive whole number, not {value!r}")
         if self.kind == "mfcc" and self.n_mfcc > self.n_mels:
             raise BundleError(f"front end has n_mfcc {self.n_mfcc} > n_mels {self.n_mels}")
+        self._check_deltas()
+
+    def _check_deltas(self) -> None:
+        if self.deltas not in (0, 1, 2) or isinstance(self.deltas, bool):
+            raise BundleError(f"front end deltas must be 0, 1 or 2, not {self.deltas!r}")
+        width = self.delta_width
+        if not isinstance(width, int) or isinstance(width, bool) or width < 3 or width % 2 == 0:
+            raise BundleError(f"front end delta_width must be an odd number from 3 on, not {width!r}")
+        if self.deltas and width > self.frames:
+            raise BundleError(
+                f"front end has {self.frames} frames, and its deltas need {width}",
+                "Use a smaller delta_width or hop_length, or more samples.",
+            )
 
     @property
     def frames(self) -> int:
@@ -69,13 +88,29 @@ class FrontEnd:
         return 1 + self.samples // self.hop_length
 
     @property
+    def coefficients(self) -> int:
+        """Cepstral coefficients or mel bands of one frame, without their deltas."""
+        return self.n_mfcc if self.kind == "mfcc" else self.n_mels
+
+    @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the feature tensor: (coefficients or mel bands, frames)."""
-        return (self.n_mfcc if self.kind == "mfcc" else self.n_mels, self.frames)
+        """Shape of the feature tensor: (coefficients and their deltas, frames)."""
+        return (self.coefficients * (1 + self.deltas), self.frames)
+
+    @property
+    def name(self) -> str:
+        """What people call it: ``"mfcc"``, ``"log-mel + deltas"`` …."""
+        return self.kind + ("", " + deltas", " + deltas + double deltas")[self.deltas]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain values."""
-        return asdict(self)
+        """Return the settings as plain values; those of deltas only where there are any.
+
+        So front ends without them keep the fingerprint that they had before there were deltas.
+        """
+        values = asdict(self)
+        if not self.deltas:
+            del values["deltas"], values["delta_width"]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FrontEnd:
