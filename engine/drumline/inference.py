@@ -34,6 +34,9 @@ _INSTALL = 'Install one: pip install "drumline[cpu]", or "drumline[gpu]" on a ma
 # Whatever it would log as an error comes as an exception, too.
 _FATAL = 4
 _SMALLEST = np.float32(1e-30)
+_CPU_FILES = 16
+"""Files of one call on the CPU: what a model keeps of more leaves the caches (12 % slower at 64), and its memory
+would follow the size of every batch."""
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
@@ -166,7 +169,8 @@ def _open_cpu(runtime: ModuleType, bundle: Bundle, threads: int) -> Session:
     output = graph.output_of(bundle)
 
     def run(features: Floats) -> Floats:
-        return graph.session.run([output], {bundle.input_name: features})[0]  # type: ignore[no-any-return]
+        parts = (features[start : start + _CPU_FILES] for start in range(0, len(features), _CPU_FILES))
+        return np.concatenate([graph.session.run([output], {bundle.input_name: part})[0] for part in parts])
 
     return _checked(bundle, "cpu", graph, run)
 
