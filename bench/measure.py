@@ -114,6 +114,21 @@ def tree_pss(pid: int) -> int:
 
 def _pss(process: psutil.Process) -> int:
     try:
+        return _rolled_up(process.pid)
+    except (OSError, ValueError):
+        return _summed_up(process)
+
+
+def _rolled_up(pid: int) -> int:
+    """Let Linux add up the mappings, ten times faster than reading them all."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError("no Pss")
+
+
+def _summed_up(process: psutil.Process) -> int:
+    try:
         memory = process.memory_full_info()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return 0

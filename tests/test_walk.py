@@ -35,6 +35,16 @@ def put(root: Path, *files: str) -> None:
         path.write_bytes(name.encode())
 
 
+def test_counting_ahead_finds_as_many_files_as_the_walk(tmp_path: Path) -> None:
+    for number in range(7):
+        (tmp_path / f"{number % 3}" / "deeper").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{number % 3}" / "deeper" / f"{number}.WAV").touch()
+        (tmp_path / f"{number}.txt").touch()
+    walk = Walk(os.fsencode(tmp_path), frozenset({b"wav"}))
+    assert list(walk.counts()) == [len(directory.files) for directory in walk]
+    assert sum(walk.counts()) == 7
+
+
 def test_directories_come_depth_first_and_all_is_sorted_by_name(tmp_path: Path) -> None:
     put(tmp_path, "b/2.wav", "b/10.wav", "a/z/1.wav", "a/1.wav", "0.wav", "c.wav", "B/1.wav")
     assert names(tmp_path) == [

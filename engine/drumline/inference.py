@@ -35,8 +35,8 @@ _INSTALL = 'Install one: pip install "drumline[cpu]", or "drumline[gpu]" on a ma
 _FATAL = 4
 _SMALLEST = np.float32(1e-30)
 _CPU_FILES = 16
-"""Files of one call on the CPU: what a model keeps of more leaves the caches (12 % slower at 64), and its memory
-would follow the size of every batch."""
+"""Files of one call on the CPU: with more, layers leave the caches (12 % slower at 64), and memory
+would follow the size of each batch."""
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:

@@ -56,6 +56,15 @@ class Walk:
     unreadable: list[tuple[bytes, str]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Directory]:
+        for path, entries in self._listings():
+            yield Directory(path, [self._look(entry) for entry in entries if self._is_audio(entry)])
+
+    def counts(self) -> Iterator[int]:
+        """Count the files of each directory by their names alone, which is several times faster."""
+        for _, entries in self._listings():
+            yield sum(self.is_wanted(entry.name) for entry in entries)
+
+    def _listings(self) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
         pending = [b""]
         while pending:
             path = pending.pop()
@@ -64,7 +73,7 @@ class Walk:
                 continue
             below = [os.path.join(path, entry.name) for entry in entries if self._is_directory(entry)]
             pending.extend(reversed(below))
-            yield Directory(path, [self._look(entry) for entry in entries if self._is_audio(entry)])
+            yield path, entries
 
     def _entries(self, path: bytes) -> list[os.DirEntry[bytes]] | None:
         try:

@@ -11,7 +11,9 @@ import jsonschema
 import pytest
 
 from bench.synth import Entry, write_archive
-from drumline import __version__
+from drumline import InferSettings, __version__
+from drumline.pipeline.infer import infer
+from drumline.progress import Progress, Rates, Snapshot
 from drumline.records import json_schema
 from tests.pipeline.conftest import Infer
 from tests.pipeline.support import Records, assert_equal, audio_files, last_run, read_lines, records_of, tree
@@ -45,6 +47,30 @@ def test_broken_files_and_no_others_are_typed_failures(infer: Infer, tmp_path: P
     assert len(types) == 6
     assert types["empty"] == types["claims-gigabytes"] == "empty_audio"
     assert set(types.values()) <= {"empty_audio", "unsupported_format", "decode_error", "needs_ffmpeg"}
+
+
+def test_the_total_is_known_while_most_files_are_still_to_be_read(tmp_path: Path, model: Path) -> None:
+    write_archive(tmp_path / "archive", 900, seed=3, tiny=True, broken_fraction=0)
+    files = len(audio_files(tmp_path / "archive"))
+    watched = _Watched()
+    settings = InferSettings(
+        archive=tmp_path / "archive", runs_root=tmp_path / "runs", model_path=model, workers=1
+    )
+    infer(settings, watched)
+    foreseen = [snapshot for snapshot in watched.snapshots if snapshot.found_all]
+    assert {snapshot.found for snapshot in foreseen} == {files}
+    assert foreseen[0].done < files / 2
+
+
+class _Watched(Progress):
+    interval_sec = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.snapshots: list[Snapshot] = []
+
+    def _show(self, snapshot: Snapshot, _: Rates) -> None:
+        self.snapshots.append(snapshot)
 
 
 def test_the_archive_is_only_read(infer: Infer) -> None:

@@ -9,7 +9,8 @@ too, last, when all others have been read: a file that was moved takes over the 
 is gone.
 
 When the slots run out, `free` is empty and this stage waits: that is the only back-pressure there is, and
-it bounds the memory of the whole pipeline.
+it bounds the memory of the whole pipeline. While it waits, it counts the files still to come by their names,
+so that there is a total, and a time left, long before the walk ends.
 """
 
 from __future__ import annotations
@@ -171,9 +172,12 @@ class Survey:
 
 def make_survey(request: Request, cache: Cache | None, scope: int, run_id: int) -> Survey:
     """Make the survey of an archive; `cache` None: nothing is known."""
+    return Survey(_make_walk(request), cache, scope, run_id, request.settings.retry_failed)
+
+
+def _make_walk(request: Request) -> Walk:
     formats = frozenset(name.encode() for name in request.settings.supported_formats)
-    walk = Walk(request.archive, formats, _identity(request.settings.runs_root))
-    return Survey(walk, cache, scope, run_id, request.settings.retry_failed)
+    return Walk(request.archive, formats, _identity(request.settings.runs_root))
 
 
 def _identity(directory: Path) -> frozenset[tuple[int, int]]:
@@ -191,8 +195,9 @@ def _is_below(path: bytes, root: bytes) -> bool:
 class _Dispatcher:
     """Fills slots with findings and hands their numbers on."""
 
-    def __init__(self, archive: bytes, table: SlotTable, queues: Queues) -> None:
+    def __init__(self, archive: bytes, table: SlotTable, queues: Queues, outlook: Iterator[int]) -> None:
         self._archive, self._table, self._queues = archive, table, queues
+        self._outlook = outlook
         self._free = list(range(len(table.slots)))
         self._todo: list[int] = []
         self._done: list[int] = []
@@ -240,8 +245,21 @@ class _Dispatcher:
     def _free_slot(self) -> int:
         if not self._free:
             self.hand_on()
-            self._free = self._queues.free.get(_CHUNK) or []
+            self._free = self._look_ahead() or self._queues.free.get(_CHUNK) or []
         return self._free.pop()
+
+    def _look_ahead(self) -> list[int] | None:
+        """Count files to come until slots come back; where nothing has to be read, none are waited for."""
+        counters = self._table.counters
+        if not counters[Gauge.QUEUED]:
+            return None
+        while not (free := self._queues.free.get(_CHUNK, timeout=0)):
+            count = next(self._outlook, None)
+            if count is None:
+                counters[Gauge.FORESEEN_ALL] = 1
+                return None
+            counters[Gauge.FORESEEN] += count
+        return free
 
     def wait_for_readers(self) -> None:
         """Wait until all files that were queued have been read."""
@@ -262,7 +280,7 @@ def discover(job: Job, table: SlotTable, queues: Queues) -> None:
     cache = Cache(job.cache_path, read_only=True)
     survey = make_survey(job, cache, job.scope, job.run_id)
     known = cache.count_files(job.scope)
-    dispatcher = _Dispatcher(job.archive, table, queues)
+    dispatcher = _Dispatcher(job.archive, table, queues, _make_walk(job).counts())
     for finding in survey.present():
         dispatcher.dispatch(finding)
         _count(table, survey)

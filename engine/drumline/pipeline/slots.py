@@ -130,6 +130,9 @@ class Gauge(IntEnum):
     WRITTEN_BYTES = 13
     DEVICE = 14
     """1 + place in `DEVICES`; 0 while no model is open."""
+    FORESEEN = 15
+    """Files counted by name, ahead of the walk."""
+    FORESEEN_ALL = 16
 
 
 def _slot_dtype(feature_shape: tuple[int, ...], classes: int) -> np.dtype[Any]:

@@ -290,12 +290,16 @@ class _Supervisor:
             worker.wait()
 
     def _interrupted(self) -> Interrupted:
-        found = int(self._table.counters[Gauge.DISCOVERED])
-        done = self._done()
+        found, done = self._found(), self._done()
         return Interrupted(
             f"stopped: {done:,} of {found:,} files found so far are done",
             "Nothing is lost: give the same command again to go on.",
         )
+
+    def _found(self) -> int:
+        counters = self._table.counters
+        foreseen = 0 if counters[Gauge.DISCOVERY_DONE] else int(counters[Gauge.FORESEEN])
+        return max(int(counters[Gauge.DISCOVERED]), foreseen)
 
     def _done(self) -> int:
         counters = self._table.counters
@@ -308,8 +312,8 @@ class _Supervisor:
     def _snapshot(self) -> Snapshot:
         counters, states = self._table.counters, self._table.view("state")
         return Snapshot(
-            found=int(counters[Gauge.DISCOVERED]),
-            found_all=bool(counters[Gauge.DISCOVERY_DONE]),
+            found=self._found(),
+            found_all=bool(counters[Gauge.DISCOVERY_DONE] or counters[Gauge.FORESEEN_ALL]),
             done=self._done(),
             carried=int(counters[Gauge.CARRIED] + counters[Gauge.RESUMED]),
             failed=int(counters[Gauge.FAILED]),
