@@ -61,9 +61,7 @@ def analyse(path: Path, bundle: Bundle) -> tuple[dict[str, Any], NDArray[np.floa
 
 def decide(logits: NDArray[np.float32], bundle: Bundle) -> tuple[str, float]:
     """Return the assigned label and its probability from one file's logits."""
-    scaled = logits / bundle.temperature
-    probabilities = np.exp(scaled - np.max(scaled))
-    probabilities /= np.sum(probabilities)
+    probabilities = bundle.calibrator(logits[np.newaxis])[0]
     summed: dict[str, float] = {}
     for label, probability in zip(bundle.labels, probabilities, strict=True):
         canonical = bundle.taxonomy.canonical_of[label]

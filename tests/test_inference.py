@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from drumline import inference
 from drumline.bundle import Bundle, load_bundle
+from drumline.calibration import softmax
 from drumline.errors import BundleError, RuntimeMissingError
-from drumline.inference import import_runtime, open_graph, open_session, softmax
+from drumline.inference import import_runtime, open_graph, open_session
 from drumline.onnxfile import encode_model, encode_node
 from tests.making import linear_model, make_bundle
 

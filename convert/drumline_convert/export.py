@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drumline.calibration import softmax
 from drumline.durable import write_bytes
 from drumline.errors import BundleError
 from drumline.frontend import FrontEnd
-from drumline.inference import open_graph, softmax
+from drumline.inference import open_graph
 
 __all__ = ["OPSET", "check_parity", "export_onnx", "onnx_outputs"]
 

@@ -11,9 +11,11 @@ from typing import Any
 import orjson
 import xxhash
 
+from drumline.calibration import Calibrator, TemperatureScaling, read_calibrator
 from drumline.errors import BundleError
 from drumline.frontend import FrontEnd
 from drumline.labels import Taxonomy, read_canonical_map, read_labels
+from drumline.thresholds import OperatingPoints, read_operating_points
 
 __all__ = ["DEFAULT_BUNDLE", "Bundle", "bundle_roots", "find_bundle", "load_bundle", "shipped_bundles"]
 
@@ -35,14 +37,16 @@ class Bundle:
         Waveform → feature tensor.
     taxonomy
         Fine labels in output order and the canonical label of each.
-    temperature
-        The logits are divided by it before the softmax (> 0).
+    calibrator
+        Turns logits into probabilities.
     calibration
-        What ``calibration.json`` says about how the temperature was fitted.
+        What ``calibration.json`` says about how that was fitted.
+    operating_points
+        Names of operating points and their thresholds; none where another mapping replaces the bundle's own.
     model_path
         The ONNX file.
     fingerprint
-        Hexadecimal digest over model, front end, labels and temperature: what changes probabilities.
+        Hexadecimal digest over model, front end, labels and calibration: what changes probabilities.
     """
 
     path: Path
@@ -50,7 +54,7 @@ class Bundle:
     version: str
     front_end: FrontEnd
     taxonomy: Taxonomy
-    temperature: float
+    calibrator: Calibrator
     model_path: Path
     fingerprint: str
     input_name: str = "features"
@@ -58,11 +62,17 @@ class Bundle:
     probabilities_name: str = "probabilities"
     description: str = ""
     calibration: dict[str, Any] = field(default_factory=dict, compare=False)
+    operating_points: OperatingPoints = field(default_factory=dict, compare=False)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Fine labels in output order."""
         return self.taxonomy.fine
+
+    @property
+    def temperature(self) -> float | None:
+        """What the logits are divided by; None where another method calibrates."""
+        return self.calibrator.temperature if isinstance(self.calibrator, TemperatureScaling) else None
 
     @property
     def calibration_version(self) -> Any:
@@ -134,30 +144,49 @@ def load_bundle(
     path = find_bundle(name)
     manifest = _read_manifest(path)
     model_path = _member(path, manifest, "model", "model.onnx")
-    labels = read_labels(label_map or _member(path, manifest, "labels", "label_mapping.json"))
-    canonical, misc = read_canonical_map(
-        canonical_map or _member(path, manifest, "canonical", "canonical_mapping.json")
-    )
+    taxonomy = _taxonomy(path, manifest, label_map, canonical_map)
     calibration = _read_calibration(path, manifest)
     front_end = FrontEnd.from_json(manifest["front_end"])
-    temperature = float(calibration.get("temperature", 1.0))
-    if not temperature > 0.0:
-        raise BundleError(f"the temperature in {path.name}/calibration.json is {temperature}, not positive")
+    calibrator = read_calibrator(calibration, len(taxonomy.fine))
     return Bundle(
         path=path,
         name=str(manifest["name"]),
         version=str(manifest["version"]),
         front_end=front_end,
-        taxonomy=Taxonomy(labels, canonical, misc),
-        temperature=temperature,
+        taxonomy=taxonomy,
+        calibrator=calibrator,
         model_path=model_path,
-        fingerprint=_fingerprint(model_path, front_end, labels, temperature),
+        fingerprint=_fingerprint(model_path, front_end, taxonomy.fine, calibrator),
         input_name=str(manifest.get("input", {}).get("name", "features")),
         logits_name=str(manifest.get("outputs", {}).get("logits", "logits")),
         probabilities_name=str(manifest.get("outputs", {}).get("probabilities", "probabilities")),
         description=str(manifest.get("description", "")),
         calibration=calibration,
+        operating_points=_operating_points(path, manifest, taxonomy, calibration),
     )
+
+
+def _taxonomy(
+    path: Path, manifest: dict[str, Any], label_map: Path | None = None, canonical_map: Path | None = None
+) -> Taxonomy:
+    labels = read_labels(label_map or _member(path, manifest, "labels", "label_mapping.json"))
+    canonical, misc = read_canonical_map(
+        canonical_map or _member(path, manifest, "canonical", "canonical_mapping.json")
+    )
+    return Taxonomy(labels, canonical, misc)
+
+
+def _operating_points(
+    path: Path, manifest: dict[str, Any], taxonomy: Taxonomy, calibration: dict[str, Any]
+) -> OperatingPoints:
+    own = _taxonomy(path, manifest)
+    points = read_operating_points(calibration, frozenset(own.canonical) - {own.misc})
+    # Thresholds were measured for sums of certain outputs; with other sums they mean nothing.
+    return points if _sums(taxonomy) == _sums(own) else {}
+
+
+def _sums(taxonomy: Taxonomy) -> list[str]:
+    return [taxonomy.canonical_of[label] for label in taxonomy.fine]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -203,7 +232,12 @@ def _read_calibration(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return _read_json(_member(path, manifest, "calibration", "calibration.json"))
 
 
-def _fingerprint(model_path: Path, front_end: FrontEnd, labels: tuple[str, ...], temperature: float) -> str:
+def _fingerprint(
+    model_path: Path, front_end: FrontEnd, labels: tuple[str, ...], calibrator: Calibrator
+) -> str:
+    parameters: Any = calibrator.parameters()
+    if isinstance(calibrator, TemperatureScaling):
+        parameters = calibrator.temperature
     digest = xxhash.xxh3_128(model_path.read_bytes())
-    digest.update(orjson.dumps([front_end.to_json(), labels, temperature], option=orjson.OPT_SORT_KEYS))
+    digest.update(orjson.dumps([front_end.to_json(), labels, parameters], option=orjson.OPT_SORT_KEYS))
     return digest.hexdigest()

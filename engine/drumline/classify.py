@@ -20,6 +20,7 @@ from drumline.features import FeatureExtractor
 from drumline.inference import open_session
 from drumline.records import FileError, sparse_probs
 from drumline.settings import Device
+from drumline.thresholds import Threshold, resolve_threshold
 
 __all__ = ["Classifier", "Prediction", "Sound"]
 
@@ -66,7 +67,7 @@ class Classifier:
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     threshold
-        Below this probability a sound is misc.
+        Below this probability a sound is misc; or the name of one of the bundle's operating points.
     target_labels
         Canonical labels that are wanted; None for all.
     batch_size
@@ -84,14 +85,16 @@ class Classifier:
         bundle: Bundle | None = None,
         *,
         device: Device = "auto",
-        threshold: float = 0.5,
+        threshold: Threshold = 0.5,
         target_labels: Iterable[str] | None = None,
         batch_size: int = 64,
     ) -> None:
         self.bundle = bundle or load_bundle()
         taxonomy = self.bundle.taxonomy
         targets = None if target_labels is None else frozenset(target_labels)
-        self.decisions = DecisionSettings(taxonomy.canonical_of, threshold, taxonomy.misc, targets)
+        points, whose = self.bundle.operating_points, f"bundle {self.bundle.name}"
+        believed, by_label = resolve_threshold(threshold, points, whose)
+        self.decisions = DecisionSettings(taxonomy.canonical_of, believed, taxonomy.misc, targets, by_label)
         self._session = open_session(self.bundle, device)
         self._decoder = Decoder(self.bundle.front_end)
         self._extractor = FeatureExtractor(self.bundle.front_end)

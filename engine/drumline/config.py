@@ -287,7 +287,8 @@ device: auto
 target_labels: null
 
 misc:
-  # A label is believed from this probability on; 0 believes everything.
+  # A label is believed from this probability on; 0 believes everything. Or one of the model's operating
+  # points, with a probability for each label: precision=0.95.
   threshold: 0.50
   # What everything else is called.
   label: misc

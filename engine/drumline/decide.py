@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from drumline.errors import ConfigError
 from drumline.labels import MISC
+from drumline.thresholds import LabelThresholds
 
 __all__ = ["Decision", "DecisionSettings", "Reason", "decide", "failed_decision"]
 
@@ -24,6 +25,8 @@ class DecisionSettings:
         Fine label → canonical label or `misc`.
     threshold
         Smallest probability (summed over one canonical label) that is believed, 0..1.
+    thresholds
+        Canonical label → its own threshold in place of that; None: the label is never believed.
     misc
         Label of what is not believed, not wanted, or no kit drum.
     target_labels
@@ -34,21 +37,34 @@ class DecisionSettings:
     threshold: float = 0.5
     misc: str = MISC
     target_labels: frozenset[str] | None = None
+    thresholds: LabelThresholds = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
             raise ConfigError(f"threshold {self.threshold} is not between 0 and 1")
-        unknown = (self.target_labels or frozenset()) - set(self.canonical_of.values()) - {self.misc}
+        self._check_known(self.target_labels or frozenset(), "target label")
+        self._check_known(self.thresholds.keys(), "label with a threshold")
+        for label, threshold in self.thresholds.items():
+            if threshold is not None and not 0.0 <= threshold <= 1.0:
+                raise ConfigError(f"threshold {threshold} of {label} is not between 0 and 1")
+
+    def _check_known(self, labels: Set[str], what: str) -> None:
+        unknown = labels - set(self.canonical_of.values()) - {self.misc}
         if unknown:
             known = ", ".join(sorted(set(self.canonical_of.values())))
-            raise ConfigError(f"unknown target label: {', '.join(sorted(unknown))}", f"Labels are: {known}.")
+            raise ConfigError(f"unknown {what}: {', '.join(sorted(unknown))}", f"Labels are: {known}.")
+
+    def believes(self, label: str, confidence: float) -> bool:
+        """Whether a canonical label with this summed probability reaches its threshold."""
+        threshold = self.thresholds.get(label, self.threshold)
+        return threshold is not None and confidence >= threshold
 
     def with_misc(self, misc_in_map: str) -> DecisionSettings:
         """Return the same settings with the mapping's own misc renamed to `misc`."""
         renamed = {
             fine: self.misc if label == misc_in_map else label for fine, label in self.canonical_of.items()
         }
-        return DecisionSettings(renamed, self.threshold, self.misc, self.target_labels)
+        return replace(self, canonical_of=renamed)
 
 
 class Decision(NamedTuple):
@@ -89,7 +105,7 @@ def decide(probs: Mapping[str, float], settings: DecisionSettings) -> Decision:
         summed[canonical] = summed.get(canonical, 0.0) + probability
     best = min(summed, key=lambda label: (-summed[label], label))
     confidence = min(round(summed[best], 6), 1.0)
-    below = confidence < settings.threshold
+    below = not settings.believes(best, confidence)
     outside = (
         settings.target_labels is not None and best != settings.misc and best not in settings.target_labels
     )

@@ -25,7 +25,7 @@ from drumline.errors import BundleError, RuntimeMissingError
 from drumline.onnxfile import OnnxFormatError, has_external_data
 from drumline.settings import Device
 
-__all__ = ["Graph", "Session", "check_runtime", "import_runtime", "open_graph", "open_session", "softmax"]
+__all__ = ["Graph", "Session", "check_runtime", "import_runtime", "open_graph", "open_session"]
 
 Floats = NDArray[np.float32]
 
@@ -37,14 +37,6 @@ _SMALLEST = np.float32(1e-30)
 _CPU_FILES = 16
 """Files of one call on the CPU: with more, layers leave the caches (12 % slower at 64), and memory
 would follow the size of each batch."""
-
-
-def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
-    """Return the softmax of ``logits / temperature`` over the last axis, float32, without overflow."""
-    scaled = np.asarray(logits, np.float32) / np.float32(temperature)
-    scaled -= scaled.max(axis=-1, keepdims=True, initial=-np.inf)
-    exponentials = np.exp(scaled)
-    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), np.float32)
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ class Session:
 
     def probabilities(self, features: Floats) -> Floats:
         """Return the calibrated probabilities, shape (n, labels), float32; `features` as for `logits`."""
-        return softmax(self.logits(features), self.bundle.temperature)
+        return self.bundle.calibrator(self.logits(features))
 
 
 def check_runtime() -> None:

@@ -21,6 +21,7 @@ from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import IndexFormatError
 from drumline.labels import MISC
 from drumline.records import SCHEMA_VERSION, path_fields
+from drumline.thresholds import OperatingPoints
 
 __all__ = ["Run", "create_run", "list_runs", "open_run"]
 
@@ -75,12 +76,19 @@ class Run:
             return None
         settings = self.info["settings"]
         targets = settings["target_labels"]
+        resolved = self.info.get("decision") or {"threshold": settings["misc"]["threshold"]}
         return DecisionSettings(
             canonical_of=self.info["canonical_map"],
-            threshold=settings["misc"]["threshold"],
+            threshold=resolved["threshold"],
+            thresholds=resolved.get("thresholds", {}),
             misc=settings["misc"]["label"],
             target_labels=None if targets is None else frozenset(targets),
         )
+
+    def operating_points(self) -> OperatingPoints:
+        """Return the operating points of the run's model, as run.json holds them."""
+        points: OperatingPoints = self.info.get("model", {}).get("operating_points", {})
+        return points
 
     def check_count(self, records: int) -> None:
         """See that a complete run's index held as many records as its summary says.

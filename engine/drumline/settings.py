@@ -17,6 +17,7 @@ from drumline.errors import ConfigError
 from drumline.index import Compression
 from drumline.labels import MISC, Taxonomy
 from drumline.machine import usable_cpus
+from drumline.thresholds import OperatingPoints, Threshold, is_threshold, resolve_threshold
 
 __all__ = [
     "FFMPEG_FORMATS",
@@ -81,12 +82,13 @@ class MiscSettings:
     Parameters
     ----------
     threshold
-        Smallest probability (summed over one canonical label) that is believed, 0..1.
+        Smallest probability (summed over one canonical label) that is believed, 0..1; or the name of one of
+        the bundle's operating points, ``"precision=0.95"``, which has a threshold for each label.
     label
         Label of what is not believed, not wanted, or no kit drum.
     """
 
-    threshold: float = 0.5
+    threshold: Threshold = 0.5
     label: str = MISC
 
     def __post_init__(self) -> None:
@@ -171,15 +173,31 @@ class InferSettings:
         """Extract processes to start."""
         return self.workers or usable_cpus()
 
-    def decision_settings(self, taxonomy: Taxonomy) -> DecisionSettings:
-        """Return what turns a model's probabilities into assigned labels."""
+    def decision_settings(
+        self, taxonomy: Taxonomy, points: OperatingPoints | None = None, whose: str = "the bundle"
+    ) -> DecisionSettings:
+        """Return what turns a model's probabilities into assigned labels.
+
+        Parameters
+        ----------
+        taxonomy, points
+            The model's labels and its operating points.
+        whose
+            Who has those, for messages.
+
+        Raises
+        ------
+        ConfigError
+            When labels or threshold are none that the model has.
+        """
         targets = None if self.target_labels is None else frozenset(self.target_labels)
         if self.misc.label in set(taxonomy.canonical) - {taxonomy.misc}:
             raise ConfigError(
                 f"misc.label cannot be {self.misc.label!r}: that is a canonical label of the model",
                 "Choose a name that no label has.",
             )
-        settings = DecisionSettings(taxonomy.canonical_of, self.misc.threshold, self.misc.label, targets)
+        threshold, by_label = resolve_threshold(self.misc.threshold, points or {}, whose)
+        settings = DecisionSettings(taxonomy.canonical_of, threshold, self.misc.label, targets, by_label)
         return settings.with_misc(taxonomy.misc)
 
     def to_json(self) -> dict[str, Any]:
@@ -296,7 +314,9 @@ _RULES: dict[str, _Rule] = {
     "device": _one_of(Device),
     "target_labels": _optional(_LABELS, "all"),
     "misc": _Rule(lambda value: isinstance(value, MiscSettings), "threshold and label"),
-    "misc.threshold": _Rule(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "misc.threshold": _Rule(
+        is_threshold, "a number from 0 to 1, or an operating point of the bundle: precision=0.95"
+    ),
     "misc.label": _Rule(_is_label, "a printable name without '/' that does not begin with '.'"),
     "top_k": _whole(1, 1000),
     "dedup_hash": _FLAG,

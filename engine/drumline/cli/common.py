@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "THRESHOLD",
     "Command",
     "comma_separated",
     "echo_json",
@@ -68,6 +69,25 @@ def path_type(**kwargs: Any) -> Any:
     """Return a click type that gives `Path` and keeps bytes that are no UTF-8."""
     # Whether it can be read is said by whoever reads it, with the way out.
     return _Path(path_type=Path, **{"readable": False, **kwargs})
+
+
+class _Threshold(click.ParamType[Any]):
+    """A number, or the name of an operating point; what either may be is checked with the other settings."""
+
+    name = "threshold"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a float or a name."""
+        from drumline.thresholds import parse_threshold
+
+        try:
+            return value if isinstance(value, float) else parse_threshold(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number from 0 to 1 nor like precision=0.95", param, ctx)
+
+
+THRESHOLD = _Threshold()
+"""Type of ``--threshold``."""
 
 
 def comma_separated(

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from drumline.cli.common import Command, comma_separated, echo_json, json_option, path_type, safe_text
+from drumline.cli.common import (
+    THRESHOLD,
+    Command,
+    comma_separated,
+    echo_json,
+    json_option,
+    path_type,
+    safe_text,
+)
 
 __all__ = ["infer_command"]
 
@@ -33,7 +41,11 @@ __all__ = ["infer_command"]
 @click.option("--device", help="auto, cpu or cuda. [auto]")
 @click.option("--workers", type=int, help="Extract processes. [one for each CPU]")
 @click.option("--batch-size", type=int, help="Most files in one call of the model. [64]")
-@click.option("--threshold", type=float, help="Below this probability a file is misc. [0.5]")
+@click.option(
+    "--threshold",
+    type=THRESHOLD,
+    help="Below this probability a file is misc; or an operating point of the model: precision=0.95. [0.5]",
+)
 @click.option("--misc-label", help="What misc is called. [misc]")
 @click.option(
     "--labels", "target_labels", callback=comma_separated, help="Wanted canonical labels: A,B. [all]"

@@ -74,6 +74,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "input_shape": list(bundle.front_end.shape),
         "model_bytes": bundle.model_path.stat().st_size,
         "temperature": bundle.temperature,
+        "operating_points": {name: dict(point) for name, point in bundle.operating_points.items()},
         "calibration": bundle.calibration,
         "fingerprint": bundle.fingerprint,
     }
@@ -95,7 +96,10 @@ def _shape(bundle: dict[str, Any]) -> str:
     shape = " × ".join(map(str, bundle["input_shape"]))
     size = f"{bundle['model_bytes'] / 1e6:.2f} MB"
     labels = f"{len(bundle['labels'])} labels, {len(bundle['canonical_labels'])} canonical"
-    return f"{labels}; {bundle['front_end']['kind']} {shape}; {size}; temperature {bundle['temperature']:.3f}"
+    temperature = bundle["temperature"]
+    method = bundle["calibration"].get("method") if temperature is None else f"temperature {temperature:.3f}"
+    points = "".join(f"; {name}" for name in bundle["operating_points"])
+    return f"{labels}; {bundle['front_end']['kind']} {shape}; {size}; {method}{points}"
 
 
 def _show(name: str, as_json: bool) -> None:

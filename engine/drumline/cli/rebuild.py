@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drumline.cli.common import (
+    THRESHOLD,
     Command,
     comma_separated,
     echo_json,
@@ -78,7 +79,12 @@ _MEANINGS = {
 )
 @click.option("--labels", callback=comma_separated, help="Wanted labels: A,B. Others go to misc.")
 @click.option("--allow-all", is_flag=True, help="All labels, also where the run was made for some of them.")
-@click.option("--threshold", type=float, help="Below this probability a file is misc. [as the run was made]")
+@click.option(
+    "--threshold",
+    type=THRESHOLD,
+    help="Below this probability a file is misc; or an operating point of the run's model: precision=0.95."
+    " [as the run was made]",
+)
 @click.option("--overrides", type=path_type(), help="Corrections: JSON lines of hash, correct_label, note.")
 @click.option(
     "--layout",

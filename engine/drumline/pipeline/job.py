@@ -30,7 +30,9 @@ def decision_key(settings: InferSettings, decisions: DecisionSettings) -> str:
     """Digest of all else that changes a record's bytes: decisions, and how the index is written."""
     targets = None if decisions.target_labels is None else sorted(decisions.target_labels)
     values = [decisions.canonical_of, decisions.threshold, decisions.misc, targets]
-    return _digest([*values, settings.top_k, settings.compress_index])
+    # Without thresholds by label, the key is that of runs that were made when there were none.
+    by_label = [decisions.thresholds] if decisions.thresholds else []
+    return _digest([*values, settings.top_k, settings.compress_index, *by_label])
 
 
 def _digest(values: list[object]) -> str:
@@ -48,6 +50,8 @@ def model_facts(bundle: Bundle) -> dict[str, Any]:
         "labels": list(bundle.labels),
         "temperature": bundle.temperature,
         "calibration_version": bundle.calibration_version,
+        "calibration": {key: value for key, value in bundle.calibration.items() if key != "operating_points"},
+        "operating_points": {name: dict(point) for name, point in bundle.operating_points.items()},
     }
 
 

@@ -36,7 +36,7 @@ def check_request(settings: InferSettings) -> Request:
     bundle = load_bundle(
         settings.model_path, label_map=settings.label_map, canonical_map=settings.canonical_map
     )
-    decisions = settings.decision_settings(bundle.taxonomy)
+    decisions = settings.decision_settings(bundle.taxonomy, bundle.operating_points, f"bundle {bundle.name}")
     return Request(
         settings=settings,
         bundle=bundle,
@@ -129,6 +129,10 @@ def _run_info(request: Request) -> dict[str, Any]:
         "model": model_facts(request.bundle),
         "canonical_map": dict(request.decisions.canonical_of),
         "settings": settings,
+        "decision": {
+            "threshold": request.decisions.threshold,
+            "thresholds": dict(request.decisions.thresholds),
+        },
         "inference_key": request.inference_key,
         "decision_key": request.decision_key,
         "platform": {"python": platform.python_version(), "system": platform.platform()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +15,7 @@ from drumline.errors import ConfigError, IndexFormatError
 from drumline.rebuild.settings import RebuildSettings
 from drumline.records import Record, redecide
 from drumline.runs import Run
+from drumline.thresholds import resolve_threshold
 
 __all__ = ["Labeller", "Override", "labeller_for", "read_overrides"]
 
@@ -100,7 +101,7 @@ def labeller_for(run: Run, settings: RebuildSettings) -> Labeller:
     """
     if not settings.redecides and settings.overrides is None:
         return Labeller(None, {}, None, run.misc_label())
-    decision = _asked(_made_with(run), settings)
+    decision = _asked(run, _made_with(run), settings)
     overrides = read_overrides(settings.overrides, decision) if settings.overrides else {}
     return Labeller(
         decision if settings.redecides else None, overrides, decision.target_labels, decision.misc
@@ -118,14 +119,18 @@ def _made_with(run: Run) -> DecisionSettings:
     return DecisionSettings(taxonomy.canonical_of, misc=taxonomy.misc)
 
 
-def _asked(made_with: DecisionSettings, settings: RebuildSettings) -> DecisionSettings:
+def _asked(run: Run, made_with: DecisionSettings, settings: RebuildSettings) -> DecisionSettings:
     targets = made_with.target_labels
     if settings.labels is not None:
         targets = frozenset(settings.labels)
     if settings.allow_all:
         targets = None
-    threshold = made_with.threshold if settings.threshold is None else settings.threshold
-    return DecisionSettings(made_with.canonical_of, threshold, made_with.misc, targets)
+    decision = replace(made_with, target_labels=targets)
+    if settings.threshold is None:
+        return decision
+    points = run.operating_points() if run.info else load_bundle().operating_points
+    threshold, by_label = resolve_threshold(settings.threshold, points, f"the model of {run.name}")
+    return replace(decision, threshold=threshold, thresholds=by_label)
 
 
 def read_overrides(path: Path, settings: DecisionSettings) -> dict[str, Override]:

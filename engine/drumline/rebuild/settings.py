@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from drumline.errors import UsageError
+from drumline.thresholds import Threshold
 
 __all__ = ["CopyMode", "Dedup", "Layout", "RebuildSettings"]
 
@@ -37,7 +38,8 @@ class RebuildSettings:
     allow_all
         Every canonical label is wanted, also where the run was made for some of them.
     threshold
-        Smallest probability that is believed, 0..1. None: as the run was made.
+        Smallest probability that is believed, 0..1, or one of the operating points that the run's model has,
+        ``"precision=0.95"``. None: as the run was made.
     overrides
         File of corrections, one JSON object a line: ``hash``, ``correct_label``, ``note``.
     archive_root
@@ -51,7 +53,7 @@ class RebuildSettings:
     copy_mode: CopyMode = "copy"
     labels: tuple[str, ...] | None = None
     allow_all: bool = False
-    threshold: float | None = None
+    threshold: Threshold | None = None
     overrides: Path | None = None
     layout: Layout = "mirror"
     dedup: Dedup = "keep-all"
