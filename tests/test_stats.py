@@ -43,6 +43,17 @@ def test_counts_are_those_of_the_index(tmp_path: Path) -> None:
     assert stats["complete"] is False
 
 
+def test_failures_name_each_file_and_its_reason(tmp_path: Path, command: CommandLine) -> None:
+    run = make_run(tmp_path, [*RECORDS, make_record(b"odd\n\xff.wav", error="timeout")])
+    lines = command("stats", run.directory, "--failures").out.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["decode_error", "bad.wav"],
+        ["timeout", "odd\\n\N{REPLACEMENT CHARACTER}.wav"],
+    ]
+    listed = json.loads(command("stats", run.directory, "--failures", "--json").out)
+    assert [failure["type"] for failure in listed] == ["decode_error", "timeout"]
+
+
 def test_a_complete_runs_summary_saves_reading_the_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

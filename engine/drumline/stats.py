@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from drumline.errors import IndexFormatError
-from drumline.index import parse_record, read_frames, record_errors
-from drumline.records import display_path
+from drumline.index import parse_record, read_frames, read_index, record_errors
+from drumline.records import display_path, relative_path
 from drumline.runs import Run
 from drumline.tally import Tally
 
-__all__ = ["Stats", "read_stats"]
+__all__ = ["FailedFile", "Stats", "read_failures", "read_stats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,29 @@ class Stats:
             "torn_bytes": self.torn_bytes,
             **self.report,
         }
+
+
+class FailedFile(NamedTuple):
+    """A file without a prediction: its path below the archive root as text for people, and why."""
+
+    relative_path: str
+    type: str
+    message: str
+
+
+def read_failures(run: Run) -> Iterator[FailedFile]:
+    """Read which files of a run failed, in the order of the index.
+
+    Raises
+    ------
+    IndexFormatError
+        When the index cannot be understood.
+    """
+    with record_errors(run.index_path):
+        for record in read_index(run.index_path):
+            if error := record["errors"]:
+                path = display_path(relative_path(record))
+                yield FailedFile(path, error["type"], error["message"])
 
 
 def read_stats(run: Run) -> Stats:

@@ -51,7 +51,7 @@ def test_missing_and_changed_files_are_a_warning_not_a_failure(drums: Archive, c
     done = command("rebuild", run, "--out", drums.out, "--quiet")
     assert done.code == 0
     assert done.out == ""
-    assert "warning: 1 files could not be placed" in done.err
+    assert "warning: 1 file could not be placed" in done.err
     assert "missing: Hihat/Vendor B/hat.wav" in done.err
     told = command("rebuild", run, "--out", drums.out, "--json").json()
     assert told["problems"] == [

@@ -18,6 +18,7 @@ __all__ = [
     "THRESHOLD",
     "Command",
     "comma_separated",
+    "counted",
     "echo_json",
     "json_option",
     "path_type",
@@ -95,6 +96,11 @@ def comma_separated(
 ) -> tuple[str, ...] | None:
     """Parse ``A,B`` (a click callback)."""
     return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return ``1 file``, ``2,000 files``."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def echo_json(value: Any) -> None:

@@ -12,6 +12,7 @@ __all__ = ["completion_command"]
 @click.command(
     "completion",
     cls=Command,
+    short_help="Print the script that completes commands.",
     examples=(
         "drumline completion bash >> ~/.bashrc",
         "drumline completion zsh >> ~/.zshrc",

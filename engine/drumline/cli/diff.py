@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text, stdout_console
+from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text, stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,7 @@ _MATRIX_ROWS = 20
 @click.command(
     "diff",
     cls=Command,
+    short_help="Show what changed from one run to another.",
     examples=(
         "drumline diff ClassifiedArchive/run_20261101T080000Z ClassifiedArchive/run_20261121T101500Z",
         "drumline diff old/index.jsonl.zst new/index.jsonl.zst --json --limit 1000 | jq .changed",
@@ -65,7 +66,7 @@ def _print(console: Console, about: list[dict[str, Any]], diff: Diff) -> None:
         console.print(Text(f"{side}  {_described(run)}"))
     counts = diff.counts
     console.print(
-        f"\n{counts['common']:,} files in both, {counts['added']:,} added, {counts['gone']:,} gone, "
+        f"\n{counted(counts['common'], 'file')} in both, {counts['added']:,} added, {counts['gone']:,} gone, "
         f"{counts['edited']:,} with other content, [bold]{counts['changed']:,} with another label[/bold]"
     )
     _print_transitions(console, diff)

@@ -20,6 +20,7 @@ _STYLES = {"ok": "green", "note": "yellow", "missing": "bold red"}
 @click.command(
     "doctor",
     cls=Command,
+    short_help="Show what this machine has and lacks.",
     examples=("drumline doctor", "drumline doctor --model models/mine", "drumline doctor --json | jq .ready"),
 )
 @click.option(

@@ -19,6 +19,7 @@ __all__ = ["features_command"]
 @click.command(
     "features",
     cls=Command,
+    short_help="Write the feature tensors that a model is fed.",
     examples=(
         "drumline features kick.wav snare.flac --out tensors.npz",
         "drumline features ~/Samples --out tensors.npz --model models/mfcc-cnn",

@@ -11,6 +11,7 @@ from drumline.cli.common import (
     THRESHOLD,
     Command,
     comma_separated,
+    counted,
     echo_json,
     json_option,
     path_type,
@@ -23,6 +24,7 @@ __all__ = ["infer_command"]
 @click.command(
     "infer",
     cls=Command,
+    short_help="Classify an archive and write an index.",
     examples=(
         "drumline infer ~/Samples",
         "drumline infer ~/Samples --threshold 0.7 --labels Kick,Snare",
@@ -131,10 +133,10 @@ def _show_preview(settings: Any, as_json: bool) -> None:
         echo_json(plan)
         return
     counts = plan["counts"]
-    click.echo(f"{counts['discovered']:,} audio files in {safe_text(plan['archive_root'])}")
+    click.echo(f"{counted(counts['discovered'], 'audio file')} in {safe_text(plan['archive_root'])}")
     click.echo(f"  {counts['to_read']:,} would be read ({counts['to_read_bytes'] / 1e6:,.1f} MB)")
     click.echo(f"  {counts['carried_over']:,} would be carried over")
     if counts["gone"]:
-        click.echo(f"  {counts['gone']:,} known files are gone")
+        click.echo(f"  {counted(counts['gone'], 'known file')} gone")
     if counts["unreadable_directories"]:
-        click.echo(f"  {counts['unreadable_directories']:,} directories cannot be read")
+        click.echo(f"  {counted(counts['unreadable_directories'], 'directory', 'directories')} unreadable")

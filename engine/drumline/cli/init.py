@@ -15,6 +15,7 @@ __all__ = ["init_command"]
 @click.command(
     "init",
     cls=Command,
+    short_help="Write a commented config.yml.",
     examples=("drumline init", "drumline init --output studio.yml", "drumline init --force"),
 )
 @click.option(

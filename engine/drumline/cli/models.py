@@ -19,6 +19,7 @@ __all__ = ["create_stub_command", "models_command", "validate_mapping_command"]
 @click.command(
     "models",
     cls=Command,
+    short_help="List the model bundles, or show a card.",
     examples=("drumline models", "drumline models mfcc-cnn", "drumline models --json | jq '.[].name'"),
 )
 @click.argument("name", required=False)
@@ -129,6 +130,7 @@ def _card(bundle: Bundle) -> str:
 @click.command(
     "validate-mapping",
     cls=Command,
+    short_help="Check that a label file belongs to a model.",
     examples=(
         "drumline validate-mapping --model mfcc-cnn --mapping models/mfcc-cnn/label_mapping.json",
         "drumline validate-mapping --model export/model.onnx --mapping labels.json --json",
@@ -166,6 +168,7 @@ def _verdict(passed: bool | None) -> str:
 @click.command(
     "create-stub",
     cls=Command,
+    short_help="Make a bundle around a model that knows nothing.",
     examples=(
         "drumline create-stub --output models/stub",
         "drumline create-stub --model my_labels.json --output models/mine",

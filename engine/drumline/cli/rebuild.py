@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from drumline.cli.common import (
     THRESHOLD,
     Command,
     comma_separated,
+    counted,
     echo_json,
     json_option,
     path_type,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["rebuild_command", "undo_command"]
 
 _EXAMPLES_SHOWN = 10
+_ACTIONS_READ = 1_000
 _PROBLEMS_SHOWN = 5
 _PROBLEMS_IN_JSON = 1_000
 
@@ -54,6 +56,7 @@ _MEANINGS = {
 @click.command(
     "rebuild",
     cls=Command,
+    short_help="Make an organised tree from a run.",
     examples=(
         "drumline rebuild ClassifiedArchive --out Organised --dry-run",
         "drumline rebuild ClassifiedArchive/run_20261121T101500Z --out Organised --copy-mode hardlink",
@@ -108,6 +111,7 @@ _MEANINGS = {
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings only.")
+@click.option("-v", "--verbose", is_flag=True, help="With --dry-run: name every file.")
 @json_option
 def rebuild_command(
     run: Path | None,
@@ -116,6 +120,7 @@ def rebuild_command(
     config_file: Path | None,
     dry_run: bool,
     quiet: bool,
+    verbose: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -138,7 +143,9 @@ def rebuild_command(
         for warning in plan.warnings:
             click.echo(f"drumline: {safe_text(warning)}", err=True)
         if not silent:
-            _show_plan(plan, examples=_EXAMPLES_SHOWN if dry_run else 0)
+            _show_plan(plan)
+            if dry_run:
+                _show_actions(plan, None if verbose else _EXAMPLES_SHOWN)
         summary = None if dry_run else execute(plan, progress)
         if as_json:
             echo_json(_as_json(plan, summary))
@@ -151,6 +158,7 @@ def rebuild_command(
 @click.command(
     "undo",
     cls=Command,
+    short_help="Remove what rebuild made.",
     examples=("drumline undo Organised --dry-run", "drumline undo Organised"),
 )
 @click.argument("out", type=path_type())
@@ -204,11 +212,11 @@ def _as_json(plan: Plan, summary: RebuildSummary | None) -> dict[str, Any]:
     return {"dry_run": summary is None, "plan": plan.to_json(), "summary": done, "problems": problems}
 
 
-def _show_plan(plan: Plan, examples: int) -> None:
+def _show_plan(plan: Plan) -> None:
     console = stdout_console()
     counts, mode = plan.counts, plan.settings.copy_mode
     console.print(
-        f"{plan.files:,} files, {_size(plan.size)} → {safe_text(str(plan.settings.out))}"
+        f"{counted(plan.files, 'file')}, {_size(plan.size)} → {safe_text(str(plan.settings.out))}"
         f" ({mode}, {plan.settings.layout})",
         markup=False,
     )
@@ -224,10 +232,20 @@ def _show_plan(plan: Plan, examples: int) -> None:
     told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
     console.print(f"  {told or 'nothing to do'}")
     _show_counts(console, counts)
-    to_do = (action for batch in plan.batches(_EXAMPLES_SHOWN, 1 << 62) for action in batch)
-    for action in islice(to_do, examples):
+
+
+def _show_actions(plan: Plan, most: int | None) -> None:
+    """Name what is going to be placed: all of it, or the first few."""
+    from drumline.rebuild.plan import TO_DO
+
+    console = stdout_console()
+    actions = chain.from_iterable(plan.batches(_ACTIONS_READ, 1 << 62))
+    for action in islice(actions, most):
         arrow = f"  {safe_text(action.source)} → {safe_text(action.target)}"
         console.print(arrow, markup=False, soft_wrap=True)
+    hidden = sum(plan.counts[state] for state in TO_DO) - (most or 0)
+    if most is not None and hidden > 0:
+        console.print(f"  … and {hidden:,} more: --verbose names them")
 
 
 def _label_table(plan: Plan) -> Table:
@@ -258,7 +276,9 @@ def _show_outcome(plan: Plan, summary: RebuildSummary, quiet: bool) -> None:
     counts = summary.counts
     if summary.not_placed or counts["kept"] or counts["reports_left"]:
         placed = (
-            f"{summary.not_placed:,} files could not be placed" if summary.not_placed else "some files stay"
+            f"{counted(summary.not_placed, 'file')} could not be placed"
+            if summary.not_placed
+            else "some files stay"
         )
         click.echo(f"drumline: warning: {placed}:", err=True)
         for kind, path, message in islice(plan.problems(), _PROBLEMS_SHOWN):
@@ -283,16 +303,17 @@ def _show_undo(summary: UndoSummary, quiet: bool) -> None:
         click.echo(f"drumline: stays: {safe_text(path)}: {why}", err=True)
     if summary.last_copies:
         click.echo(
-            f"drumline: {summary.last_copies:,} files stay: the archive lacks them (is its volume mounted?);"
-            " --drop-last-copies removes them too",
+            f"drumline: {counted(summary.last_copies, 'file')} not removed: the archive has no other copy"
+            " (is its volume mounted?); --drop-last-copies removes these too",
             err=True,
         )
     if quiet:
         return
     verb = "would be removed" if summary.dry_run else "removed"
+    directories = counted(summary.directories, "directory", "directories")
     click.echo(
-        f"{summary.removed:,} files, {summary.reports:,} reports and"
-        f" {'up to ' if summary.dry_run else ''}{summary.directories:,} directories {verb};"
+        f"{counted(summary.removed, 'file')}, {counted(summary.reports, 'report')} and"
+        f" {'up to ' if summary.dry_run else ''}{directories} {verb};"
         f" {summary.changed + summary.last_copies:,} stay, {summary.gone:,} were gone already"
     )
 

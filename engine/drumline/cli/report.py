@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from drumline.cli.common import safe_text, stdout_console
+from drumline.cli.common import counted, safe_text, stdout_console
 from drumline.progress import duration_text
 
 __all__ = ["show_summary"]
@@ -16,7 +16,7 @@ def show_summary(summary: dict[str, Any]) -> None:
     from rich.text import Text
 
     console, counts = stdout_console(), summary["counts"]
-    files, seconds = f"{counts['discovered']:,} files", duration_text(summary["elapsed_sec"])
+    files, seconds = counted(counts["discovered"], "file"), duration_text(summary["elapsed_sec"])
     parts = [
         f"{counts[name]:,} {name.replace('_', ' ')}" for name in ("classified", "carried_over", "failed")
     ]
@@ -27,8 +27,10 @@ def show_summary(summary: dict[str, Any]) -> None:
         problems["directories could not be read"] = counts["unreadable_directories"]
     for what, count in problems.items():
         console.print(Text(f"  {count:,} {what}", "red"))
-    console.print(Text(f"\nIndex: {safe_text(summary['index'])}"), soft_wrap=True)
     run = safe_text(shlex.quote(summary["run_directory"]))
+    if counts["failed"]:
+        console.print(Text(f"  Which: drumline stats {run} --failures", "dim"), soft_wrap=True)
+    console.print(Text(f"\nIndex: {safe_text(summary['index'])}"), soft_wrap=True)
     console.print(Text(f"Next:  drumline rebuild {run} --out organised"), soft_wrap=True)
 
 

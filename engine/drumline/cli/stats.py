@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text, stdout_console
+from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text, stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from drumline.stats import Stats
+    from drumline.stats import FailedFile, Stats
 
 __all__ = ["stats_command"]
 
@@ -22,28 +22,42 @@ __all__ = ["stats_command"]
 @click.command(
     "stats",
     cls=Command,
+    short_help="Show labels, confidences, durations and errors.",
     examples=(
         "drumline stats",
         "drumline stats ClassifiedArchive/run_20261121T101500Z",
+        "drumline stats ClassifiedArchive --failures",
         "drumline stats index.jsonl.zst --json | jq .labels",
     ),
 )
 @click.argument("run", type=path_type(), default=Path("ClassifiedArchive"), required=False)
+@click.option("--failures", is_flag=True, help="List the files that failed, each with its reason.")
 @json_option
-def stats_command(run: Path, as_json: bool) -> None:
+def stats_command(run: Path, failures: bool, as_json: bool) -> None:
     """Show labels, confidences, durations, formats and errors of a run.
 
     RUN is a run directory, an index file, or a runs root, which stands for its newest complete run
     (default: ClassifiedArchive). Exits with 7 when it cannot be understood.
     """
     from drumline.runs import open_run
-    from drumline.stats import read_stats
+    from drumline.stats import read_failures, read_stats
 
+    if failures:
+        _list(read_failures(open_run(run)), as_json)
+        return
     stats = read_stats(open_run(run))
     if as_json:
         echo_json(stats.to_json())
     else:
         _print(stats)
+
+
+def _list(failures: Iterator[FailedFile], as_json: bool) -> None:
+    if as_json:
+        echo_json([failure._asdict() for failure in failures])
+        return
+    for path, kind, message in failures:
+        click.echo(f"{kind}: {safe_text(path)}: {safe_text(message)}")
 
 
 def _print(stats: Stats) -> None:
@@ -68,7 +82,7 @@ def _print_head(console: Console, stats: Stats) -> None:
     console.print(Text(f"{safe_text(stats.run)}{archive}", "bold"))
     size, seconds = stats.report["size_bytes"], stats.report["total_duration_sec"]
     console.print(
-        f"{stats.records:,} files, {size / 1e9:,.2f} GB, {seconds / 3600:,.2f} h of sound; "
+        f"{counted(stats.records, 'file')}, {size / 1e9:,.2f} GB, {seconds / 3600:,.2f} h of sound; "
         f"{stats.records - stats.failed:,} classified, {stats.failed:,} failed"
     )
     if stats.complete is False:

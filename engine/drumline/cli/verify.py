@@ -25,6 +25,7 @@ _SHOWN = 5
 @click.command(
     "verify",
     cls=Command,
+    short_help="Check that a run or a rebuilt tree is whole.",
     examples=(
         "drumline verify",
         "drumline verify ClassifiedArchive/run_20261121T101500Z --archive",
@@ -125,6 +126,7 @@ def _print_notes(console: Console, report: Report) -> None:
 @click.command(
     "repair",
     cls=Command,
+    short_help="Restore what can be restored of a run.",
     examples=(
         "drumline repair ClassifiedArchive --dry-run",
         "drumline repair ClassifiedArchive/run_20261121T101500Z",
