@@ -25,6 +25,7 @@ import soxr
 from numpy.typing import NDArray
 
 from drumline.frontend import FrontEnd
+from drumline.laps import Lap, Step, no_lap
 from drumline.pcm import Buffer, parse_pcm
 from drumline.records import ErrorType
 
@@ -111,10 +112,13 @@ class Decoder:
     ----------
     front_end
         Says which rate and how many samples are needed.
+    lap
+        Is told when a file has been decoded, and when resampled.
     """
 
-    def __init__(self, front_end: FrontEnd) -> None:
+    def __init__(self, front_end: FrontEnd, lap: Lap = no_lap) -> None:
         self.front_end = front_end
+        self._lap = lap
         self._ffmpeg = shutil.which("ffmpeg")
 
     def decode(self, data: Buffer, path: bytes) -> Waveform:
@@ -222,7 +226,9 @@ class Decoder:
             raise AudioError("empty_audio", "the file has no samples")
         if not max(mono.max(), -mono.min()) < _LARGEST_MAGNITUDE:
             raise AudioError("invalid_samples", "the samples are not all finite numbers")
+        self._lap(Step.DECODE)
         samples = self._resampled(mono, start.sample_rate)
+        self._lap(Step.RESAMPLE)
         duration = start.frames / start.sample_rate
         return Waveform(samples, start.sample_rate, start.channels, duration, start.format)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from drumline.frontend import FrontEnd
+from drumline.laps import Lap, Step, no_lap
 
 __all__ = ["Analysis", "FeatureExtractor", "delta_matrix", "hann_window", "mel_filterbank"]
 
@@ -58,10 +59,13 @@ class FeatureExtractor:
     ----------
     front_end
         What is computed.
+    lap
+        Is told when a file's features are done, and when its statistics.
     """
 
-    def __init__(self, front_end: FrontEnd) -> None:
+    def __init__(self, front_end: FrontEnd, lap: Lap = no_lap) -> None:
         self.front_end = front_end
+        self._lap = lap
         n_fft, hop_length, sample_rate = front_end.n_fft, front_end.hop_length, front_end.sample_rate
         self._edge = n_fft // 2
         reach = (front_end.frames - 1) * hop_length + n_fft
@@ -103,11 +107,14 @@ class FeatureExtractor:
         self._write(*self._mel_spectrogram(magnitude), coefficients)
         for order, matrix in enumerate(self._deltas, start=1):
             out[order * len(coefficients) : (order + 1) * len(coefficients)] = coefficients @ matrix
+        self._lap(Step.FEATURES)
         rms_db = self._rms_db(len(samples), scale)
         if not audio_stats or peak == 0.0:
             return Analysis(rms_db, 0.0, 0.0)
         frames = 1 + len(samples) // self.front_end.hop_length
-        return Analysis(rms_db, *self._statistics.means(magnitude, frames, self._precise_magnitude))
+        means = self._statistics.means(magnitude, frames, self._precise_magnitude)
+        self._lap(Step.STATISTICS)
+        return Analysis(rms_db, *means)
 
     def features(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the features of `samples` in a new array of shape `front_end.shape`."""

@@ -74,11 +74,22 @@ __all__ = ["infer_command"]
     "--accept-missing", is_flag=True, default=None, help="Go on although most known files are gone."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be read and what carried over; write nothing.")
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Say where the time went; profile.json and a timeline go beside the index.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more: settings, model, cache.")
 @json_option
 def infer_command(
-    config_file: Path | None, dry_run: bool, quiet: bool, verbose: bool, as_json: bool, **options: Any
+    config_file: Path | None,
+    dry_run: bool,
+    profile: bool,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Classify every audio file of ARCHIVE and write an index. ARCHIVE is only read.
 
@@ -97,26 +108,36 @@ def infer_command(
     if dry_run:
         _show_preview(settings, as_json)
         return
-    _infer(settings, quiet=quiet, verbose=verbose, as_json=as_json)
+    _infer(settings, profile=profile, quiet=quiet, verbose=verbose, as_json=as_json)
 
 
-def _infer(settings: Any, *, quiet: bool, verbose: bool, as_json: bool) -> None:
+def _infer(settings: Any, *, profile: bool, quiet: bool, verbose: bool, as_json: bool) -> None:
     from drumline.pipeline.infer import infer
+    from drumline.pipeline.profile import Profile
     from drumline.progress import make_progress
 
     if verbose:
         _show_settings(settings)
     progress = make_progress(safe_text(f"drumline · {settings.archive}"), quiet=quiet)
+    measured = Profile(settings.worker_count) if profile else None
     try:
-        summary = infer(settings, progress)
+        summary = infer(settings, progress, measured)
     finally:
         progress.close()
+        if measured and measured.directory:
+            _show_profile(measured)
     if as_json:
-        echo_json(summary)
+        echo_json({**summary, "profile": measured.report()} if measured else summary)
     elif not quiet:
         from drumline.cli.report import show_summary
 
         show_summary(summary)
+
+
+def _show_profile(profile: Any) -> None:
+    from drumline.cli.profile import show_profile
+
+    show_profile(profile.report(), profile.directory)
 
 
 def _show_settings(settings: Any) -> None:

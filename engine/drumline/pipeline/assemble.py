@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from drumline.decide import decide, failed_decision
+from drumline.laps import Lap, Step
 from drumline.pipeline.job import Job
 from drumline.pipeline.slots import ERROR_TYPES, SlotTable
 from drumline.records import (
@@ -32,8 +33,8 @@ _COLUMNS = (
 class Assembler:
     """Reads slots, many at once, and makes their records."""
 
-    def __init__(self, job: Job, table: SlotTable) -> None:
-        self._job, self._table = job, table
+    def __init__(self, job: Job, table: SlotTable, lap: Lap) -> None:
+        self._job, self._table, self._lap = job, table, lap
         self._labels = job.bundle.labels
         self._assigned = assigned_labels(job)
         self._root, self._root_text = job.archive, path_fields(job.archive)
@@ -45,13 +46,17 @@ class Assembler:
         for values, row in zip(zip(*columns, strict=True), probabilities, strict=True):
             fields = dict(zip(_COLUMNS, values, strict=True))
             probs = {} if fields["error"] else sparse_probs(self._labels, row)
-            yield self._record(fields, probs)
+            record = self._record(fields, probs)
+            self._lap(Step.RECORD)
+            yield record
 
     def _record(self, fields: dict[str, Any], probs: dict[str, float]) -> Record:
         relative, relative_b64 = path_fields(fields["path"])
         absolute, absolute_b64 = path_fields(os.path.join(self._root, fields["path"]))
         failed = bool(fields["error"])
+        self._lap(Step.RECORD, 0)
         decision = failed_decision(self._job.decisions) if failed else decide(probs, self._job.decisions)
+        self._lap(Step.DECISION)
         return Record(
             schema_version=SCHEMA_VERSION,
             relative_path=relative,

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from drumline.cache import Cache, Failure, KnownFile
 from drumline.errors import ArchiveError
+from drumline.laps import Lap, Step, no_lap
 from drumline.pipeline.job import Job, Request
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import PATH_MAX, Gauge, Kind, SlotTable, State
@@ -91,6 +92,8 @@ class Survey:
         The run being written: its records are done already.
     retry_failed
         Whether a lasting failure is tried again.
+    lap
+        Is told when a directory has been listed, and when it has been compared.
     """
 
     walk: Walk
@@ -98,6 +101,7 @@ class Survey:
     scope: int
     run_id: int
     retry_failed: bool = False
+    lap: Lap = no_lap
     files: int = 0
     size: int = 0
     resumed: int = 0
@@ -114,7 +118,9 @@ class Survey:
     def present(self) -> Iterator[NewFile | Carried]:
         """Walk the archive: every file is in exactly one finding, or done already."""
         for directory in self.walk:
+            self.lap(Step.WALK, len(directory.files))
             yield from self._compare(directory)
+            self.lap(Step.COMPARE, len(directory.files))
         yield from (Carried(frame, lines) for frame, lines in self._masks.items())
         self._keep_unreadable()
         if self.cache:
@@ -170,9 +176,9 @@ class Survey:
             self._masks[row.frame] = lines
 
 
-def make_survey(request: Request, cache: Cache | None, scope: int, run_id: int) -> Survey:
+def make_survey(request: Request, cache: Cache | None, scope: int, run_id: int, lap: Lap = no_lap) -> Survey:
     """Make the survey of an archive; `cache` None: nothing is known."""
-    return Survey(_make_walk(request), cache, scope, run_id, request.settings.retry_failed)
+    return Survey(_make_walk(request), cache, scope, run_id, request.settings.retry_failed, lap)
 
 
 def _make_walk(request: Request) -> Walk:
@@ -195,9 +201,11 @@ def _is_below(path: bytes, root: bytes) -> bool:
 class _Dispatcher:
     """Fills slots with findings and hands their numbers on."""
 
-    def __init__(self, archive: bytes, table: SlotTable, queues: Queues, outlook: Iterator[int]) -> None:
+    def __init__(
+        self, archive: bytes, table: SlotTable, queues: Queues, outlook: Iterator[int], lap: Lap
+    ) -> None:
         self._archive, self._table, self._queues = archive, table, queues
-        self._outlook = outlook
+        self._outlook, self._lap = outlook, lap
         self._free = list(range(len(table.slots)))
         self._todo: list[int] = []
         self._done: list[int] = []
@@ -245,7 +253,9 @@ class _Dispatcher:
     def _free_slot(self) -> int:
         if not self._free:
             self.hand_on()
+            self._lap(Step.COMPARE, 0)
             self._free = self._look_ahead() or self._queues.free.get(_CHUNK) or []
+            self._lap(Step.WAIT_OUTPUT, 0)  # looking ahead is what it does meanwhile
         return self._free.pop()
 
     def _look_ahead(self) -> list[int] | None:
@@ -266,6 +276,7 @@ class _Dispatcher:
         self.hand_on()
         while self._table.count(State.TODO, State.CLAIMED):
             self._free += self._queues.free.get(_CHUNK, timeout=_GLANCE_SEC) or []
+        self._lap(Step.WAIT_OUTPUT, 0)
 
     def hand_on(self) -> None:
         self._queues.todo.put(self._todo)
@@ -275,12 +286,13 @@ class _Dispatcher:
         self._done.clear()
 
 
-def discover(job: Job, table: SlotTable, queues: Queues) -> None:
+def discover(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     """Walk the archive and hand on every file, known or not; then name what is gone."""
     cache = Cache(job.cache_path, read_only=True)
-    survey = make_survey(job, cache, job.scope, job.run_id)
+    survey = make_survey(job, cache, job.scope, job.run_id, lap)
     known = cache.count_files(job.scope)
-    dispatcher = _Dispatcher(job.archive, table, queues, _make_walk(job).counts())
+    dispatcher = _Dispatcher(job.archive, table, queues, _make_walk(job).counts(), lap)
+    lap(Step.START, 0)
     for finding in survey.present():
         dispatcher.dispatch(finding)
         _count(table, survey)
@@ -293,6 +305,7 @@ def discover(job: Job, table: SlotTable, queues: Queues) -> None:
     for vanished in survey.vanished():
         dispatcher.dispatch(vanished)
     dispatcher.hand_on()
+    lap(Step.COMPARE, 0)
 
 
 def _refuse_an_empty_archive(job: Job, survey: Survey) -> None:

@@ -29,6 +29,7 @@ from drumline.cache import Cache
 from drumline.errors import DrumlineError
 from drumline.features import FeatureExtractor
 from drumline.index import codec_of, parse_record, read_frame, split_lines
+from drumline.laps import Lap, Step, no_lap
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import NO_SLOT, SlotTable, State
@@ -62,8 +63,9 @@ class _Content(NamedTuple):
 class _Reader:
     """Reads a file once, and tells when it changed meanwhile."""
 
-    def __init__(self, algorithm: str) -> None:
+    def __init__(self, algorithm: str, lap: Lap = no_lap) -> None:
         self._hasher = hasher(algorithm)
+        self._lap = lap
 
     def read(self, path: bytes) -> _Content:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -71,6 +73,7 @@ class _Reader:
             before = os.fstat(descriptor)
             digest = self._hasher()
             data = self._whole(descriptor, before.st_size) if before.st_size <= WHOLE_FILE_BYTES else None
+            self._lap(Step.READ)
             if data is None:
                 while piece := os.read(descriptor, _PIECE_BYTES):
                     digest.update(piece)
@@ -81,6 +84,7 @@ class _Reader:
             os.close(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise ChangedError
+        self._lap(Step.HASH)
         return _Content(data, digest.hexdigest(), after.st_size, mtime_of(after))
 
     @staticmethod
@@ -132,11 +136,11 @@ class _Twins:
 class _Worker:
     """One file at a time: slot in, slot out."""
 
-    def __init__(self, job: Job, table: SlotTable) -> None:
-        self._table, self._job = table, job
-        self._decoder = Decoder(job.bundle.front_end)
-        self._extractor = FeatureExtractor(job.bundle.front_end)
-        self._reader = _Reader(job.settings.hash_algorithm)
+    def __init__(self, job: Job, table: SlotTable, lap: Lap) -> None:
+        self._table, self._job, self._lap = table, job, lap
+        self._decoder = Decoder(job.bundle.front_end, lap)
+        self._extractor = FeatureExtractor(job.bundle.front_end, lap)
+        self._reader = _Reader(job.settings.hash_algorithm, lap)
         self._twins = _Twins(job) if job.settings.dedup_hash else None
         self._labels = {label: place for place, label in enumerate(job.bundle.labels)}
 
@@ -145,6 +149,7 @@ class _Worker:
         try:
             return self._fill(slot)
         except AudioError as error:
+            self._lap(Step.DECODE)
             self._table.fail(slot, error.type, error.message)
         except ChangedError:
             self._table.fail(slot, "changed", "the file changed while it was read")
@@ -163,6 +168,7 @@ class _Worker:
         fields["size"], fields["mtime_ns"] = content.size, content.mtime_ns
         fields["hash"] = content.digest
         twin = self._twins.find(content.digest) if self._twins else None
+        self._lap(Step.TWIN)
         if twin is not None:
             self._take_over(fields, twin)
             return False
@@ -209,11 +215,13 @@ def _or_nan(value: float | None) -> float:
     return np.nan if value is None else value
 
 
-def extract(job: Job, table: SlotTable, queues: Queues, number: int) -> None:
+def extract(job: Job, table: SlotTable, queues: Queues, lap: Lap, number: int) -> None:
     """Work on files until there are no more; `number` is this worker's row of the claims."""
-    worker = _Worker(job, table)
+    worker = _Worker(job, table, lap)
     claims, states, owners = table.claims[number], table.view("state"), table.view("owner")
+    lap(Step.START, 0)
     while (count := queues.todo.get_into(claims)) is not None:
+        lap(Step.WAIT_INPUT, 0)
         slots = claims[:count].tolist()
         owners[slots], states[slots] = number, State.CLAIMED
         claims[:] = NO_SLOT
@@ -222,3 +230,4 @@ def extract(job: Job, table: SlotTable, queues: Queues, number: int) -> None:
             queue = queues.ready if worker.work(slot) else queues.done
             table.current[number] = NO_SLOT
             queue.put([slot])
+            lap(Step.HAND_ON)

@@ -12,12 +12,14 @@ from typing import Any
 
 from drumline.cache import Cache, cache_errors
 from drumline.errors import ArchiveError, BundleError, OutputError, RuntimeMissingError
+from drumline.laps import Lap, Step
 from drumline.lock import exclusive
 from drumline.pipeline.discover import NewFile, make_survey
 from drumline.pipeline.finish import discard_if_empty, finish
-from drumline.pipeline.job import Request, model_facts
+from drumline.pipeline.job import Job, Request, model_facts
 from drumline.pipeline.prepare import check_request, make_job, make_runs_root
-from drumline.pipeline.supervisor import supervise
+from drumline.pipeline.profile import Profile, recorded, saved
+from drumline.pipeline.supervisor import Outcome, supervise
 from drumline.progress import Progress
 from drumline.records import display_path
 from drumline.recover import agrees, open_cache, rebuild_cache
@@ -26,7 +28,9 @@ from drumline.settings import InferSettings
 __all__ = ["infer", "preview"]
 
 
-def infer(settings: InferSettings, progress: Progress | None = None) -> dict[str, Any]:
+def infer(
+    settings: InferSettings, progress: Progress | None = None, profile: Profile | None = None
+) -> dict[str, Any]:
     """Classify an archive and return the summary (the content of ``summary.json``).
 
     Goes on with an unfinished run of the same archive, model and settings; carries over what earlier runs
@@ -38,6 +42,8 @@ def infer(settings: InferSettings, progress: Progress | None = None) -> dict[str
         What to do.
     progress
         Is told how far it is; None for silence.
+    profile
+        Measures where the time goes, and is saved in the run directory; None costs nothing.
 
     Raises
     ------
@@ -49,20 +55,35 @@ def infer(settings: InferSettings, progress: Progress | None = None) -> dict[str
     Forks: call it from a process that runs no other threads at that moment.
     """
     progress = progress or Progress()
+    with saved(profile), recorded(profile, "supervisor") as lap:
+        return _infer(settings, progress, profile, lap)
+
+
+def _infer(settings: InferSettings, progress: Progress, profile: Profile | None, lap: Lap) -> dict[str, Any]:
     request = check_request(_absolute(settings))
     make_runs_root(request.settings)
     lock = exclusive(request.settings.runs_root / ".lock", f"the runs root {str(settings.runs_root)!r}")
     with lock, cache_errors(request.cache_path):
         with closing(open_cache(request.cache_path, request.settings.runs_root, progress.note)) as cache:
             job = make_job(request, cache)
+        lap(Step.PREPARE, 0)
         # No SQLite connection may live through a fork.
-        try:
-            outcome = supervise(job, progress)
-        except (ArchiveError, BundleError, RuntimeMissingError):
-            discard_if_empty(job)
-            raise
+        outcome = _supervise(job, progress, profile)
+        lap(Step.SUPERVISE, 0)
         with closing(Cache(request.cache_path)) as cache:
-            return finish(job, cache, outcome)
+            summary = finish(job, cache, outcome)
+        lap(Step.FINISH, 0)
+        return summary
+
+
+def _supervise(job: Job, progress: Progress, profile: Profile | None) -> Outcome:
+    if profile:
+        profile.directory = job.run.directory
+    try:
+        return supervise(job, progress, profile)
+    except (ArchiveError, BundleError, RuntimeMissingError):
+        discard_if_empty(job)
+        raise
 
 
 def _absolute(settings: InferSettings) -> InferSettings:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.inference import Session, open_session
+from drumline.laps import Lap, Step
 from drumline.machine import usable_cpus
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
@@ -30,16 +31,20 @@ _CPUS_PER_THREAD = 4
 """One thread of the model keeps up with about this many CPUs' worth of extract workers."""
 
 
-def predict(job: Job, table: SlotTable, queues: Queues) -> None:
+def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     """Predict until there are no more features."""
     session: Session | None = None
     # One input for all batches: new ones of ever other sizes would fragment the heap.
     rows = np.empty((job.settings.batch_size, *job.bundle.front_end.shape), np.float32)
     while (slots := _next_batch(queues, job.settings.batch_size)) is not None:
+        lap(Step.WAIT_INPUT, 0)
         if slots := table.take(slots, State.READY, State.PREDICTING):
-            session = session or _open(job, table)
-            _predict(session, table, slots, rows[: len(slots)])
+            if session is None:
+                session = _open(job, table)
+                lap(Step.START, 0)
+            _predict(session, table, slots, rows[: len(slots)], lap)
             queues.done.put(slots)
+            lap(Step.HAND_ON, len(slots))
 
 
 def _open(job: Job, table: SlotTable) -> Session:
@@ -60,9 +65,13 @@ def _next_batch(queues: Queues, largest: int) -> list[int] | None:
     return slots
 
 
-def _predict(session: Session, table: SlotTable, slots: list[int], rows: NDArray[np.float32]) -> None:
+def _predict(
+    session: Session, table: SlotTable, slots: list[int], rows: NDArray[np.float32], lap: Lap
+) -> None:
     np.take(table.view("features"), slots, axis=0, out=rows, mode="clip")
+    lap(Step.GATHER, len(slots))
     probabilities = session.probabilities(rows)
+    lap(Step.MODEL, len(slots))
     finite = np.isfinite(probabilities.sum(axis=1))
     table.view("probs")[slots] = probabilities
     for place in np.flatnonzero(~finite):

@@ -31,10 +31,12 @@ from types import FrameType
 import numpy as np
 
 from drumline.errors import Interrupted, StageError
+from drumline.laps import Lap
 from drumline.pipeline.assemble import assigned_labels
 from drumline.pipeline.discover import discover
 from drumline.pipeline.job import Job
 from drumline.pipeline.process import Reports, StageProcess
+from drumline.pipeline.profile import Profile, recorded
 from drumline.pipeline.queues import Queues, SlotQueue
 from drumline.pipeline.slots import NO_SLOT, Gauge, Kind, SlotTable, State
 from drumline.pipeline.write import write
@@ -88,8 +90,8 @@ class _Signals:
 
 
 class _Supervisor:
-    def __init__(self, job: Job, progress: Progress) -> None:
-        self._job, self._progress = job, progress
+    def __init__(self, job: Job, progress: Progress, profile: Profile | None) -> None:
+        self._job, self._progress, self._profile = job, progress, profile
         settings = job.settings
         self._workers_wanted = settings.worker_count
         self._queues, self._reports = Queues.create(), Reports()
@@ -129,13 +131,14 @@ class _Supervisor:
     def _start(
         self,
         name: str,
-        stage: Callable[[Job, SlotTable, Queues], None],
+        stage: Callable[[Job, SlotTable, Queues, Lap], None],
         reads: SlotQueue,
         writes: tuple[SlotQueue, ...],
     ) -> None:
         def body() -> None:
             self._queues.keep(reads=reads, writes=writes)
-            stage(self._job, self._table, self._queues)
+            with recorded(self._profile, name) as lap:
+                stage(self._job, self._table, self._queues, lap)
 
         self._stages[name] = StageProcess.start(name, body, self._reports)
 
@@ -145,7 +148,8 @@ class _Supervisor:
         def body() -> None:
             queues = self._queues
             queues.keep(reads=queues.todo, writes=(queues.ready, queues.done))
-            extract(self._job, self._table, queues, number)
+            with recorded(self._profile, "extract", number) as lap:
+                extract(self._job, self._table, queues, lap, number)
 
         self._workers[number] = StageProcess.start("extract", body, self._reports)
 
@@ -159,6 +163,8 @@ class _Supervisor:
         self._stop_slow_workers()
         self._close_what_has_ended()
         self._show()
+        if self._profile:
+            self._profile.sample(self._waiting(), self._done())
 
     def _start_extraction(self) -> None:
         from drumline.pipeline.predict import predict
@@ -310,7 +316,7 @@ class _Supervisor:
             self._progress.show(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        counters, states = self._table.counters, self._table.view("state")
+        counters = self._table.counters
         return Snapshot(
             found=self._found(),
             found_all=bool(counters[Gauge.DISCOVERY_DONE] or counters[Gauge.FORESEEN_ALL]),
@@ -320,14 +326,18 @@ class _Supervisor:
             written_bytes=int(counters[Gauge.WRITTEN_BYTES]),
             written=int(counters[Gauge.WRITTEN]),
             labels=dict(zip(self._labels, self._table.label_counts.tolist(), strict=True)),
-            waiting={
-                "extract": int((states == State.TODO).sum()),
-                "predict": int((states == State.READY).sum()),
-                "write": int(((states == State.DONE) & (self._table.view("kind") == Kind.FILE)).sum()),
-            },
-            slots=len(states),
+            waiting=self._waiting(),
+            slots=len(self._table.slots),
             elapsed_sec=time.monotonic() - self._started,
         )
+
+    def _waiting(self) -> dict[str, int]:
+        states = self._table.view("state")
+        return {
+            "extract": int((states == State.TODO).sum()),
+            "predict": int((states == State.READY).sum()),
+            "write": int(((states == State.DONE) & (self._table.view("kind") == Kind.FILE)).sum()),
+        }
 
     def close(self) -> None:
         """Leave no process and no open pipe behind."""
@@ -345,7 +355,7 @@ def _cause(process: StageProcess) -> str:
     return f"exit code {code}"
 
 
-def supervise(job: Job, progress: Progress) -> Outcome:
+def supervise(job: Job, progress: Progress, profile: Profile | None = None) -> Outcome:
     """Run the pipeline of a job to its end.
 
     Raises
@@ -359,7 +369,7 @@ def supervise(job: Job, progress: Progress) -> Outcome:
     """
     signals = _Signals()
     with signals.noted():
-        supervisor = _Supervisor(job, progress)
+        supervisor = _Supervisor(job, progress, profile)
         try:
             return supervisor.run(signals)
         finally:

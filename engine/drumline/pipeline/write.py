@@ -25,6 +25,7 @@ from drumline.cache import Cache, FileRow, FrameRow, file_row
 from drumline.durable import output_errors
 from drumline.errors import IndexFormatError
 from drumline.index import FRAME_LINES, Codec, IndexAppender, codec_of, parse_record, read_frame, split_lines
+from drumline.laps import Lap, Step
 from drumline.pipeline.assemble import Assembler
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
@@ -105,12 +106,12 @@ class _Source:
 
 
 class _Writer:
-    def __init__(self, job: Job, table: SlotTable) -> None:
-        self._job, self._table = job, table
+    def __init__(self, job: Job, table: SlotTable, lap: Lap) -> None:
+        self._job, self._table, self._lap = job, table, lap
         self._cache = Cache(job.cache_path)
         self._index = IndexAppender(job.run.index_path, job.codec, job.valid)
         self._source = _Source(job, self._cache)
-        self._assembler = Assembler(job, table)
+        self._assembler = Assembler(job, table, lap)
         self._pending = _Lines()
         self._frames: list[tuple[int, int, _Lines]] = []
         self._carried: list[tuple[int, int]] = []
@@ -134,6 +135,7 @@ class _Writer:
         failed = 0
         for record in self._assembler.records(slots):
             self._add(record, carried=False)
+            self._lap(Step.ENCODE)
             labels[record["assigned_label"]] += record["errors"] is None
             failed += record["errors"] is not None
         counters = self._table.counters
@@ -151,7 +153,9 @@ class _Writer:
     def _close_frame(self) -> None:
         if self._pending.lines:
             frame = self._job.codec.compress(b"".join(self._pending.lines))
+            self._lap(Step.COMPRESS, len(self._pending.lines))
             self._frames.append((self._index.append(frame), len(frame), self._pending))
+            self._lap(Step.WRITE, len(self._pending.lines))
             self._pending = _Lines()
 
     def _carry(self, slot: int) -> None:
@@ -166,6 +170,7 @@ class _Writer:
                     record = parse_record(line, source.path)
                     self._add(redecide(record, self._job.decisions, self._job.settings.top_k), carried=True)
         self._table.counters[Gauge.CARRIED] += mask.bit_count()
+        self._lap(Step.CARRY, mask.bit_count())
 
     def _may_be_copied(self, frame: FrameRow, mask: int) -> bool:
         whole = mask == (1 << frame.lines) - 1
@@ -192,7 +197,9 @@ class _Writer:
             self._close_frame()
         if self._frames or self._carried or self._gone:
             self._index.sync()
+            self._lap(Step.WRITE, 0)
             self._commit()
+            self._lap(Step.CACHE, sum(len(lines.rows) for *_, lines in self._frames))
             self._interval = _LATER_FLUSH_SEC
         self._frames, self._carried, self._gone = [], [], []
         self._flushed = time.monotonic()
@@ -218,15 +225,18 @@ class _Writer:
         self._cache.close()
 
 
-def write(job: Job, table: SlotTable, queues: Queues) -> None:
+def write(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     """Write until there are no more slots."""
-    writer = _Writer(job, table)
+    writer = _Writer(job, table, lap)
+    lap(Step.START, 0)
     while (slots := queues.done.get(_TAKE, timeout=writer.patience())) is not None:
+        lap(Step.WAIT_INPUT, 0)
         slots = table.take(slots, State.DONE, State.WRITING)
         writer.accept(slots)
         table.view("state")[slots] = State.FREE
         with suppress(BrokenPipeError):  # discover has left: nobody needs free slots any more
             queues.free.put(slots)
+        lap(Step.HAND_ON, len(slots))
         if writer.due():
             writer.flush(partly=writer.patience() > 0.0)
     writer.flush()
