@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -91,6 +93,70 @@ def test_links_to_directories_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to("a")
     assert names(tmp_path) == [b"a/1.wav"]
     assert walk(tmp_path)[1].skipped_links == 1
+
+
+@pytest.mark.parametrize(
+    ("links", "expected", "skipped"),
+    [
+        ("all", ["a.wav", "in.wav", "nowhere.wav", "out.wav", "round.wav"], 0),
+        ("inside", ["a.wav", "in.wav", "round.wav"], 2),
+        ("none", ["a.wav"], 4),
+    ],
+)
+def test_links_are_followed_as_asked(tmp_path: Path, links: str, expected: list[str], skipped: int) -> None:
+    root = tmp_path / "archive"
+    put(tmp_path, "archive/a.wav", "archive-2/b.wav")
+    (root / "in.wav").symlink_to("a.wav")
+    (root / "round.wav").symlink_to("../archive/a.wav")
+    (root / "out.wav").symlink_to("../archive-2/b.wav")
+    (root / "nowhere.wav").symlink_to("../nowhere.wav")
+    (directory,), found = walk(root, links=links)
+    assert [entry.name.decode() for entry in directory.files] == expected
+    assert found.skipped_links == skipped
+
+
+def test_what_is_mounted_below_is_passed_over_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "a/1.wav", "mounted/2.wav", "mounted/deeper/3.wav")
+    inode = os.stat(tmp_path / "mounted").st_ino
+    identity = Walk._identity
+
+    def elsewhere(entry: os.DirEntry[bytes]) -> tuple[int, int] | None:
+        found = identity(entry)
+        return (-1, found[1]) if found and found[1] == inode else found
+
+    monkeypatch.setattr(Walk, "_identity", staticmethod(elsewhere))
+    assert names(tmp_path, one_file_system=True) == [b"a/1.wav"]
+    assert len(names(tmp_path)) == 3
+
+
+def test_entries_that_cannot_be_told_apart_cost_no_neighbour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems say what an entry is only when asked, and may refuse to."""
+    put(tmp_path, "a.wav", "b.wav", "Kicks/c.wav", "z/d.wav")
+
+    class Mute:
+        def __init__(self, entry: os.DirEntry[bytes]) -> None:
+            self.name, self.path = entry.name, entry.path
+
+        def refuse(self, **_options: bool) -> bool:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        is_dir = is_file = is_symlink = stat = refuse
+
+    entries = Walk._entries
+
+    def muted(self: Walk, path: bytes) -> list[Any] | None:
+        found = entries(self, path)
+        return found and [Mute(entry) if entry.name in (b"b.wav", b"Kicks") else entry for entry in found]
+
+    monkeypatch.setattr(Walk, "_entries", muted)
+    directories, found = walk(tmp_path)
+    files = {entry.name: entry.error for directory in directories for entry in directory.files}
+    assert files == {b"a.wav": "", b"b.wav": "Permission denied", b"d.wav": ""}
+    assert found.unreadable == [(b"Kicks", "Permission denied")]
 
 
 def test_what_is_no_file_is_counted(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ import orjson
 
 from drumline.durable import output_errors
 from drumline.errors import OutputError
-from drumline.records import TRANSIENT_ERRORS, Record, display_path, relative_path
+from drumline.records import TRANSIENT_ERRORS, WORKER_ERRORS, Record, display_path, relative_path
 from drumline.tally import Tally
 
 __all__ = ["Cache", "Failure", "FileRow", "FrameRow", "KnownFile", "cache_errors", "file_row"]
@@ -119,8 +119,9 @@ def file_row(record: Record, line: int) -> FileRow:
     failed = Failure.NONE
     if error is not None:
         failed = Failure.TRANSIENT if error["type"] in TRANSIENT_ERRORS else Failure.LASTING
-    # A failed file is nobody's twin: its hash is left out.
-    digest = record["hash"] if error is None else None
+    # Nobody takes over a failure, so its hash is left out; but what cost workers is not tried under any name.
+    known = error is None or error["type"] in WORKER_ERRORS
+    digest = record["hash"] if known else None
     directory, name = os.path.split(path)
     return FileRow(directory, name, record["size"], record["mtime_ns"], digest, failed, line)
 
@@ -251,10 +252,13 @@ class Cache:
         return self._one(sql, scope)
 
     def twin(self, digest: str, inference_key: str) -> tuple[int, int] | None:
-        """Return (frame, line) of a record with this content and a prediction by the same inference key."""
+        """Return (frame, line) of a record with this content by the same inference key.
+
+        One with a prediction, where there is one; else one of a file that cost workers.
+        """
         sql = (
-            "SELECT f.frame, f.line FROM file f JOIN directory d ON d.id = f.directory "
-            "JOIN scope s ON s.id = d.scope WHERE f.hash = ? AND s.inference_key = ? LIMIT 1"
+            "SELECT f.frame, f.line FROM file f JOIN directory d ON d.id = f.directory JOIN scope s "
+            "ON s.id = d.scope WHERE f.hash = ? AND s.inference_key = ? ORDER BY f.failed LIMIT 1"
         )
         row = self._db.execute(sql, (digest, inference_key)).fetchone()
         return (row[0], row[1]) if row else None

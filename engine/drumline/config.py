@@ -38,6 +38,11 @@ _SETTING_OF = {
     "compress_index": "compress_index",
     "include_audio_stats": "include_audio_stats",
     "supported_formats": "supported_formats",
+    "follow_links": "follow_links",
+    "one_file_system": "one_file_system",
+    "file_timeout_sec": "file_timeout_sec",
+    "max_file_mb": "max_file_mb",
+    "worker_memory_mb": "worker_memory_mb",
     "paths.archive_root": "archive",
     "paths.runs_root": "runs_root",
     "paths.regenerated_root": "regenerated_root",
@@ -313,6 +318,19 @@ supported_formats: [
 {_format_lines(SOUNDFILE_FORMATS)},
 {_format_lines(FFMPEG_FORMATS)},
 ]
+
+# Links to files that are read: all; inside: those that lead to a place in the archive; none. Links to
+# directories are never followed.
+follow_links: all
+
+# Pass over what is mounted below the archive's root.
+one_file_system: false
+
+# A file is given up, as a failed record, when it makes no progress for so many seconds, is larger, or costs
+# a worker more memory. MB are 10^6 bytes.
+file_timeout_sec: 30.0
+max_file_mb: 4000
+worker_memory_mb: 1000
 
 paths:
   # What is classified; it is never written to. null: given on the command line.

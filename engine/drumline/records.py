@@ -19,6 +19,7 @@ from drumline.decide import DecisionSettings, Reason, decide, failed_decision
 __all__ = [
     "SCHEMA_VERSION",
     "TRANSIENT_ERRORS",
+    "WORKER_ERRORS",
     "ErrorType",
     "FileError",
     "Record",
@@ -46,6 +47,7 @@ ErrorType = Literal[
     "vanished",
     "changed",
     "path_too_long",
+    "too_large",
     "worker_crash",
     "timeout",
     "out_of_memory",
@@ -53,8 +55,13 @@ ErrorType = Literal[
 
 _PROBABILITY_DIGITS: Final = 6
 
-TRANSIENT_ERRORS: Final[frozenset[str]] = frozenset({"needs_ffmpeg", "unreadable", "vanished", "changed"})
+TRANSIENT_ERRORS: Final[frozenset[str]] = frozenset(
+    {"needs_ffmpeg", "unreadable", "vanished", "changed", "too_large"}
+)
 """Errors that may be gone at the next run although the file's size and mtime are the same."""
+
+WORKER_ERRORS: Final[frozenset[str]] = frozenset({"worker_crash", "timeout", "out_of_memory"})
+"""Errors that cost worker processes: a file of the same content is not tried either."""
 
 
 class FileError(TypedDict):

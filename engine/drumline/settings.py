@@ -18,6 +18,7 @@ from drumline.index import Compression
 from drumline.labels import MISC, Taxonomy
 from drumline.machine import usable_cpus
 from drumline.thresholds import OperatingPoints, Threshold, is_threshold, resolve_threshold
+from drumline.walk import FollowLinks
 
 __all__ = [
     "FFMPEG_FORMATS",
@@ -138,7 +139,15 @@ class InferSettings:
     accept_missing
         Go on although most of the known files are gone (an archive that is not mounted looks like that).
     file_timeout_sec
-        Seconds after which a file is given up.
+        Seconds without progress after which a file is given up.
+    max_file_mb
+        Larger files are not read, in MB of 10^6 bytes.
+    worker_memory_mb
+        Memory that one file may cost a worker, in MB of 10^6 bytes; address space, held by the kernel.
+    follow_links
+        Which links to files are read: all, those that lead to a place inside of the archive, or none.
+    one_file_system
+        Stay on the file system of the archive's root, and pass over what is mounted below it.
     """
 
     archive: Path
@@ -161,6 +170,10 @@ class InferSettings:
     retry_failed: bool = False
     accept_missing: bool = False
     file_timeout_sec: float = 30.0
+    max_file_mb: int = 4_000
+    worker_memory_mb: int = 1_000
+    follow_links: FollowLinks = "all"
+    one_file_system: bool = False
 
     def __post_init__(self) -> None:
         for name in ("archive", "runs_root", "model_path", "label_map", "canonical_map"):
@@ -330,4 +343,8 @@ _RULES: dict[str, _Rule] = {
     "file_timeout_sec": _Rule(
         lambda value: _is_number(value) and 0 < value <= 86_400, "seconds, more than 0, at most 86400"
     ),
+    "max_file_mb": _whole(1, 1_000_000_000),
+    "worker_memory_mb": _whole(100, 1_000_000),
+    "follow_links": _one_of(FollowLinks),
+    "one_file_system": _FLAG,
 }

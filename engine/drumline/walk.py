@@ -6,9 +6,11 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-__all__ = ["Directory", "Entry", "Walk", "mtime_of"]
+__all__ = ["Directory", "Entry", "FollowLinks", "Walk", "mtime_of"]
+
+FollowLinks = Literal["all", "inside", "none"]
 
 _APPLE_DOUBLE = b"._"  # macOS keeps resource forks in files of this prefix: never audio, whatever the suffix
 
@@ -35,8 +37,8 @@ class Directory(NamedTuple):
 class Walk:
     """Iterates over the directories of an archive, each once, depth first, sorted by name.
 
-    Links to files are followed, links to directories are not: so no loop exists and every file is met once
-    by its own path. What is no regular file is passed over and counted.
+    Links to files may be followed, links to directories never are: so no loop exists and every file is met
+    once by its own path. What is no regular file is passed over and counted.
 
     Parameters
     ----------
@@ -46,11 +48,17 @@ class Walk:
         Extensions that count as audio, lower case without dot.
     skip
         (device, inode) of directories to leave out: our own output.
+    links
+        Which links to files are followed: all, those that lead to a place inside of the archive, or none.
+    one_file_system
+        Whether directories on another device than the root are left out.
     """
 
     root: bytes
     formats: frozenset[bytes]
     skip: frozenset[tuple[int, int]] = frozenset()
+    links: FollowLinks = "all"
+    one_file_system: bool = False
     skipped_links: int = 0
     skipped_special: int = 0
     unreadable: list[tuple[bytes, str]] = field(default_factory=list)
@@ -65,6 +73,8 @@ class Walk:
             yield sum(self.is_wanted(entry.name) for entry in entries)
 
     def _listings(self) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
+        self._real_root = os.path.realpath(self.root)
+        self._device = _device(self.root) if self.one_file_system else None
         pending = [b""]
         while pending:
             path = pending.pop()
@@ -84,9 +94,19 @@ class Walk:
             return None
 
     def _is_directory(self, entry: os.DirEntry[bytes]) -> bool:
-        if not entry.is_dir(follow_symlinks=False):
+        try:
+            if not entry.is_dir(follow_symlinks=False):
+                return False
+        except OSError as error:  # the file system does not say what it is, nor lets us look
+            if not self.is_wanted(entry.name):
+                self.unreadable.append((os.path.relpath(entry.path, self.root), error.strerror or str(error)))
             return False
-        return not self.skip or self._identity(entry) not in self.skip
+        if not self.skip and self._device is None:
+            return True
+        identity = self._identity(entry)
+        if self._device is not None and identity is not None and identity[0] != self._device:
+            return False
+        return identity not in self.skip
 
     @staticmethod
     def _identity(entry: os.DirEntry[bytes]) -> tuple[int, int] | None:
@@ -104,14 +124,20 @@ class Walk:
     def _is_audio(self, entry: os.DirEntry[bytes]) -> bool:
         if not self.is_wanted(entry.name):
             return False
-        if entry.is_file(follow_symlinks=False):
-            return True
-        if entry.is_symlink():
-            return self._is_link_to_file(entry)
-        self.skipped_special += not entry.is_dir(follow_symlinks=False)
+        try:
+            if entry.is_file(follow_symlinks=False):
+                return True
+            if entry.is_symlink():
+                return self._is_wanted_link(entry)
+            self.skipped_special += not entry.is_dir(follow_symlinks=False)
+        except OSError:
+            return True  # it cannot even be told what it is: it gets its record
         return False
 
-    def _is_link_to_file(self, entry: os.DirEntry[bytes]) -> bool:
+    def _is_wanted_link(self, entry: os.DirEntry[bytes]) -> bool:
+        if self.links == "none" or (self.links == "inside" and not self._leads_inside(entry.path)):
+            self.skipped_links += 1
+            return False
         try:
             mode = entry.stat().st_mode
         except OSError:
@@ -121,6 +147,9 @@ class Walk:
         self.skipped_links += 1
         return False
 
+    def _leads_inside(self, path: bytes) -> bool:
+        return os.path.realpath(path).startswith(os.path.join(self._real_root, b""))
+
     @staticmethod
     def _look(entry: os.DirEntry[bytes]) -> Entry:
         try:
@@ -128,6 +157,13 @@ class Walk:
         except OSError as error:
             return Entry(entry.name, 0, 0, error.strerror or str(error))
         return Entry(entry.name, found.st_size, mtime_of(found))
+
+
+def _device(path: bytes) -> int | None:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return None
 
 
 def mtime_of(found: os.stat_result) -> int:

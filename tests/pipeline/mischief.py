@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import importlib
 import os
@@ -55,6 +56,30 @@ def _slow_reading(seconds: float) -> None:
     reader.read = _then(wait, reader.read)
 
 
+def _slow_disk(seconds: float) -> None:
+    """Each megabyte takes some seconds to come."""
+    module = _module("drumline.pipeline.extract")
+    read = os.read
+
+    def slow(descriptor: int, size: int) -> bytes:
+        data = read(descriptor, size)
+        time.sleep(seconds * (len(data) >> 20))
+        return data
+
+    module.os = _Instead(os, read=slow)
+
+
+class _Instead:
+    """A module with some of its functions replaced."""
+
+    def __init__(self, module: Any, **functions: Any) -> None:
+        self._module = module
+        vars(self).update(functions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
 def _frame_lines(lines: int) -> None:
     """Frames are closed at so many lines."""
     _module("drumline.pipeline.write").FRAME_LINES = lines
@@ -92,12 +117,30 @@ def _bad_names(_on: bool) -> None:
             pass
         if b"greedy" in name:
             raise MemoryError
+        if b"crasher" in name:
+            ctypes.string_at(0)
+        if b"hoarder" in name:
+            _hoarded.append(bytearray(_HOARD))
+        if b"glutton" in name:
+            _eat()
         if b"odd" in name:
             raise _OddError
         if b"verbose" in name:
             raise RuntimeError("line\n" * 9 + "\udcff\0é" * 300)
 
     _before_decoding(act)
+
+
+_HOARD = 400_000_000
+_hoarded: list[bytearray] = []
+
+
+def _eat() -> None:
+    """Take memory as C code does that never looks whether it got any."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    while True:
+        ctypes.memset(libc.malloc(1 << 24), 1, 1 << 24)
 
 
 class _OddError(Exception):
@@ -179,6 +222,11 @@ def _hang(marker: str) -> None:
             pass
 
     _before_decoding(act)
+
+
+def _no_death_signal(_on: bool) -> None:
+    """The system does not end a child with its parent, as all but Linux."""
+    _module("drumline.pipeline.process")._end_with = lambda _supervisor: None
 
 
 def _before_reading(command: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,70 @@ def test_a_file_that_is_never_decoded_is_given_up(bad: Infer) -> None:
     assert "0.5 s" in bad.records()[b"hang.wav"]["errors"]["message"]
     assert result.counts["classified"] == 40
     assert 1.0 <= result.seconds < prompt(5)
+
+
+def test_a_decoder_that_crashes_or_eats_memory_is_one_typed_record_each(bad: Infer) -> None:
+    add(bad, "a crasher.wav", "b glutton.wav", "c greedy.wav")
+    assert bad.counts("--worker-memory-mb", "300", workers=2, bad_names=True)["classified"] == 40
+    records = bad.records()
+    assert failures(records) == {
+        "a crasher.wav": "worker_crash",
+        "b glutton.wav": "out_of_memory",
+        "c greedy.wav": "out_of_memory",
+    }
+    assert "SIGSEGV" in records[b"a crasher.wav"]["errors"]["message"]
+    assert "300 MB" in records[b"b glutton.wav"]["errors"]["message"]
+
+
+def test_memory_that_one_file_leaves_behind_fails_no_other(bad: Infer) -> None:
+    """Each keeps 400 MB: what a worker has lost is gone with it, and the file is tried anew."""
+    add(bad, *(f"hoarder {number}.wav" for number in range(3)))
+    assert bad.counts(workers=1, bad_names=True)["failed"] == 0
+
+
+def test_a_copy_of_what_killed_two_workers_is_not_tried_until_asked(bad: Infer) -> None:
+    add(bad, "killer.wav")
+    assert bad.counts(bad_names=True)["failed"] == 1
+    killer = bad.archive / "killer.wav"
+    shutil.copy(killer, bad.archive / "copy of the killer.wav")
+    killer.rename(bad.archive / "moved killer.wav")
+    before = len(audio_files(bad.archive))
+    result = bad(die="before drumline.audio:Decoder.decode")
+    assert result.code == 0, result.err
+    assert (result.counts["failed"], result.counts["discovered"]) == (2, before)
+    bad.run = Path(result.json()["run_directory"])
+    assert set(failures(bad.records()).values()) == {"worker_crash"}
+    assert bad.counts("--retry-failed")["failed"] == 0
+
+
+def test_a_sound_copy_is_preferred_to_one_that_killed_workers(bad: Infer) -> None:
+    """What kills may be the moment, not the content."""
+    add(bad, "killer.wav")
+    assert bad.counts(bad_names=True)["failed"] == 1
+    (bad.archive / "killer.wav").rename(bad.archive / "sound.wav")
+    assert bad.counts("--retry-failed")["failed"] == 0
+    shutil.copy(bad.archive / "sound.wav", bad.archive / "again.wav")
+    assert bad.counts(no_decoding=True)["failed"] == 0
+
+
+def test_workers_are_replaced_within_five_seconds(bad: Infer, sounds: list[Path]) -> None:
+    running = bad.start(workers=2, slow=0.2)
+    running.stage("extract", 1)
+    killed = time.monotonic()
+    running.kill_stage("extract", 0)
+    running.kill_stage("extract", 1)
+    running.stage("extract", 3)
+    assert time.monotonic() - killed < prompt(5.0)
+    running.signal_group(signal.SIGKILL)
+
+
+def test_a_hanging_decoder_ends_also_where_nobody_ends_it(bad: Infer, tmp_path: Path) -> None:
+    """Only Linux ends a child with its parent; elsewhere the processor time that a file may take does."""
+    marker = tmp_path / "begun"
+    running = bad.start("--file-timeout", "1", hang=str(marker), no_death_signal=True)
+    running.reach(marker.exists, "work")
+    running.signal(signal.SIGKILL)
+    running.gone(10.0)
 
 
 def test_what_decoding_raises_is_a_failed_record(bad: Infer) -> None:
@@ -132,6 +198,31 @@ def test_a_huge_sparse_file_is_read_in_pieces(bad: Infer) -> None:
     assert record["size"] == 200 << 20
     assert record["errors"] is None
     assert record["hash"]
+
+
+def test_a_file_larger_than_the_limit_is_not_read(bad: Infer) -> None:
+    add(bad, "sparse.wav", "small.wav")
+    os.truncate(bad.archive / "sparse.wav", 100 * 10**9)
+    result = bad()
+    assert result.code == 0, result.err
+    assert result.seconds < prompt(15)
+    bad.run = Path(result.json()["run_directory"])
+    assert failures(bad.records()) == {"sparse.wav": "too_large"}
+    assert "4,000 MB" in bad.records()[b"sparse.wav"]["errors"]["message"]
+    assert bad.records()[b"sparse.wav"]["size"] == 100 * 10**9
+
+
+def test_a_file_that_was_too_large_is_read_when_the_limit_allows_it(bad: Infer) -> None:
+    add(bad, "large.wav")
+    os.truncate(bad.archive / "large.wav", 3_000_000)
+    assert bad.counts("--max-file-mb", "2")["failed"] == 1
+    assert bad.counts("--max-file-mb", "3")["failed"] == 0
+
+
+def test_a_disk_that_is_slow_but_goes_on_is_no_timeout(bad: Infer) -> None:
+    add(bad, "large.wav")
+    os.truncate(bad.archive / "large.wav", 6 << 20)
+    assert bad.counts("--file-timeout", "1.5", slow_disk=0.5)["failed"] == 0
 
 
 def test_any_time_of_change_is_kept_exactly(bad: Infer) -> None:

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from drumline.pipeline import extract
-from drumline.pipeline.extract import ChangedError, _Reader, hasher
+from drumline.pipeline.extract import ChangedError, TooLargeError, _Reader, hasher
 
 CONTENT = b"RIFF" + bytes(range(256)) * 40
 
@@ -80,6 +80,28 @@ def test_a_file_that_grows_while_it_is_read_is_refused(file: bytes, monkeypatch:
     change_while_reading(monkeypatch, grow)
     with pytest.raises(ChangedError):
         _Reader("xxh3_64").read(file)
+
+
+def test_a_file_that_grows_without_end_is_not_read_without_end(
+    file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "WHOLE_FILE_BYTES", 0)
+    read = os.read
+
+    def growing(descriptor: int, size: int) -> bytes:
+        with open(file, "ab") as stream:
+            stream.write(b"more" * 1000)
+        return read(descriptor, size)
+
+    monkeypatch.setattr(os, "read", growing)
+    with pytest.raises(ChangedError):
+        _Reader("xxh3_64").read(file)
+
+
+def test_a_file_larger_than_the_limit_is_not_read(file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "read")
+    with pytest.raises(TooLargeError):
+        _Reader("xxh3_64", largest=len(CONTENT) - 1).read(file)
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_refused(file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

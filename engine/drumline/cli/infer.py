@@ -67,7 +67,18 @@ __all__ = ["infer_command"]
 @click.option(
     "--formats", "supported_formats", callback=comma_separated, help="Extensions that count: wav,flac."
 )
-@click.option("--file-timeout", "file_timeout_sec", type=float, help="Seconds until a file is given up. [30]")
+@click.option(
+    "--file-timeout",
+    "file_timeout_sec",
+    type=float,
+    help="Seconds without progress until a file is given up. [30]",
+)
+@click.option("--max-file-mb", type=int, help="Larger files are not read. [4000]")
+@click.option("--worker-memory-mb", type=int, help="Memory that a file may cost a worker. [1000]")
+@click.option("--follow-links", help="Links to files that are read: all, inside (the archive) or none. [all]")
+@click.option(
+    "--one-file-system", is_flag=True, default=None, help="Pass over what is mounted below ARCHIVE."
+)
 @click.option("--fresh", is_flag=True, default=None, help="Ignore earlier runs and the cache.")
 @click.option("--retry-failed", is_flag=True, default=None, help="Try files again that failed before.")
 @click.option(

@@ -182,8 +182,10 @@ def make_survey(request: Request, cache: Cache | None, scope: int, run_id: int, 
 
 
 def _make_walk(request: Request) -> Walk:
-    formats = frozenset(name.encode() for name in request.settings.supported_formats)
-    return Walk(request.archive, formats, _identity(request.settings.runs_root))
+    settings = request.settings
+    formats = frozenset(name.encode() for name in settings.supported_formats)
+    skip = _identity(settings.runs_root)
+    return Walk(request.archive, formats, skip, settings.follow_links, settings.one_file_system)
 
 
 def _identity(directory: Path) -> frozenset[tuple[int, int]]:

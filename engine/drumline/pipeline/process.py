@@ -78,11 +78,14 @@ class StageProcess:
         Its process id.
     code
         Exit code, negative for a signal; None while it runs.
+    peak_bytes
+        Most memory that it had, once it has ended.
     """
 
     name: str
     pid: int
     code: int | None = None
+    peak_bytes: int = 0
 
     @classmethod
     def start(cls, name: str, body: Callable[[], None], reports: Reports) -> StageProcess:
@@ -101,9 +104,10 @@ class StageProcess:
     def poll(self) -> int | None:
         """Return the exit code if the process has ended."""
         if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, used = os.wait4(self.pid, os.WNOHANG)
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
+                self.peak_bytes = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return self.code
 
     def kill(self) -> None:

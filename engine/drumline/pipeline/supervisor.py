@@ -10,8 +10,9 @@ Workers and predict start when the first file has to be read, so a rescan that f
 processes.
 
 A worker that dies is replaced. Its slots are told by `owner`: the one it was working on is tried once more
-and then failed as `worker_crash` (or `timeout`), the others are queued again. A stage of which there is only
-one cannot be replaced without losing its place: its death ends the run, and the same command goes on.
+and then failed as `worker_crash`, `timeout` or `out_of_memory`, the others are queued again. A stage of
+which there is only one cannot be replaced without losing its place: its death ends the run, and the same
+command goes on.
 
 The first Ctrl-C (or SIGTERM, SIGHUP) stops in order: no new files, workers finish the file at hand, what is
 predicted is written. The second kills everything; what is on disk is whole in either case.
@@ -19,6 +20,7 @@ predicted is written. The second kills everything; what is on disk is whole in e
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import threading
@@ -50,6 +52,8 @@ _TRIES = 2
 _WORKERS_MAY_FINISH_SEC = 1.0
 _ALL_MAY_FINISH_SEC = 1.8
 _IDLE_DEATHS = 20  # in a row, without a file read: not bad luck but a broken environment
+_MB = 1_000_000
+_NEARLY = 0.9  # of the memory that a worker may have: who died there did not get the next piece
 _PAUSED_SEC = 1.0  # a tick that took this long was no tick: the machine slept
 
 
@@ -143,13 +147,16 @@ class _Supervisor:
         self._stages[name] = StageProcess.start(name, body, self._reports)
 
     def _start_worker(self, number: int) -> None:
-        from drumline.pipeline.extract import extract
+        from drumline.pipeline.extract import OUT_OF_MEMORY, extract
 
         def body() -> None:
             queues = self._queues
             queues.keep(reads=queues.todo, writes=(queues.ready, queues.done))
-            with recorded(self._profile, "extract", number) as lap:
-                extract(self._job, self._table, queues, lap, number)
+            try:
+                with recorded(self._profile, "extract", number) as lap:
+                    extract(self._job, self._table, queues, lap, number)
+            except MemoryError:
+                os._exit(OUT_OF_MEMORY)  # at once: there may be no memory for anything else
 
         self._workers[number] = StageProcess.start("extract", body, self._reports)
 
@@ -229,13 +236,16 @@ class _Supervisor:
         return bool(tries[slot] < _TRIES)
 
     def _fail(self, slot: int, number: int, worker: StageProcess) -> None:
-        if number in self._timed_out:
-            limit = self._job.settings.file_timeout_sec
-            self._table.fail(slot, "timeout", f"not decoded within {limit:g} s, {_TRIES} times")
+        from drumline.pipeline.extract import OUT_OF_MEMORY
+
+        settings = self._job.settings
+        if number in self._timed_out or worker.code == -signal.SIGPROF:
+            error, cause = "timeout", f"no progress within {settings.file_timeout_sec:g} s"
+        elif worker.code == OUT_OF_MEMORY or worker.peak_bytes > _NEARLY * settings.worker_memory_mb * _MB:
+            error, cause = "out_of_memory", f"it takes more than {settings.worker_memory_mb:,} MB"
         else:
-            self._table.fail(
-                slot, "worker_crash", f"the decoder was ended by {_cause(worker)}, {_TRIES} times"
-            )
+            error, cause = "worker_crash", f"the decoder was ended by {_cause(worker)}"
+        self._table.fail(slot, error, f"{cause}, {_TRIES} times")
 
     def _stop_slow_workers(self) -> None:
         now = time.monotonic()
