@@ -1,56 +1,32 @@
-"""Labelled recordings: the rows of a manifest.
-
-A corpus is a directory with ``manifest.jsonl``; each line has at least ``path`` (relative to the directory),
-``label``, ``family``, ``source``, ``licence`` and ``xxh64`` (content hash), and perhaps ``label_conf``.
-"""
+"""Recordings: rows of a manifest, placed in a taxonomy. What every training and evaluation is given."""
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from drumline.errors import ConfigError
+from drumline_convert.manifest import Manifest, Row, read_manifest
+from drumline_convert.scan import METADATA_NAME, ScanSettings, scan_directory
 from drumline_convert.taxonomy import TrainingTaxonomy
 
-__all__ = ["Recording", "default_corpus", "read_corpus"]
-
-_WEIGHT_OF_CONFIDENCE = {"high": 1.0, "medium": 0.6}
+__all__ = ["Recording", "default_corpus", "open_manifest", "read_corpus", "recordings_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """One labelled file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording(Row):
+    """A manifest's row and its place in a taxonomy.
 
     Parameters
     ----------
-    path
-        Where the audio is.
-    label
-        Label as the manifest states it, before thin classes are folded.
     fine, canonical
-        Index of the fine and of the canonical label in the taxonomy.
-    family
-        Kits that share recordings or are the same machine; never split.
-    content
-        Hash of the file's bytes, hexadecimal.
-    source, licence
-        Where the recording comes from and what its source states.
-    weight
-        Weight in the training loss; less where the label is uncertain.
+        Index of the fine and of the canonical label.
     """
 
-    path: Path
-    label: str
     fine: int
     canonical: int
-    family: str
-    content: str
-    source: str
-    licence: str
-    weight: float = 1.0
 
 
 def default_corpus() -> Path:
@@ -58,49 +34,63 @@ def default_corpus() -> Path:
     return Path(os.environ.get("DRUMLINE_CORPUS") or Path("..", "shared", "corpus"))
 
 
-def read_corpus(corpus: Path, taxonomy: TrainingTaxonomy) -> list[Recording]:
-    """Read ``manifest.jsonl`` of the directory `corpus`.
+def open_manifest(source: Path, taxonomy: TrainingTaxonomy) -> Manifest:
+    """Read a manifest, or make one on the spot of a directory that has its own metadata.
 
     Raises
     ------
     ConfigError
-        When the manifest is missing or empty, a row is incomplete, or a label is not in the taxonomy.
+        When there is neither, or when a recording of the directory would be left out.
     """
-    manifest = corpus / "manifest.jsonl"
-    try:
-        lines = manifest.read_text("utf-8").splitlines()
-    except OSError as error:
+    if not source.exists():
         raise ConfigError(
-            f"cannot read the corpus manifest {str(manifest)!r}: {error.strerror}",
-            "Give the corpus directory with --corpus, or in DRUMLINE_CORPUS.",
-        ) from error
-    recordings = [
-        _recording(corpus, line, taxonomy, f"{manifest}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not recordings:
-        raise ConfigError(f"the corpus manifest {str(manifest)!r} has no rows")
-    return recordings
-
-
-def _recording(corpus: Path, line: str, taxonomy: TrainingTaxonomy, where: str) -> Recording:
-    try:
-        row: dict[str, Any] = json.loads(line)
-        label = row["label"]
-        fine, canonical = taxonomy.fine_index(label), taxonomy.canonical_index(label)
-        if fine is None or canonical is None:
-            raise ConfigError(f"{where}: the label {label!r} is not in the taxonomy")
-        return Recording(
-            corpus / row["path"],
-            label,
-            fine,
-            canonical,
-            row["family"],
-            row["xxh64"],
-            row["source"],
-            row["licence"],
-            _WEIGHT_OF_CONFIDENCE.get(row.get("label_conf", "high"), 1.0),
+            f"no manifest or corpus at {str(source)!r}",
+            "Give a manifest, or a directory that has its own, with --corpus or in DRUMLINE_CORPUS.",
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{where}: not a manifest row ({error!r})") from error
+    if not source.is_dir():
+        return read_manifest(source)
+    if not (source / METADATA_NAME).is_file():
+        raise ConfigError(
+            f"the directory {str(source)!r} has no {METADATA_NAME}",
+            f"Make a manifest and give that: drumline dataset scan {source} --out manifest.jsonl",
+        )
+    scan = scan_directory(source, ScanSettings(by="metadata", taxonomy=taxonomy))
+    for path, _, detail in scan.left_out:
+        raise ConfigError(
+            f"{str(path)!r} cannot be used: {detail} ({len(scan.left_out)} such files)",
+            f"Make a manifest of the others: drumline dataset scan {source} --out manifest.jsonl",
+        )
+    return scan.manifest
+
+
+def read_corpus(source: Path, taxonomy: TrainingTaxonomy) -> list[Recording]:
+    """Read the recordings of a manifest, or of a directory that has its own metadata; see `open_manifest`.
+
+    Raises
+    ------
+    ConfigError
+        When there is none, it is wrong, or a label is not in the taxonomy.
+    """
+    return recordings_of(open_manifest(source, taxonomy), taxonomy)
+
+
+def recordings_of(rows: Iterable[Row], taxonomy: TrainingTaxonomy) -> list[Recording]:
+    """Place rows in a taxonomy, in their order.
+
+    Raises
+    ------
+    ConfigError
+        When a label is not in the taxonomy.
+    """
+    return [_placed(row, taxonomy) for row in rows]
+
+
+def _placed(row: Row, taxonomy: TrainingTaxonomy) -> Recording:
+    fine, canonical = taxonomy.fine_index(row.label), taxonomy.canonical_index(row.label)
+    if fine is None or canonical is None:
+        raise ConfigError(
+            f"the label {row.label!r} of {str(row.path)!r} is not in the taxonomy",
+            "Correct it in the manifest, or give a taxonomy that has it (--taxonomy).",
+        )
+    values = {part.name: getattr(row, part.name) for part in fields(row)}
+    return Recording(**values, fine=fine, canonical=canonical)

@@ -1,9 +1,10 @@
-"""Features of labelled recordings and their augmented variants, computed once and memory-mapped.
+"""Features of a manifest's recordings and their augmented variants, computed once and memory-mapped.
 
 A store is a directory named by front end and augmentation. ``features.f32`` holds one block
 (variants, coefficients, frames) per recording; line i of ``contents.txt`` is the content hash of block i. The
 block is written before its line, and what lies past the last whole line is cut off on opening: a stopped
 computation goes on where it was, and new recordings are appended. A lock lets one process fill it at a time.
+A file whose content is not what its manifest says is refused: its features would stand under another's hash.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import repeat
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,16 +26,18 @@ from drumline.errors import ConfigError
 from drumline.frontend import FrontEnd
 from drumline.lock import exclusive
 from drumline_convert.augment import AugmentSettings, variants
-from drumline_convert.corpus import Recording
+from drumline_convert.content import read_recording
+from drumline_convert.manifest import Row
+from drumline_convert.parallel import in_parts
 
 if TYPE_CHECKING:
+    from drumline.audio import Decoder
     from drumline.features import FeatureExtractor
 
 __all__ = ["FeatureStore", "Progress"]
 
 # Raise it when the code of features or augmentation changes what a store would hold.
 _CODE_VERSION = 1
-_CHUNK = 16
 
 Progress = Callable[[int, int], None]
 
@@ -71,7 +72,7 @@ class FeatureStore:
         return (self.augment.variants, *self.front_end.shape)
 
     def load(
-        self, recordings: Sequence[Recording], workers: int = 2, progress: Progress | None = None
+        self, recordings: Sequence[Row], workers: int = 2, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """Compute what is missing, and return the features and where each recording's are.
 
@@ -85,7 +86,7 @@ class FeatureStore:
         Raises
         ------
         ConfigError
-            When a recording cannot be read.
+            When a recording cannot be read, or is not what its manifest says.
         OutputError
             When the store cannot be written.
         BusyError
@@ -95,11 +96,11 @@ class FeatureStore:
             self.directory.mkdir(parents=True, exist_ok=True)
             with exclusive(self.directory / "lock", f"the feature store {str(self.directory)!r}"):
                 known = self._repair()
-                missing = list({r.content: r for r in recordings if r.content not in known}.values())
+                missing = list({row.hash: row for row in recordings if row.hash not in known}.values())
                 self._append(missing, workers, progress)
         row_of = {content: row for row, content in enumerate(self._contents())}
         features = np.memmap(self._features, np.float32, "r").reshape(-1, *self.block_shape)
-        return features, np.array([row_of[recording.content] for recording in recordings], np.intp)
+        return features, np.array([row_of[recording.hash] for recording in recordings], np.intp)
 
     @property
     def _features(self) -> Path:
@@ -122,54 +123,48 @@ class FeatureStore:
         os.truncate(self._features, block * len(contents))
         return set(contents)
 
-    def _append(self, missing: Sequence[Recording], workers: int, progress: Progress | None) -> None:
+    def _append(self, missing: Sequence[Row], workers: int, progress: Progress | None) -> None:
         with open(self._features, "ab") as features, open(self._index, "a", encoding="ascii") as index:
-            for done, (recording, block) in enumerate(self._compute(missing, workers), start=1):
+            blocks = partial(_blocks, front_end=self.front_end, augment=self.augment)
+            for done, (row, block) in enumerate(in_parts(blocks, missing, workers), start=1):
                 features.write(block.tobytes())
                 features.flush()
-                index.write(f"{recording.content}\n")
+                index.write(f"{row.hash}\n")
                 index.flush()
                 if progress:
                     progress(done, len(missing))
 
-    def _compute(
-        self, missing: Sequence[Recording], workers: int
-    ) -> Iterator[tuple[Recording, NDArray[np.float32]]]:
-        if not missing:
-            return
-        parts = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
-        settings = (repeat(self.front_end), repeat(self.augment))
-        if workers < 2 or len(parts) < 2:
-            for part, blocks in zip(parts, map(_blocks, parts, *settings), strict=True):
-                yield from zip(part, blocks, strict=True)
-            return
-        # Spawned, since a fork of a process in which TensorFlow runs threads can hang.
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            for part, blocks in zip(parts, pool.map(_blocks, parts, *settings), strict=True):
-                yield from zip(part, blocks, strict=True)
 
-
-def _blocks(
-    recordings: Sequence[Recording], front_end: FrontEnd, augment: AugmentSettings
-) -> list[NDArray[np.float32]]:
+def _blocks(rows: Sequence[Row], front_end: FrontEnd, augment: AugmentSettings) -> list[NDArray[np.float32]]:
     """Return a block (variants, coefficients, frames) per recording; runs in a worker process."""
+    from drumline.audio import Decoder
     from drumline.features import FeatureExtractor
 
-    extractor = FeatureExtractor(front_end)
-    return [_block(recording, extractor, front_end, augment) for recording in recordings]
+    decoder, extractor = Decoder(front_end), FeatureExtractor(front_end)
+    return [_block(row, decoder, extractor, augment) for row in rows]
 
 
 def _block(
-    recording: Recording, extractor: FeatureExtractor, front_end: FrontEnd, augment: AugmentSettings
+    row: Row, decoder: Decoder, extractor: FeatureExtractor, augment: AugmentSettings
 ) -> NDArray[np.float32]:
-    from drumline.audio import AudioError, read_waveform
+    samples = _samples(row, decoder)
+    versions = variants(samples, decoder.front_end.sample_rate, augment, row.hash)
+    return np.stack([extractor.features(version) for version in versions])
+
+
+def _samples(row: Row, decoder: Decoder) -> NDArray[np.float32]:
+    from drumline.audio import AudioError
 
     try:
-        samples = read_waveform(recording.path, front_end).samples
+        digest, waveform = read_recording(row.path, decoder)
     except (OSError, AudioError) as error:
         raise ConfigError(
-            f"cannot read the recording {str(recording.path)!r}: {error}",
-            "Mend it, or take its line out of the manifest.",
+            f"cannot read the recording {str(row.path)!r}: {error}",
+            "'drumline dataset check' lists all that cannot be used: mend them, or take out their lines.",
         ) from error
-    versions = variants(samples, front_end.sample_rate, augment, recording.content)
-    return np.stack([extractor.features(version) for version in versions])
+    if digest != row.hash:
+        raise ConfigError(
+            f"{str(row.path)!r} has changed since its manifest was made",
+            "Make the manifest anew: drumline dataset scan",
+        )
+    return waveform.samples

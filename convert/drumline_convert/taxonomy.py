@@ -2,17 +2,20 @@
 
 A taxonomy is a JSON file (`taxonomy.json` is the default), so that another label set needs no code::
 
-    {"misc": "misc", "canonical": {fine: canonical or misc, ...}, "fold": {rare: fine, ...}}
+    {"misc": "misc", "canonical": {fine: canonical or misc, ...}, "fold": {rare: fine, ...},
+     "stand_in": {canonical: fine, ...}}
 
 The order of ``canonical`` is the order of the model's outputs. ``fold`` names labels that have too few
 recordings to be a class of their own, and the class (of the same canonical label) that takes them in.
+``stand_in`` says which fine label a recording gets of which only the canonical label is known, where that is
+no fine label itself; it may be left out.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -37,10 +40,13 @@ class TrainingTaxonomy:
         Fine labels in output order with their canonical labels.
     fold
         Manifest label → fine label, for labels that are no class of their own.
+    stand_in
+        Canonical label → fine label, for recordings of which nothing finer is known.
     """
 
     labels: Taxonomy
     fold: Mapping[str, str]
+    stand_in: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fine(self) -> tuple[str, ...]:
@@ -51,6 +57,15 @@ class TrainingTaxonomy:
     def canonical(self) -> tuple[str, ...]:
         """Canonical labels, sorted, misc last."""
         return self.labels.canonical
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Labels that a manifest may have: fine ones, and those that are folded into them."""
+        return (*self.fine, *self.fold)
+
+    def manifest_label(self, label: str) -> str | None:
+        """Return the label that a manifest has for a fine or canonical `label`, or None for another one."""
+        return label if label in self.known else self.stand_in.get(label)
 
     @cached_property
     def collapse(self) -> NDArray[np.float32]:
@@ -82,10 +97,10 @@ def read_taxonomy(path: Path = DEFAULT_TAXONOMY) -> TrainingTaxonomy:
     try:
         value = json.loads(path.read_text("utf-8"))
         labels = Taxonomy(tuple(value["canonical"]), value["canonical"], value["misc"])
-        fold = dict(value["fold"])
+        fold, stand_in = dict(value["fold"]), dict(value.get("stand_in", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"cannot read the taxonomy {str(path)!r}: {error}") from error
-    astray = sorted(set(fold.values()) - set(labels.fine))
+    astray = sorted({*fold.values(), *stand_in.values()} - set(labels.fine))
     if astray:
         raise ConfigError(f"the taxonomy {str(path)!r} folds into unknown labels: {', '.join(astray)}")
-    return TrainingTaxonomy(labels, fold)
+    return TrainingTaxonomy(labels, fold, stand_in)

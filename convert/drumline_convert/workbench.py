@@ -200,7 +200,7 @@ def _fingerprint(
         asdict(settings.training),
         taxonomy.labels.checksum,
         taxonomy.collapse.tolist(),
-        [(recording.content, recording.fine, recording.weight) for recording in recordings],
+        [(recording.hash, recording.fine, recording.weight) for recording in recordings],
         fold_of.tolist(),
     ]
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]

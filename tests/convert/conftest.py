@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import xxhash
 
+from drumline_convert.content import hash_file
+from drumline_convert.manifest import Row, write_manifest
 from drumline_convert.taxonomy import TrainingTaxonomy, read_taxonomy
 
 RATE = 22_050
@@ -39,21 +39,14 @@ def write_corpus(directory: Path, families: int = 6, per_label: int = 3) -> Path
                 path = directory / "audio" / f"kit{family}" / f"{label}_{number}.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, drum(label, rng), RATE)
-                rows.append(manifest_row(directory, path, label, f"family{family}"))
-    (directory / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+                rows.append(manifest_row(path, label, f"family{family}"))
+    write_manifest(directory / "manifest.jsonl", rows)
     return directory
 
 
-def manifest_row(directory: Path, path: Path, label: str, family: str) -> dict[str, object]:
-    return {
-        "path": str(path.relative_to(directory)),
-        "label": label,
-        "label_conf": "high",
-        "family": family,
-        "source": "synthesised",
-        "licence": "CC0-1.0",
-        "xxh64": xxhash.xxh64(path.read_bytes()).hexdigest(),
-    }
+def manifest_row(path: Path, label: str, family: str, **changes: object) -> Row:
+    stated = {"kit": family, "source": "synthesised", "licence": "CC0-1.0"}
+    return Row(path=path, label=label, family=family, hash=hash_file(path), **{**stated, **changes})
 
 
 @pytest.fixture(scope="session")

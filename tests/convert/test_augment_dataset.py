@@ -104,6 +104,15 @@ def test_a_recording_that_cannot_be_read_is_named(
 ) -> None:
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
-    recording = replace(read_corpus(tiny_corpus, taxonomy)[0], path=broken, content="beef")
+    recording = replace(read_corpus(tiny_corpus, taxonomy)[0], path=broken, hash="beef" * 4)
     with pytest.raises(ConfigError, match=r"broken\.wav"):
         store(tmp_path).load([recording], workers=1)
+
+
+def test_a_recording_that_changed_since_the_manifest_is_refused(
+    tiny_corpus: Path, tmp_path: Path, taxonomy: TrainingTaxonomy
+) -> None:
+    first, second = read_corpus(tiny_corpus, taxonomy)[:2]
+    with pytest.raises(ConfigError, match="has changed since its manifest was made"):
+        store(tmp_path).load([replace(first, path=second.path)], workers=1)
+    assert store(tmp_path).load([second], workers=1)[0].shape[0] == 1
