@@ -140,6 +140,26 @@ def linear_model(
     )
 
 
+def gated_model(classes: int, rows: int = 40, frames: int = 98) -> bytes:
+    """Return a linear model with a gate: the louder the first coefficient, the likelier a kit drum."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(0, 0.01, (rows * frames, classes)).astype(np.float32)
+    listening = np.zeros((rows * frames, 1), np.float32)
+    listening[:frames] = 1e-3
+    return encode_model(
+        nodes=[
+            encode_node("Flatten", ["features"], "flat", axis=1),
+            encode_node("MatMul", ["flat", "weights"], "logits"),
+            encode_node("MatMul", ["flat", "listening"], "evidence"),
+            encode_node("Add", ["evidence", "offset"], "shifted"),
+            encode_node("Sigmoid", ["shifted"], "gate"),
+        ],
+        weights={"weights": weights, "listening": listening, "offset": np.full(1, 40.0, np.float32)},
+        inputs={"features": ("batch", rows, frames)},
+        outputs={"logits": ("batch", classes), "gate": ("batch", 1)},
+    )
+
+
 def write_tone(path: Path | bytes, seconds: float = 0.1, hertz: float = 220.0) -> None:
     """Write a mono 16-bit WAV file."""
     frames = range(round(seconds * 44_100))

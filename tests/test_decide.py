@@ -59,6 +59,32 @@ def test_misc_can_have_another_name_than_in_the_mapping() -> None:
     assert decide({"Clap": 0.9, "Kick": 0.1}, renamed).assigned_label == "rest"
 
 
+def test_what_the_gate_rejects_is_misc_whatever_else_holds() -> None:
+    gated = settings(gate_threshold=0.4, threshold=0.95, target_labels=frozenset({"Snare"}))
+    decision = decide({"Kick": 0.9, "Snare": 0.1}, gated, gate=0.39)
+    assert (decision.assigned_label, decision.assigned_reason) == ("misc", "gated")
+    assert (decision.assigned_conf, decision.below_misc_threshold, decision.out_of_target) == (
+        0.9,
+        True,
+        True,
+    )
+    assert decide({"Clap": 0.9, "Kick": 0.1}, gated, gate=0.1).assigned_reason == "gated"
+
+
+@pytest.mark.parametrize(("threshold", "gate"), [(0.4, 0.4), (None, 0.0), (0.4, None), (0.0, 0.0)])
+def test_the_gate_lets_pass_what_reaches_its_threshold_or_was_never_asked(
+    threshold: float | None, gate: float | None
+) -> None:
+    decision = decide({"Kick": 0.9, "Snare": 0.1}, settings(gate_threshold=threshold), gate)
+    assert (decision.assigned_label, decision.assigned_reason) == ("Kick", "top1")
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_a_threshold_of_the_gate_outside_0_and_1_is_refused(threshold: float) -> None:
+    with pytest.raises(ConfigError, match="gate threshold"):
+        settings(gate_threshold=threshold)
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_a_threshold_outside_0_and_1_is_refused(threshold: float) -> None:
     with pytest.raises(ConfigError, match="threshold"):

@@ -243,18 +243,18 @@ class FakeSession:
         bound: dict[str, Any] = {}
         return SimpleNamespace(
             bind_ortvalue_input=lambda name, value: bound.update({name: value}),
-            bind_output=lambda name, _device: bound.update(output=name),
-            get_outputs=lambda: [bound["result"]],
+            bind_output=lambda name, _device: bound.setdefault("outputs", []).append(name),
+            get_outputs=lambda: bound["results"],
             bound=bound,
         )
 
     def run_with_iobinding(self, binding: SimpleNamespace) -> None:
         if not self._runs:
             raise RuntimeError("no kernel image is available for execution on the device")
-        output = binding.bound.pop("output")
-        given = {name: value.array for name, value in binding.bound.items() if name != "result"}
+        outputs = binding.bound.pop("outputs")
+        given = {name: value.array for name, value in binding.bound.items() if name != "results"}
         self._batches.extend(len(array) for array in given.values())
-        binding.bound["result"] = FakeValue(self._real.run([output], given)[0])
+        binding.bound["results"] = [FakeValue(array) for array in self._real.run(outputs, given)]
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def test_settings_are_plain_values_for_run_json() -> None:
     settings = InferSettings(archive=Path("archive"), target_labels=("Kick",), model_path=Path("models/x"))
     values = json.loads(json.dumps(settings.to_json()))
     assert set(values) == {field.name for field in fields(InferSettings)}
-    assert values["misc"] == {"threshold": 0.5, "label": "misc"}
+    assert values["misc"] == {"threshold": 0.5, "label": "misc", "gate": True, "gate_threshold": None}
     assert (values["target_labels"], values["model_path"]) == (["Kick"], "models/x")
 
 

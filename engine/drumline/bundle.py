@@ -17,10 +17,34 @@ from drumline.frontend import FrontEnd
 from drumline.labels import Taxonomy, read_canonical_map, read_labels
 from drumline.thresholds import OperatingPoints, read_operating_points
 
-__all__ = ["DEFAULT_BUNDLE", "Bundle", "bundle_roots", "find_bundle", "load_bundle", "shipped_bundles"]
+__all__ = [
+    "DEFAULT_BUNDLE",
+    "Bundle",
+    "Gate",
+    "bundle_roots",
+    "find_bundle",
+    "load_bundle",
+    "shipped_bundles",
+]
 
 DEFAULT_BUNDLE = "mfcc-cnn"
 BUNDLE_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A second opinion of the model, on whether this is a kit drum at all.
+
+    Parameters
+    ----------
+    output
+        Output of the graph that gives the probability of a kit drum, (batch,) or (batch, 1).
+    threshold
+        Smallest probability that passes, 0..1, unless the user wants another.
+    """
+
+    output: str
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,8 @@ class Bundle:
         What ``calibration.json`` says about how that was fitted.
     operating_points
         Names of operating points and their thresholds; none where another mapping replaces the bundle's own.
+    gate
+        Tells kit drums from other sounds; None where the model has no gate.
     model_path
         The ONNX file.
     fingerprint
@@ -63,6 +89,7 @@ class Bundle:
     description: str = ""
     calibration: dict[str, Any] = field(default_factory=dict, compare=False)
     operating_points: OperatingPoints = field(default_factory=dict, compare=False)
+    gate: Gate | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -148,6 +175,7 @@ def load_bundle(
     calibration = _read_calibration(path, manifest)
     front_end = FrontEnd.from_json(manifest["front_end"])
     calibrator = read_calibrator(calibration, len(taxonomy.fine))
+    gate = _gate(path, manifest)
     return Bundle(
         path=path,
         name=str(manifest["name"]),
@@ -156,14 +184,30 @@ def load_bundle(
         taxonomy=taxonomy,
         calibrator=calibrator,
         model_path=model_path,
-        fingerprint=_fingerprint(model_path, front_end, taxonomy.fine, calibrator),
+        fingerprint=_fingerprint(model_path, front_end, taxonomy.fine, calibrator, gate),
         input_name=str(manifest.get("input", {}).get("name", "features")),
         logits_name=str(manifest.get("outputs", {}).get("logits", "logits")),
         probabilities_name=str(manifest.get("outputs", {}).get("probabilities", "probabilities")),
         description=str(manifest.get("description", "")),
         calibration=calibration,
         operating_points=_operating_points(path, manifest, taxonomy, calibration),
+        gate=gate,
     )
+
+
+def _gate(path: Path, manifest: dict[str, Any]) -> Gate | None:
+    value = manifest.get("gate")
+    if value is None:
+        return None
+    try:
+        gate = Gate(str(value["output"]), float(value["threshold"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"bundle {path.name}: gate must name an output and a threshold, not {value!r}"
+        ) from error
+    if not 0.0 <= gate.threshold <= 1.0:
+        raise BundleError(f"bundle {path.name}: the gate's threshold {gate.threshold} is not between 0 and 1")
+    return gate
 
 
 def _taxonomy(
@@ -233,11 +277,18 @@ def _read_calibration(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fingerprint(
-    model_path: Path, front_end: FrontEnd, labels: tuple[str, ...], calibrator: Calibrator
+    model_path: Path,
+    front_end: FrontEnd,
+    labels: tuple[str, ...],
+    calibrator: Calibrator,
+    gate: Gate | None,
 ) -> str:
     parameters: Any = calibrator.parameters()
     if isinstance(calibrator, TemperatureScaling):
         parameters = calibrator.temperature
+    # The threshold of a gate changes decisions, and nothing that is stored.
+    outputs = [] if gate is None else [gate.output]
+    facts = [front_end.to_json(), labels, parameters, *outputs]
     digest = xxhash.xxh3_128(model_path.read_bytes())
-    digest.update(orjson.dumps([front_end.to_json(), labels, parameters], option=orjson.OPT_SORT_KEYS))
+    digest.update(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS))
     return digest.hexdigest()

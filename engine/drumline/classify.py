@@ -18,9 +18,9 @@ from drumline.bundle import Bundle, load_bundle
 from drumline.decide import Decision, DecisionSettings, decide, failed_decision
 from drumline.features import FeatureExtractor
 from drumline.inference import open_session
-from drumline.records import FileError, sparse_probs
+from drumline.records import FileError, rounded_probability, sparse_probs
 from drumline.settings import Device
-from drumline.thresholds import Threshold, resolve_threshold
+from drumline.thresholds import Threshold, resolve_gate, resolve_threshold
 
 __all__ = ["Classifier", "Prediction", "Sound"]
 
@@ -40,11 +40,14 @@ class Prediction:
         Fine label → probability; empty when the sound could not be read.
     error
         Why not, or None.
+    gate
+        Probability of being a kit drum; None of a bundle without a gate.
     """
 
     decision: Decision
     probs: dict[str, float]
     error: FileError | None = None
+    gate: float | None = None
 
     @property
     def label(self) -> str:
@@ -72,6 +75,9 @@ class Classifier:
         Canonical labels that are wanted; None for all.
     batch_size
         Most sounds in one call of the model.
+    gate, gate_threshold
+        Whether the bundle's gate, where it has one, may say misc, and below which probability of being a kit
+        drum; None: as it was fitted.
 
     Examples
     --------
@@ -88,13 +94,19 @@ class Classifier:
         threshold: Threshold = 0.5,
         target_labels: Iterable[str] | None = None,
         batch_size: int = 64,
+        gate: bool = True,
+        gate_threshold: float | None = None,
     ) -> None:
         self.bundle = bundle or load_bundle()
         taxonomy = self.bundle.taxonomy
         targets = None if target_labels is None else frozenset(target_labels)
         points, whose = self.bundle.operating_points, f"bundle {self.bundle.name}"
         believed, by_label = resolve_threshold(threshold, points, whose)
-        self.decisions = DecisionSettings(taxonomy.canonical_of, believed, taxonomy.misc, targets, by_label)
+        fitted = None if self.bundle.gate is None else self.bundle.gate.threshold
+        passes = resolve_gate(gate, gate_threshold, fitted, whose)
+        self.decisions = DecisionSettings(
+            taxonomy.canonical_of, believed, taxonomy.misc, targets, by_label, passes
+        )
         self._session = open_session(self.bundle, device)
         self._decoder = Decoder(self.bundle.front_end)
         self._extractor = FeatureExtractor(self.bundle.front_end)
@@ -110,9 +122,11 @@ class Classifier:
         read = [self._features(sound) for sound in sounds]
         features = [item for item in read if isinstance(item, np.ndarray)]
         shape = (len(features), *self.bundle.front_end.shape)
-        rows = iter(self._session.probabilities(np.reshape(features, shape).astype(np.float32)))
+        outputs = self._session.predict(np.reshape(features, shape).astype(np.float32))
+        gates = [None] * len(features) if outputs.gate is None else outputs.gate.tolist()
+        rows = zip(outputs.probabilities, gates, strict=True)
         for item in read:
-            yield self._failed(item) if isinstance(item, AudioError) else self._predicted(next(rows))
+            yield self._failed(item) if isinstance(item, AudioError) else self._predicted(*next(rows))
 
     def _features(self, sound: Sound) -> NDArray[np.float32] | AudioError:
         try:
@@ -132,9 +146,10 @@ class Classifier:
             failed_decision(self.decisions), {}, FileError(type=error.type, message=error.message)
         )
 
-    def _predicted(self, row: NDArray[np.float32]) -> Prediction:
+    def _predicted(self, row: NDArray[np.float32], gate: float | None) -> Prediction:
         probs = sparse_probs(self.bundle.labels, row.tolist())
-        return Prediction(decide(probs, self.decisions), probs)
+        gate = None if gate is None else rounded_probability(gate)
+        return Prediction(decide(probs, self.decisions, gate), probs, gate=gate)
 
 
 def _as_wav(samples: NDArray[np.floating], sample_rate: int) -> bytes:

@@ -32,6 +32,8 @@ _SETTING_OF = {
     "target_labels": "target_labels",
     "misc.threshold": "misc.threshold",
     "misc.label": "misc.label",
+    "misc.gate": "misc.gate",
+    "misc.gate_threshold": "misc.gate_threshold",
     "top_k": "top_k",
     "dedup_hash": "dedup_hash",
     "hash_algorithm": "hash_algorithm",
@@ -245,8 +247,8 @@ def infer_settings(config: Config | None, overrides: Mapping[str, Any]) -> Infer
     config
         What was read from config.yml; None: nothing.
     overrides
-        Setting → value: the fields of `InferSettings`, and ``"misc.threshold"`` and ``"misc.label"``. None
-        means not given.
+        Setting → value: the fields of `InferSettings`, and those of `MiscSettings` with ``misc.`` before
+        them. None means not given.
 
     Raises
     ------
@@ -262,7 +264,7 @@ def infer_settings(config: Config | None, overrides: Mapping[str, Any]) -> Infer
         raise UsageError(
             "no archive was named", "Give it on the command line, or as paths: archive_root: in config.yml."
         )
-    misc = {key: values.pop(f"misc.{key}") for key in ("threshold", "label") if f"misc.{key}" in values}
+    misc = {key.removeprefix("misc."): values.pop(key) for key in list(values) if key.startswith("misc.")}
     return InferSettings(**values, misc=MiscSettings(**misc))
 
 
@@ -297,6 +299,10 @@ misc:
   threshold: 0.50
   # What everything else is called.
   label: misc
+  # Whether the model's gate, where it has one, sends what it takes for no kit drum to misc; and the smallest
+  # probability that passes it. null: what the gate was fitted for.
+  gate: true
+  gate_threshold: null
 
 # How many of the most probable fine labels each record lists.
 top_k: 3

@@ -12,7 +12,7 @@ from drumline.thresholds import LabelThresholds
 
 __all__ = ["Decision", "DecisionSettings", "Reason", "decide", "failed_decision"]
 
-Reason = Literal["top1", "below_threshold", "out_of_target", "load_error"]
+Reason = Literal["top1", "gated", "below_threshold", "out_of_target", "load_error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,9 @@ class DecisionSettings:
         Label of what is not believed, not wanted, or no kit drum.
     target_labels
         Canonical labels that are wanted; the others go to `misc`. None: all.
+    gate_threshold
+        Smallest probability of being a kit drum, by the model's gate, that lets a file pass, 0..1. None: all
+        files pass.
     """
 
     canonical_of: Mapping[str, str]
@@ -38,10 +41,13 @@ class DecisionSettings:
     misc: str = MISC
     target_labels: frozenset[str] | None = None
     thresholds: LabelThresholds = field(default_factory=dict)
+    gate_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
             raise ConfigError(f"threshold {self.threshold} is not between 0 and 1")
+        if self.gate_threshold is not None and not 0.0 <= self.gate_threshold <= 1.0:
+            raise ConfigError(f"gate threshold {self.gate_threshold} is not between 0 and 1")
         self._check_known(self.target_labels or frozenset(), "target label")
         self._check_known(self.thresholds.keys(), "label with a threshold")
         for label, threshold in self.thresholds.items():
@@ -58,6 +64,10 @@ class DecisionSettings:
         """Whether a canonical label with this summed probability reaches its threshold."""
         threshold = self.thresholds.get(label, self.threshold)
         return threshold is not None and confidence >= threshold
+
+    def rejects(self, gate: float | None) -> bool:
+        """Whether the gate's probability keeps a file from being called a kit drum."""
+        return self.gate_threshold is not None and gate is not None and gate < self.gate_threshold
 
     def with_misc(self, misc_in_map: str) -> DecisionSettings:
         """Return the same settings with the mapping's own misc renamed to `misc`."""
@@ -84,7 +94,7 @@ class Decision(NamedTuple):
     out_of_target: bool
 
 
-def decide(probs: Mapping[str, float], settings: DecisionSettings) -> Decision:
+def decide(probs: Mapping[str, float], settings: DecisionSettings, gate: float | None = None) -> Decision:
     """Decide one file.
 
     Parameters
@@ -92,7 +102,9 @@ def decide(probs: Mapping[str, float], settings: DecisionSettings) -> Decision:
     probs
         Fine label → probability, as stored in a record; labels that are absent count as 0.
     settings
-        Mapping, threshold and targets.
+        Mapping, thresholds and targets.
+    gate
+        Probability of being a kit drum, as stored in a record; None of a model without a gate.
 
     Notes
     -----
@@ -109,7 +121,11 @@ def decide(probs: Mapping[str, float], settings: DecisionSettings) -> Decision:
     outside = (
         settings.target_labels is not None and best != settings.misc and best not in settings.target_labels
     )
-    reason: Reason = "below_threshold" if below else "out_of_target" if outside else "top1"
+    reason: Reason = "top1"
+    if settings.rejects(gate):
+        reason = "gated"
+    elif below or outside:
+        reason = "below_threshold" if below else "out_of_target"
     assigned = best if reason == "top1" else settings.misc
     return Decision(
         label_top1, probs[label_top1], assigned, confidence, reason, assigned == settings.misc, below, outside

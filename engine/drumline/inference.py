@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,15 @@ from drumline.errors import BundleError, RuntimeMissingError
 from drumline.onnxfile import OnnxFormatError, has_external_data
 from drumline.settings import Device
 
-__all__ = ["Graph", "Session", "check_runtime", "import_runtime", "open_graph", "open_session"]
+__all__ = [
+    "Graph",
+    "Outputs",
+    "Session",
+    "check_runtime",
+    "import_runtime",
+    "open_graph",
+    "open_session",
+]
 
 Floats = NDArray[np.float32]
 
@@ -37,6 +45,21 @@ _SMALLEST = np.float32(1e-30)
 _CPU_FILES = 16
 """Files of one call on the CPU: with more, layers leave the caches (12 % slower at 64), and memory
 would follow the size of each batch."""
+
+
+class Outputs(NamedTuple):
+    """What a model says of n recordings.
+
+    Parameters
+    ----------
+    probabilities
+        Calibrated, (n, labels) float32.
+    gate
+        Probability of being a kit drum, (n,) float32; None of a model without a gate.
+    """
+
+    probabilities: Floats
+    gate: Floats | None
 
 
 @dataclass(frozen=True)
@@ -56,9 +79,14 @@ class Session:
     bundle: Bundle
     device: Literal["cpu", "cuda"]
     providers: tuple[str, ...]
-    _run: Callable[[Floats], Floats]
+    _run: Callable[[Floats], list[Floats]]
     _shape: tuple[int, ...]
     _gives_probabilities: bool = False
+
+    def predict(self, features: Floats) -> Outputs:
+        """Return what the model says; `features` as for `logits`."""
+        logits, *gate = self._outputs(features)
+        return Outputs(self.bundle.calibrator(logits), gate[0].reshape(-1) if gate else None)
 
     def logits(self, features: Floats) -> Floats:
         """Run the model.
@@ -72,14 +100,21 @@ class Session:
         -------
         Logits, shape (n, labels), float32; logarithms of the probabilities of a model that gives only those.
         """
-        if not len(features):
-            return np.empty((0, len(self.bundle.labels)), np.float32)
-        outputs = self._run(np.ascontiguousarray(features, np.float32).reshape(len(features), *self._shape))
-        return np.log(np.maximum(outputs, _SMALLEST)) if self._gives_probabilities else outputs
+        return self._outputs(features)[0]
 
     def probabilities(self, features: Floats) -> Floats:
         """Return the calibrated probabilities, shape (n, labels), float32; `features` as for `logits`."""
-        return self.bundle.calibrator(self.logits(features))
+        return self.predict(features).probabilities
+
+    def _outputs(self, features: Floats) -> list[Floats]:
+        """Return the logits, and what the gate says where there is one."""
+        if not len(features):
+            logits, gate = np.empty((0, len(self.bundle.labels)), np.float32), np.empty(0, np.float32)
+            return [logits] if self.bundle.gate is None else [logits, gate]
+        outputs = self._run(np.ascontiguousarray(features, np.float32).reshape(len(features), *self._shape))
+        if self._gives_probabilities:
+            outputs[0] = np.log(np.maximum(outputs[0], _SMALLEST))
+        return outputs
 
 
 def check_runtime() -> None:
@@ -158,11 +193,12 @@ def open_session(bundle: Bundle, device: Device = "auto", threads: int = 1) -> S
 
 def _open_cpu(runtime: ModuleType, bundle: Bundle, threads: int) -> Session:
     graph = Graph(_create(runtime, bundle.model_path, threads, [_CPU]), bundle.model_path)
-    output = graph.output_of(bundle)
+    names = graph.outputs_of(bundle)
 
-    def run(features: Floats) -> Floats:
+    def run(features: Floats) -> list[Floats]:
         parts = (features[start : start + _CPU_FILES] for start in range(0, len(features), _CPU_FILES))
-        return np.concatenate([graph.session.run([output], {bundle.input_name: part})[0] for part in parts])
+        runs = [graph.session.run(names, {bundle.input_name: part}) for part in parts]
+        return [np.concatenate(outputs) for outputs in zip(*runs, strict=True)]
 
     return _checked(bundle, "cpu", graph, run)
 
@@ -255,6 +291,18 @@ class Graph:
             'Name the output in bundle.json: "outputs": {"logits": …}.',
         )
 
+    def outputs_of(self, bundle: Bundle) -> list[str]:
+        """Return the outputs to read: that of `output_of`, and the gate's where the bundle names one."""
+        if bundle.gate is None:
+            return [self.output_of(bundle)]
+        if bundle.gate.output not in self.outputs:
+            raise BundleError(
+                f"{str(self.path)!r} has no output {bundle.gate.output!r} for the gate; "
+                f"it has {_listed(self.outputs)}",
+                "Take \"gate\" out of bundle.json, or make the bundle again: 'drumline gate'.",
+            )
+        return [self.output_of(bundle), bundle.gate.output]
+
     def input_shape(self, bundle: Bundle) -> tuple[int, ...]:
         """Return the shape of one file's input: the front end's, perhaps with a channel axis of 1."""
         inputs = {node.name: node.shape for node in self.session.get_inputs()}
@@ -294,11 +342,11 @@ def open_graph(model_path: Path) -> Graph:
 
 
 def _checked(
-    bundle: Bundle, device: Literal["cpu", "cuda"], graph: Graph, run: Callable[[Floats], Floats]
+    bundle: Bundle, device: Literal["cpu", "cuda"], graph: Graph, run: Callable[[Floats], list[Floats]]
 ) -> Session:
     shape, output = graph.input_shape(bundle), graph.output_of(bundle)
     try:
-        outputs = np.asarray(run(np.zeros((1, *shape), np.float32)))
+        outputs, *gate = map(np.asarray, run(np.zeros((1, *shape), np.float32)))
     except Exception as error:
         raise BundleError(f"the model of bundle {bundle.name} does not run: {_first_line(error)}") from error
     classes = outputs.shape[-1] if outputs.ndim == 2 and len(outputs) == 1 else 0
@@ -307,6 +355,8 @@ def _checked(
             f"bundle {bundle.name}: model gives {classes} classes, label file has {len(bundle.labels)}",
             "Use the label file that was written when the model was trained.",
         )
+    if gate and gate[0].size != 1:
+        raise BundleError(f"bundle {bundle.name}: the gate gives {gate[0].size} values for a file, not one")
     providers = tuple(graph.session.get_providers())
     return Session(bundle, device, providers, run, shape, output != bundle.logits_name)
 
@@ -334,7 +384,7 @@ def _cuda_session(runtime: ModuleType, bundle: Bundle) -> Session:
     providers = graph.session.get_providers()
     if providers[0] != _CUDA:
         raise _no_cuda(f"ONNX Runtime gave {', '.join(providers)}")
-    run = _BoundRun(runtime, graph.session, bundle.input_name, graph.output_of(bundle))
+    run = _BoundRun(runtime, graph.session, bundle.input_name, graph.outputs_of(bundle))
     return _checked(bundle, "cuda", graph, run)
 
 
@@ -359,22 +409,23 @@ class _BoundRun:
     there are only as many shapes as powers.
     """
 
-    def __init__(self, runtime: ModuleType, session: Any, input_name: str, output_name: str) -> None:
+    def __init__(self, runtime: ModuleType, session: Any, input_name: str, outputs: list[str]) -> None:
         self._runtime, self._session = runtime, session
-        self._input_name, self._output_name = input_name, output_name
+        self._input_name, self._output_names = input_name, outputs
         self._inputs: dict[int, tuple[Floats, Any]] = {}
 
-    def __call__(self, features: Floats) -> Floats:
-        """Return the first output for `features`, shape (n, …)."""
+    def __call__(self, features: Floats) -> list[Floats]:
+        """Return the outputs for `features`, each (n, …)."""
         count = len(features)
         host, device = self._buffers(1 << (count - 1).bit_length(), features.shape[1:])
         host[:count], host[count:] = features, 0.0
         device.update_inplace(host)
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(self._input_name, device)
-        binding.bind_output(self._output_name, "cpu")
+        for name in self._output_names:
+            binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
-        return binding.get_outputs()[0].numpy()[:count]  # type: ignore[no-any-return]
+        return [output.numpy()[:count] for output in binding.get_outputs()]
 
     def _buffers(self, size: int, shape: tuple[int, ...]) -> tuple[Floats, Any]:
         if size not in self._inputs:

@@ -10,13 +10,14 @@ import base64
 import heapq
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypedDict, cast, get_args
+from typing import Any, Final, Literal, NotRequired, TypedDict, cast, get_args
 
 import orjson
 
 from drumline.decide import DecisionSettings, Reason, decide, failed_decision
 
 __all__ = [
+    "OPTIONAL_FIELDS",
     "SCHEMA_VERSION",
     "TRANSIENT_ERRORS",
     "WORKER_ERRORS",
@@ -31,6 +32,7 @@ __all__ = [
     "path_fields",
     "redecide",
     "relative_path",
+    "rounded_probability",
     "sparse_probs",
     "topk_of",
 ]
@@ -54,6 +56,9 @@ ErrorType = Literal[
 ]
 
 _PROBABILITY_DIGITS: Final = 6
+
+OPTIONAL_FIELDS: Final[frozenset[str]] = frozenset({"gate"})
+"""Fields that the records of some models lack."""
 
 TRANSIENT_ERRORS: Final[frozenset[str]] = frozenset(
     {"needs_ffmpeg", "unreadable", "vanished", "changed", "too_large"}
@@ -84,6 +89,7 @@ class Record(TypedDict):
     Paths are text for people; where the name is no UTF-8, ``*_b64`` keeps the exact bytes.
     Times are seconds since the epoch, durations seconds, rates and frequencies Hz, levels dB (full scale).
     ``probs`` maps fine labels to probabilities (six decimals; labels below 5e-7 are left out).
+    ``gate`` is there only where the model has a gate; null for a failed file.
     """
 
     schema_version: int
@@ -106,6 +112,7 @@ class Record(TypedDict):
     conf_top1: float | None
     topk: list[Top]
     probs: dict[str, float] | None
+    gate: NotRequired[float | None]
     assigned_label: str
     assigned_conf: float | None
     assigned_reason: Reason
@@ -149,9 +156,14 @@ def encode_record(record: Record) -> bytes:
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def rounded_probability(value: float) -> float:
+    """Return a probability as a record stores it."""
+    return round(value, _PROBABILITY_DIGITS)
+
+
 def sparse_probs(labels: Sequence[str], row: Sequence[float]) -> dict[str, float]:
     """Return probabilities as a record stores them: six decimals, zeros left out."""
-    rounded = ((label, round(value, _PROBABILITY_DIGITS)) for label, value in zip(labels, row, strict=True))
+    rounded = ((label, rounded_probability(value)) for label, value in zip(labels, row, strict=True))
     return {label: value for label, value in rounded if value}
 
 
@@ -174,7 +186,7 @@ def redecide(record: Record, settings: DecisionSettings, top_k: int | None = Non
         How many labels `topk` is to list; None leaves it.
     """
     probs = record["probs"]
-    decision = decide(probs, settings) if probs else failed_decision(settings)
+    decision = decide(probs, settings, record.get("gate")) if probs else failed_decision(settings)
     topk = record["topk"] if top_k is None else topk_of(probs or {}, top_k)
     return cast(Record, {**record, **decision._asdict(), "topk": topk})
 
@@ -226,6 +238,7 @@ def json_schema() -> dict[str, Any]:
         "conf_top1": nullable_probability,
         "topk": {"type": "array", "items": top},
         "probs": {"type": ["object", "null"], "additionalProperties": probability},
+        "gate": nullable_probability,
         "assigned_label": text,
         "assigned_conf": nullable_probability,
         "assigned_reason": {"enum": list(get_args(Reason))},
@@ -239,6 +252,6 @@ def json_schema() -> dict[str, Any]:
         "title": "drumline record",
         "type": "object",
         "properties": properties,
-        "required": list(properties),
+        "required": [name for name in properties if name not in OPTIONAL_FIELDS],
         "additionalProperties": False,
     }

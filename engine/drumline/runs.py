@@ -81,6 +81,7 @@ class Run:
             canonical_of=self.info["canonical_map"],
             threshold=resolved["threshold"],
             thresholds=resolved.get("thresholds", {}),
+            gate_threshold=resolved.get("gate_threshold"),
             misc=settings["misc"]["label"],
             target_labels=None if targets is None else frozenset(targets),
         )
@@ -89,6 +90,11 @@ class Run:
         """Return the operating points of the run's model, as run.json holds them."""
         points: OperatingPoints = self.info.get("model", {}).get("operating_points", {})
         return points
+
+    def gate_threshold(self) -> float | None:
+        """Return what the gate of the run's model was fitted for; None when it has no gate."""
+        gate = self.info.get("model", {}).get("gate")
+        return None if gate is None else float(gate["threshold"])
 
     def check_count(self, records: int) -> None:
         """See that a complete run's index held as many records as its summary says.

@@ -17,7 +17,7 @@ from drumline.errors import ConfigError
 from drumline.index import Compression
 from drumline.labels import MISC, Taxonomy
 from drumline.machine import usable_cpus
-from drumline.thresholds import OperatingPoints, Threshold, is_threshold, resolve_threshold
+from drumline.thresholds import OperatingPoints, Threshold, is_threshold, resolve_gate, resolve_threshold
 from drumline.walk import FollowLinks
 
 __all__ = [
@@ -87,10 +87,16 @@ class MiscSettings:
         the bundle's operating points, ``"precision=0.95"``, which has a threshold for each label.
     label
         Label of what is not believed, not wanted, or no kit drum.
+    gate
+        Whether the model's gate, where it has one, sends what it takes for no kit drum to misc.
+    gate_threshold
+        Smallest probability of being a kit drum that passes the gate, 0..1. None: as the gate was fitted.
     """
 
     threshold: Threshold = 0.5
     label: str = MISC
+    gate: bool = True
+    gate_threshold: float | None = None
 
     def __post_init__(self) -> None:
         _check_fields(self, "misc.")
@@ -187,7 +193,11 @@ class InferSettings:
         return self.workers or usable_cpus()
 
     def decision_settings(
-        self, taxonomy: Taxonomy, points: OperatingPoints | None = None, whose: str = "the bundle"
+        self,
+        taxonomy: Taxonomy,
+        points: OperatingPoints | None = None,
+        whose: str = "the bundle",
+        gate: float | None = None,
     ) -> DecisionSettings:
         """Return what turns a model's probabilities into assigned labels.
 
@@ -197,11 +207,13 @@ class InferSettings:
             The model's labels and its operating points.
         whose
             Who has those, for messages.
+        gate
+            Threshold that the model's gate was fitted for; None where it has none.
 
         Raises
         ------
         ConfigError
-            When labels or threshold are none that the model has.
+            When labels, threshold or gate are none that the model has.
         """
         targets = None if self.target_labels is None else frozenset(self.target_labels)
         if self.misc.label in set(taxonomy.canonical) - {taxonomy.misc}:
@@ -210,7 +222,10 @@ class InferSettings:
                 "Choose a name that no label has.",
             )
         threshold, by_label = resolve_threshold(self.misc.threshold, points or {}, whose)
-        settings = DecisionSettings(taxonomy.canonical_of, threshold, self.misc.label, targets, by_label)
+        passes = resolve_gate(self.misc.gate, self.misc.gate_threshold, gate, whose)
+        settings = DecisionSettings(
+            taxonomy.canonical_of, threshold, self.misc.label, targets, by_label, passes
+        )
         return settings.with_misc(taxonomy.misc)
 
     def to_json(self) -> dict[str, Any]:
@@ -326,11 +341,16 @@ _RULES: dict[str, _Rule] = {
     "workers": _optional(_whole(1, 1024), "one for each CPU"),
     "device": _one_of(Device),
     "target_labels": _optional(_LABELS, "all"),
-    "misc": _Rule(lambda value: isinstance(value, MiscSettings), "threshold and label"),
+    "misc": _Rule(lambda value: isinstance(value, MiscSettings), "threshold, label and gate"),
     "misc.threshold": _Rule(
         is_threshold, "a number from 0 to 1, or an operating point of the bundle: precision=0.95"
     ),
     "misc.label": _Rule(_is_label, "a printable name without '/' that does not begin with '.'"),
+    "misc.gate": _FLAG,
+    "misc.gate_threshold": _optional(
+        _Rule(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+        "what the gate was fitted for",
+    ),
     "top_k": _whole(1, 1000),
     "dedup_hash": _FLAG,
     "hash_algorithm": _one_of(HashAlgorithm),

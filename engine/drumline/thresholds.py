@@ -16,6 +16,7 @@ __all__ = [
     "operating_point_name",
     "parse_threshold",
     "read_operating_points",
+    "resolve_gate",
     "resolve_threshold",
 ]
 
@@ -89,6 +90,31 @@ def resolve_threshold(
         f"{whose} has no operating point {name!r}; it has: {known}",
         "'drumline calibrate --precision …' adds one to the bundle. They hold for the bundle's own mapping.",
     )
+
+
+def resolve_gate(enabled: bool, threshold: float | None, fitted: float | None, whose: str) -> float | None:
+    """Return the smallest probability that passes the gate; None: there is no gate, or it stands open.
+
+    Parameters
+    ----------
+    enabled, threshold
+        What was asked for; None: the threshold that the gate was fitted for.
+    fitted
+        That of the model's gate; None where it has none.
+    whose
+        Who has it, for the message: ``"bundle mfcc-cnn"``.
+
+    Raises
+    ------
+    ConfigError
+        When a threshold was asked for, and there is no gate.
+    """
+    if threshold is not None and fitted is None:
+        raise ConfigError(
+            f"{whose} has no gate that a threshold could be set for",
+            "Leave the gate's threshold out, or give a bundle one: 'drumline gate'.",
+        )
+    return (fitted if threshold is None else threshold) if enabled else None
 
 
 def read_operating_points(calibration: Mapping[str, Any], labels: frozenset[str]) -> OperatingPoints:

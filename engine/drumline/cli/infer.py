@@ -48,6 +48,14 @@ __all__ = ["infer_command"]
     type=THRESHOLD,
     help="Below this probability a file is misc; or an operating point of the model: precision=0.95. [0.5]",
 )
+@click.option(
+    "--gate/--no-gate", default=None, help="Whether the model's gate, if it has one, may say misc. [on]"
+)
+@click.option(
+    "--gate-threshold",
+    type=float,
+    help="Below this probability of being a kit drum a file is misc. [as the gate was fitted]",
+)
 @click.option("--misc-label", help="What misc is called. [misc]")
 @click.option(
     "--labels", "target_labels", callback=comma_separated, help="Wanted canonical labels: A,B. [all]"
@@ -114,7 +122,13 @@ def infer_command(
     from drumline.config import infer_settings, load_config
 
     config = load_config(config_file) if config_file else None
-    misc = {"misc.threshold": options.pop("threshold"), "misc.label": options.pop("misc_label")}
+    names = {
+        "threshold": "threshold",
+        "misc_label": "label",
+        "gate": "gate",
+        "gate_threshold": "gate_threshold",
+    }
+    misc = {f"misc.{name}": options.pop(option) for option, name in names.items()}
     settings = infer_settings(config, {**options, **misc})
     if dry_run:
         _show_preview(settings, as_json)

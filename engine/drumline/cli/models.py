@@ -72,10 +72,12 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "canonical_labels": list(bundle.taxonomy.canonical),
         "label_checksum": bundle.taxonomy.checksum,
         "front_end": bundle.front_end.to_json(),
+        "front_end_name": bundle.front_end.name,
         "input_shape": list(bundle.front_end.shape),
         "model_bytes": bundle.model_path.stat().st_size,
         "temperature": bundle.temperature,
         "operating_points": {name: dict(point) for name, point in bundle.operating_points.items()},
+        "gate": None if bundle.gate is None else {"threshold": bundle.gate.threshold},
         "calibration": bundle.calibration,
         "fingerprint": bundle.fingerprint,
     }
@@ -100,7 +102,8 @@ def _shape(bundle: dict[str, Any]) -> str:
     temperature = bundle["temperature"]
     method = bundle["calibration"].get("method") if temperature is None else f"temperature {temperature:.3f}"
     points = "".join(f"; {name}" for name in bundle["operating_points"])
-    return f"{labels}; {bundle['front_end']['kind']} {shape}; {size}; {method}{points}"
+    gate = "" if bundle["gate"] is None else f"; gate {bundle['gate']['threshold']:.2f}"
+    return f"{labels}; {bundle['front_end_name']} {shape}; {size}; {method}{points}{gate}"
 
 
 def _show(name: str, as_json: bool) -> None:

@@ -88,6 +88,14 @@ _MEANINGS = {
     help="Below this probability a file is misc; or an operating point of the run's model: precision=0.95."
     " [as the run was made]",
 )
+@click.option(
+    "--gate/--no-gate", default=None, help="Whether the model's gate may say misc. [as the run was made]"
+)
+@click.option(
+    "--gate-threshold",
+    type=float,
+    help="Below this probability of being a kit drum a file is misc. [as the run was made]",
+)
 @click.option("--overrides", type=path_type(), help="Corrections: JSON lines of hash, correct_label, note.")
 @click.option(
     "--layout",

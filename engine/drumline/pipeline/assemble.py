@@ -18,6 +18,7 @@ from drumline.records import (
     FileError,
     Record,
     path_fields,
+    rounded_probability,
     sparse_probs,
     topk_of,
 )
@@ -26,7 +27,7 @@ __all__ = ["Assembler", "assigned_labels"]
 
 _COLUMNS = (
     *("path", "size", "mtime_ns", "hash", "error", "message", "format", "sample_rate", "channels"),
-    *("duration_sec", "rms_db", "spectral_centroid", "spectral_rolloff"),
+    *("duration_sec", "rms_db", "spectral_centroid", "spectral_rolloff", "gate"),
 )
 
 
@@ -55,9 +56,12 @@ class Assembler:
         absolute, absolute_b64 = path_fields(os.path.join(self._root, fields["path"]))
         failed = bool(fields["error"])
         self._lap(Step.RECORD, 0)
-        decision = failed_decision(self._job.decisions) if failed else decide(probs, self._job.decisions)
+        gate = None if failed else _gate(fields)
+        decision = (
+            failed_decision(self._job.decisions) if failed else decide(probs, self._job.decisions, gate)
+        )
         self._lap(Step.DECISION)
-        return Record(
+        record = Record(
             schema_version=SCHEMA_VERSION,
             relative_path=relative,
             relative_path_b64=relative_b64,
@@ -86,6 +90,9 @@ class Assembler:
             out_of_target=decision.out_of_target,
             errors=_error(fields) if failed else None,
         )
+        if self._job.bundle.gate is not None:
+            record["gate"] = gate
+        return record
 
     def count_labels(self, labels: Counter[str]) -> None:
         """Add to the label counts that the progress display shows."""
@@ -102,6 +109,10 @@ def assigned_labels(job: Job) -> list[str]:
 def _error(fields: dict[str, Any]) -> FileError:
     kind = cast(ErrorType, ERROR_TYPES[fields["error"]])
     return FileError(type=kind, message=fields["message"].decode("utf-8", "replace"))
+
+
+def _gate(fields: dict[str, Any]) -> float | None:
+    return None if math.isnan(fields["gate"]) else rounded_probability(fields["gate"])
 
 
 def _extension(path: bytes) -> str:

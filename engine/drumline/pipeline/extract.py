@@ -273,6 +273,7 @@ class _Worker:
         fields["probs"] = 0.0
         for label, probability in (twin["probs"] or {}).items():
             fields["probs"][self._labels[label]] = probability
+        fields["gate"] = _or_nan(twin.get("gate"))
         fields["twin"] = 1
         fields["state"] = State.DONE
 

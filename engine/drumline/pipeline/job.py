@@ -32,7 +32,8 @@ def decision_key(settings: InferSettings, decisions: DecisionSettings) -> str:
     values = [decisions.canonical_of, decisions.threshold, decisions.misc, targets]
     # Without thresholds by label, the key is that of runs that were made when there were none.
     by_label = [decisions.thresholds] if decisions.thresholds else []
-    return _digest([*values, settings.top_k, settings.compress_index, *by_label])
+    gate = [] if decisions.gate_threshold is None else [{"gate": decisions.gate_threshold}]
+    return _digest([*values, settings.top_k, settings.compress_index, *by_label, *gate])
 
 
 def _digest(values: list[object]) -> str:
@@ -50,6 +51,7 @@ def model_facts(bundle: Bundle) -> dict[str, Any]:
         "labels": list(bundle.labels),
         "temperature": bundle.temperature,
         "calibration_version": bundle.calibration_version,
+        "gate": None if bundle.gate is None else {"threshold": bundle.gate.threshold},
         "calibration": {key: value for key, value in bundle.calibration.items() if key != "operating_points"},
         "operating_points": {name: dict(point) for name, point in bundle.operating_points.items()},
     }

@@ -70,10 +70,14 @@ def _predict(
 ) -> None:
     np.take(table.view("features"), slots, axis=0, out=rows, mode="clip")
     lap(Step.GATHER, len(slots))
-    probabilities = session.probabilities(rows)
+    outputs = session.predict(rows)
     lap(Step.MODEL, len(slots))
-    finite = np.isfinite(probabilities.sum(axis=1))
-    table.view("probs")[slots] = probabilities
+    finite = np.isfinite(outputs.probabilities.sum(axis=1))
+    table.view("probs")[slots] = outputs.probabilities
+    table.view("gate")[slots] = np.nan
+    if outputs.gate is not None:
+        finite &= np.isfinite(outputs.gate)
+        table.view("gate")[slots] = outputs.gate
     for place in np.flatnonzero(~finite):
         table.fail(slots[place], "invalid_samples", "the model gives no finite output for this file")
     table.view("state")[np.asarray(slots)[finite]] = State.DONE

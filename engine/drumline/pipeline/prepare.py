@@ -36,7 +36,12 @@ def check_request(settings: InferSettings) -> Request:
     bundle = load_bundle(
         settings.model_path, label_map=settings.label_map, canonical_map=settings.canonical_map
     )
-    decisions = settings.decision_settings(bundle.taxonomy, bundle.operating_points, f"bundle {bundle.name}")
+    decisions = settings.decision_settings(
+        bundle.taxonomy,
+        bundle.operating_points,
+        f"bundle {bundle.name}",
+        None if bundle.gate is None else bundle.gate.threshold,
+    )
     return Request(
         settings=settings,
         bundle=bundle,
@@ -132,6 +137,7 @@ def _run_info(request: Request) -> dict[str, Any]:
         "decision": {
             "threshold": request.decisions.threshold,
             "thresholds": dict(request.decisions.thresholds),
+            "gate_threshold": request.decisions.gate_threshold,
         },
         "inference_key": request.inference_key,
         "decision_key": request.decision_key,

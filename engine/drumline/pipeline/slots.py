@@ -31,6 +31,7 @@ rms_db                level of the analysed samples, dB of full scale; NaN where
 spectral_centroid     mean over the frames, Hz; spectral_rolloff likewise; NaN where not wanted
 features              float32, shape of the front end
 probs                 float32, one for each fine label
+gate                  float32, probability of being a kit drum; NaN of a model without a gate
 frame, lines          of kind CARRY: frame in the cache, and a bit for each of its lines
 directory             of kind GONE and GONE_DIRECTORY: directory in the cache
 ====================  ===========================================================================
@@ -160,6 +161,7 @@ def _slot_dtype(feature_shape: tuple[int, ...], classes: int) -> np.dtype[Any]:
             ("message", "S240"),
             ("path", f"S{PATH_BYTES}"),
             ("probs", "f4", (classes,)),
+            ("gate", "f4"),
             ("features", "f4", feature_shape),
         ],
         align=True,

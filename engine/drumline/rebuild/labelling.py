@@ -15,7 +15,7 @@ from drumline.errors import ConfigError, IndexFormatError
 from drumline.rebuild.settings import RebuildSettings
 from drumline.records import Record, redecide
 from drumline.runs import Run
-from drumline.thresholds import resolve_threshold
+from drumline.thresholds import resolve_gate, resolve_threshold
 
 __all__ = ["Labeller", "Override", "labeller_for", "read_overrides"]
 
@@ -125,12 +125,21 @@ def _asked(run: Run, made_with: DecisionSettings, settings: RebuildSettings) -> 
         targets = frozenset(settings.labels)
     if settings.allow_all:
         targets = None
-    decision = replace(made_with, target_labels=targets)
+    decision = replace(made_with, target_labels=targets, gate_threshold=_gate(run, made_with, settings))
     if settings.threshold is None:
         return decision
     points = run.operating_points() if run.info else load_bundle().operating_points
     threshold, by_label = resolve_threshold(settings.threshold, points, f"the model of {run.name}")
     return replace(decision, threshold=threshold, thresholds=by_label)
+
+
+def _gate(run: Run, made_with: DecisionSettings, settings: RebuildSettings) -> float | None:
+    if settings.gate is None and settings.gate_threshold is None:
+        return made_with.gate_threshold
+    # Records tell themselves what the gate said, so an index without a run.json may have had one.
+    fitted = run.gate_threshold() if run.info else settings.gate_threshold
+    enabled = settings.gate is not False
+    return resolve_gate(enabled, settings.gate_threshold, fitted, f"the model of {run.name}")
 
 
 def read_overrides(path: Path, settings: DecisionSettings) -> dict[str, Override]:

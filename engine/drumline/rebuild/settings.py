@@ -40,6 +40,10 @@ class RebuildSettings:
     threshold
         Smallest probability that is believed, 0..1, or one of the operating points that the run's model has,
         ``"precision=0.95"``. None: as the run was made.
+    gate
+        Whether the gate of the run's model may say misc. None: as the run was made.
+    gate_threshold
+        Smallest probability that passes the gate, 0..1. None: as the run was made, or as the gate was fitted.
     overrides
         File of corrections, one JSON object a line: ``hash``, ``correct_label``, ``note``.
     archive_root
@@ -54,6 +58,8 @@ class RebuildSettings:
     labels: tuple[str, ...] | None = None
     allow_all: bool = False
     threshold: Threshold | None = None
+    gate: bool | None = None
+    gate_threshold: float | None = None
     overrides: Path | None = None
     layout: Layout = "mirror"
     dedup: Dedup = "keep-all"
@@ -70,13 +76,18 @@ class RebuildSettings:
                 raise UsageError(f"unknown {name} {value!r}", f"It is one of {', '.join(known)}.")
         if self.allow_all and self.labels is not None:
             raise UsageError("a list of labels and 'allow all' contradict each other", "Give one of them.")
+        if self.gate is False and self.gate_threshold is not None:
+            raise UsageError(
+                "'no gate' and a threshold of the gate contradict each other", "Give one of them."
+            )
         if self.labels is not None and not self.labels:
             raise UsageError("the list of labels is empty", "Name at least one, or leave it out.")
 
     @property
     def redecides(self) -> bool:
         """Whether decisions may differ from those that the index holds."""
-        return self.threshold is not None or self.labels is not None or self.allow_all
+        asked = (self.threshold, self.labels, self.gate, self.gate_threshold)
+        return self.allow_all or any(value is not None for value in asked)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values; paths as text."""

@@ -8,6 +8,7 @@ import orjson
 
 from drumline.decide import DecisionSettings, Reason
 from drumline.records import (
+    OPTIONAL_FIELDS,
     SCHEMA_VERSION,
     ErrorType,
     Record,
@@ -56,11 +57,12 @@ def record_trouble(record: Any) -> str:
     """
     if type(record) is not dict:
         return "is no object"
-    if record.keys() != _ALLOWED.keys():
-        return f"fields are missing or unknown: {', '.join(sorted(record.keys() ^ _ALLOWED.keys()))[:200]}"
-    for name, allowed in _ALLOWED.items():
-        if type(record[name]) not in allowed:
-            return f"{name} is {record[name]!r:.60}"
+    odd = (record.keys() ^ _ALLOWED.keys()) - (OPTIONAL_FIELDS - record.keys())
+    if odd:
+        return f"fields are missing or unknown: {', '.join(sorted(odd))[:200]}"
+    for name, value in record.items():
+        if type(value) not in _ALLOWED[name]:
+            return f"{name} is {value!r:.60}"
     return _value_trouble(record) or _prediction_trouble(record) or _path_trouble(record)
 
 
@@ -82,7 +84,8 @@ def _prediction_trouble(record: dict[str, Any]) -> str:
         return f"errors is {error!r:.60}"
     if (error is None) == (not probs):
         return "has neither a prediction nor an error" if error is None else "has a prediction and an error"
-    known = [value for value in (record["conf_top1"], record["assigned_conf"]) if value is not None]
+    single = (record["conf_top1"], record["assigned_conf"], record.get("gate"))
+    known = [value for value in single if value is not None]
     if not _are_probabilities([*known, *probs.values()]):
         return "a probability is not between 0 and 1"
     return "" if all(map(_is_top, record["topk"])) else f"topk is {record['topk']!r:.60}"
