@@ -422,6 +422,7 @@ def test_a_run_json_that_cannot_be_read_is_named(run: Run, content: bytes) -> No
     "change",
     [
         lambda info: info["settings"]["misc"].update(threshold=0.4),
+        lambda info: info["settings"]["misc"].update(gate_threshold=0.4),
         lambda info: info["settings"].update(top_k=5),
         lambda info: info["settings"].update(top_k="five"),
         lambda info: info["settings"].update(compress_index="gzip"),

@@ -27,6 +27,7 @@ from drumline.records import SCHEMA_VERSION, Record, absolute_path, display_path
 from drumline.runs import Run, list_runs
 from drumline.settings import InferSettings
 from drumline.tally import Tally
+from drumline.thresholds import resolve_gate, resolve_threshold
 from drumline.verify.cached import cached_run, check_cache
 from drumline.verify.findings import FINDINGS_KEPT, Ledger, Report
 from drumline.verify.frames import Stretch, codec_named, scan
@@ -170,7 +171,18 @@ def _decided_with(run: Run) -> tuple[DecisionSettings, int]:
     # Another version may have made its key otherwise.
     if info["drumline_version"] == __version__ and decision_key(asked, decisions) != info["decision_key"]:
         raise ValueError("what it says was set is not what its decision_key is made of")
+    _check_resolved(run, settings["misc"], decisions)
     return decisions, asked.top_k
+
+
+def _check_resolved(run: Run, misc: dict[str, Any], decisions: DecisionSettings) -> None:
+    """See that the thresholds that were decided with are those that the settings ask for."""
+    threshold, by_label = resolve_threshold(misc["threshold"], run.operating_points(), run.name)
+    fitted, asked = run.gate_threshold(), misc.get("gate_threshold")
+    gate = resolve_gate(misc.get("gate", True), asked, fitted, run.name)
+    resolved = (decisions.threshold, dict(decisions.thresholds), decisions.gate_threshold)
+    if (threshold, dict(by_label), gate) != resolved:
+        raise ValueError("its thresholds are not those that its settings ask for")
 
 
 def path_hash(record: Record) -> int:
