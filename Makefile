@@ -7,7 +7,7 @@ CORPUS ?= $(or $(DRUMLINE_CORPUS),../shared/corpus)
 DEMO := build/demo
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint docs model bench bench-quick clean
+.PHONY: help demo test lint docs model bench bench-quick bench-compare clean
 
 help:  ## Say what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ bench: $(VENV)/.dev  ## Measure speed and memory against the plain way and other
 
 bench-quick: $(VENV)/.dev  ## The same on a small scale, in about a minute.
 	DRUMLINE_CORPUS="$(CORPUS)" $(BIN)/python -m bench.run --quick
+
+bench-compare: $(VENV)/.dev  ## Measure the single steps; say what became slower since the last time.
+	$(BIN)/python -m bench.compare
 
 clean:  ## Remove what was built; the environment stays.
 	rm -rf build dist engine/*.egg-info *.egg-info .mypy_cache .ruff_cache .hypothesis .benchmarks

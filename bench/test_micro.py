@@ -1,19 +1,22 @@
 """What one file costs, step by step.
 
     python -m pytest bench --benchmark-enable
+    python -m bench.compare
 
 Sounds are a synthesised snare and crash. Without the option each step runs once, to see that it works.
+`bench.compare` runs all of them and says what has become slower since the last time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
-import xxhash
 
 from bench.formats import available, encode
 from bench.sounds import render
@@ -23,10 +26,14 @@ from drumline.cache import Cache, FileRow
 from drumline.decide import DecisionSettings, decide
 from drumline.features import FeatureExtractor
 from drumline.frontend import FrontEnd
+from drumline.index import FRAME_LINES, Codec
 from drumline.inference import open_session
+from drumline.pipeline.extract import hasher
 from drumline.pipeline.queues import Lifeline, SlotQueue
+from drumline.pipeline.slots import SlotTable, State
 from drumline.records import Record, encode_record
 from drumline.tally import Tally
+from drumline.walk import Walk
 
 Benchmark = Callable[..., Any]
 Samples = np.ndarray[Any, np.dtype[np.float32]]
@@ -39,6 +46,37 @@ NAMES = [b"%05d.wav" % number for number in range(500)]
 def sound(label: str, seconds: float, rate: int = 44_100) -> Samples:
     """Return a mono sound of at most `seconds`, always the same."""
     return render(label, np.random.default_rng(7), rate, seconds)
+
+
+def some_record(number: int = 1) -> dict[str, Any]:
+    """Return what is encoded as a record: as many fields, as long as real ones."""
+    record: dict[str, Any] = dict.fromkeys(Record.__annotations__, 0.123456 + number)
+    return record | {"relative_path": f"Pack/Kicks/Kick {number:03d}.wav", "probs": PROBABILITIES}
+
+
+@pytest.fixture
+def table() -> SlotTable:
+    """A slot table as large as with the defaults on two CPUs."""
+    return SlotTable.create(320, 2, FRONT_END.shape, 40, 7)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Cache]:
+    """A cache that knows one directory of 500 files."""
+    cache = Cache(tmp_path / "cache.sqlite3")
+    with cache.transaction():
+        scope = cache.scope(b"/archive", "key")
+        run = cache.add_run(scope, "run", "key")
+        rows = [FileRow(b"pack", name, 1000, n, f"{n:016x}", 0, n) for n, name in enumerate(NAMES)]
+        cache.add_frame(scope, run, 0, 1, 0, Tally(), rows)
+    yield cache
+    cache.close()
+
+
+def test_yardstick(benchmark: Benchmark) -> None:
+    """Do work that is none of drumline's: how fast the machine is right now."""
+    values = np.arange(100_000, dtype=np.float32)
+    assert benchmark(lambda: sum(float(np.sqrt(values).sum()) for _ in range(4))) > 0.0
 
 
 @pytest.mark.parametrize("name", ["wav-16", "wav-24", "aiff-16", "flac", "ogg", "mp3"])
@@ -66,9 +104,18 @@ def test_features(benchmark: Benchmark, seconds: float, statistics: bool) -> Non
     assert np.all(np.isfinite(out))
 
 
-def test_content_hash(benchmark: Benchmark) -> None:
+@pytest.mark.parametrize("algorithm", ["xxh3_64", "md5"])
+def test_content_hash(benchmark: Benchmark, algorithm: str) -> None:
     """Hash 170 kB."""
-    assert benchmark(lambda data: xxhash.xxh3_64(data).hexdigest(), bytes(170_000))
+    assert benchmark(lambda data: hasher(algorithm)(data).hexdigest(), bytes(170_000))
+
+
+def test_batch_gather(benchmark: Benchmark, table: SlotTable) -> None:
+    """Gather the features of 64 slots that lie anywhere in the table into one input."""
+    slots = Random(1).sample(range(len(table.slots)), 64)
+    rows = np.empty((64, *FRONT_END.shape), np.float32)
+    benchmark(np.take, table.view("features"), slots, axis=0, out=rows, mode="clip")
+    assert rows.shape[0] == 64
 
 
 def test_model(benchmark: Benchmark) -> None:
@@ -86,27 +133,35 @@ def test_decision(benchmark: Benchmark) -> None:
 
 def test_record_encoding(benchmark: Benchmark) -> None:
     """Encode a record as a line of the index."""
-    record: dict[str, Any] = dict.fromkeys(Record.__annotations__, 0.123456)
-    record |= {"relative_path": "Pack/Kicks/Kick 01.wav", "probs": PROBABILITIES}
-    assert benchmark(encode_record, record).endswith(b"\n")
+    assert benchmark(encode_record, some_record()).endswith(b"\n")
 
 
-def test_cached_directory(benchmark: Benchmark, tmp_path: Path) -> None:
+def test_frame_compression(benchmark: Benchmark) -> None:
+    """Compress a whole frame of records."""
+    lines = b"".join(encode_record(some_record(number)) for number in range(FRAME_LINES))
+    assert len(benchmark(Codec("zstd").compress, lines)) < len(lines)
+
+
+def test_listed_directory(benchmark: Benchmark, tmp_path: Path) -> None:
+    """List a directory of 500 files with their sizes and times."""
+    for name in NAMES:
+        (tmp_path / os.fsdecode(name)).touch()
+    (found,) = benchmark(lambda: list(Walk(bytes(tmp_path), frozenset({b"wav"}))))
+    assert len(found.files) == len(NAMES)
+
+
+def test_cached_directory(benchmark: Benchmark, cache: Cache) -> None:
     """Look up what is known of a directory of 500 files."""
-    cache = Cache(tmp_path / "cache.sqlite3")
-    with cache.transaction():
-        scope = cache.scope(b"/archive", "key")
-        run = cache.add_run(scope, "run", "key")
-        rows = [
-            FileRow(b"pack", name, 1000, line, f"{line:016x}", 0, line) for line, name in enumerate(NAMES)
-        ]
-        cache.add_frame(scope, run, 0, 1, 0, Tally(), rows)
-    directory = cache.directories(scope)[b"pack"]
+    directory = cache.directories(1)[b"pack"]
     assert len(benchmark(cache.files, directory)) == len(NAMES)
-    cache.close()
 
 
-def test_slot_hand_over(benchmark: Benchmark) -> None:
+def test_known_content(benchmark: Benchmark, cache: Cache) -> None:
+    """Look for the record of a file by its content hash."""
+    assert benchmark(cache.twin, f"{7:016x}", "key") == (1, 7)
+
+
+def test_queue_hand_over(benchmark: Benchmark) -> None:
     """Put 64 slot numbers on a queue and take them off again."""
     lifeline = Lifeline()
     queue, slots = SlotQueue(lifeline), np.arange(64)
@@ -118,3 +173,14 @@ def test_slot_hand_over(benchmark: Benchmark) -> None:
     assert benchmark(hand_over) == slots.tolist()
     queue.use()
     lifeline.close()
+
+
+def test_slot_hand_over(benchmark: Benchmark, table: SlotTable) -> None:
+    """Take 64 slots over from the stage before."""
+    slots, states = list(range(64)), table.view("state")
+
+    def take_over() -> list[int]:
+        states[:64] = State.DONE
+        return table.take(slots, State.DONE, State.WRITING)
+
+    assert benchmark(take_over) == slots

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench.compare import YARDSTICK, changes
 from bench.demo import Picture, run_demo
 from bench.engine import ENGINE, EngineError, call
 from bench.measure import CommandFailed, interleaved, run_command
@@ -115,6 +116,17 @@ def test_memory_is_that_of_all_processes_together() -> None:
     child = "b = bytearray(60_000_000); import time; time.sleep(0.4)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     assert run_command((sys.executable, "-c", parent), pss_every=0.05).peak_pss > 60_000_000
+
+
+def test_a_slower_machine_is_not_taken_for_slower_code() -> None:
+    before = {YARDSTICK: 1.0, "test_hash": 4.0, "test_decode": 2.0}
+    now = {YARDSTICK: 2.0, "test_hash": 8.0, "test_decode": 6.0, "test_gather": 1.0}
+    found = changes(before, now)
+    assert [(change.name, change.ratio) for change in found] == [
+        ("test_decode", 1.5),
+        ("test_hash", 1.0),
+        ("test_gather", None),
+    ]
 
 
 def test_sides_take_turns() -> None:

@@ -14,6 +14,7 @@ the table before it forks, and reads it at the end; only the process that a row 
 from __future__ import annotations
 
 import mmap
+import resource
 import time
 from collections.abc import Iterator
 from enum import IntEnum
@@ -114,7 +115,7 @@ class Recorder:
         self._row = row
         self._spans: list[tuple[int, int, float, float]] = []
         self._last = time.monotonic()
-        self._cpu_before = float(row["cpu_sec"]) - time.process_time()
+        self._cpu_before = float(row["cpu_sec"]) - time.process_time() - _helpers_cpu()
         self._crowded_before = float(row["crowded_sec"]) - _waited_for_cpu()
         row["started"] = row["started"] or self._last
 
@@ -141,7 +142,7 @@ class Recorder:
     def finish(self) -> None:
         """Store what is left, and how long the process had a CPU and how long it waited for one."""
         self._store()
-        self._row["cpu_sec"] = self._cpu_before + time.process_time()
+        self._row["cpu_sec"] = self._cpu_before + time.process_time() + _helpers_cpu()
         self._row["crowded_sec"] = self._crowded_before + _waited_for_cpu()
 
 
@@ -150,6 +151,12 @@ def _block_place(number: int) -> int:
     if number < _FIRST_BLOCKS:
         return number
     return _FIRST_BLOCKS + (number - _FIRST_BLOCKS) % (_BLOCKS - _FIRST_BLOCKS)
+
+
+def _helpers_cpu() -> float:
+    """Return the CPU time of the programs that this process has called, such as ffmpeg, in seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _waited_for_cpu() -> float:

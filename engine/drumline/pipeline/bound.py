@@ -93,7 +93,7 @@ def suggested_workers(times: dict[str, StageTimes], cpus: int, files: int) -> in
     """Return the fewest extract workers that would keep up with the tightest limit; None for no files read.
 
     The limits are the CPU time of all stages on `cpus` CPUs, and that of each stage of which there is one.
-    The workers need their CPU time and, where it is the disk that they wait for, that too.
+    The workers need their CPU time and, where it bounds, their waiting for disk and ffmpeg.
     """
     if not files:
         return None
