@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -70,6 +72,15 @@ def test_cpu_time_is_that_between_begin_and_finish() -> None:
         pass
     recorder.finish()
     assert 0.05 <= table.row(0).cpu_sec <= time.process_time() - begun + 0.01
+
+
+def test_the_cpu_time_of_called_programs_counts_where_it_is_asked_for() -> None:
+    table = LapTable(2)
+    alone, with_helpers = table.recorder(0), table.recorder(1)
+    subprocess.run([sys.executable, "-c", "sum(range(1_000_000))"], check=True)
+    alone.finish()
+    with_helpers.finish(helpers=True)
+    assert table.row(1).cpu_sec > table.row(0).cpu_sec + 0.005
 
 
 def test_without_a_profile_a_lap_is_nothing() -> None:

@@ -115,7 +115,7 @@ class Recorder:
         self._row = row
         self._spans: list[tuple[int, int, float, float]] = []
         self._last = time.monotonic()
-        self._cpu_before = float(row["cpu_sec"]) - time.process_time() - _helpers_cpu()
+        self._cpu_before = float(row["cpu_sec"]) - time.process_time()
         self._crowded_before = float(row["crowded_sec"]) - _waited_for_cpu()
         row["started"] = row["started"] or self._last
 
@@ -139,10 +139,13 @@ class Recorder:
         row["ended"] = self._last
         self._spans.clear()
 
-    def finish(self) -> None:
-        """Store what is left, and how long the process had a CPU and how long it waited for one."""
+    def finish(self, *, helpers: bool = False) -> None:
+        """Store what is left, and how long the process had a CPU and how long it waited for one.
+
+        With `helpers`, the CPU time of programs that it has called counts as its own.
+        """
         self._store()
-        self._row["cpu_sec"] = self._cpu_before + time.process_time() + _helpers_cpu()
+        self._row["cpu_sec"] = self._cpu_before + time.process_time() + (_helpers_cpu() if helpers else 0.0)
         self._row["crowded_sec"] = self._crowded_before + _waited_for_cpu()
 
 

@@ -98,7 +98,9 @@ def test_a_stopped_run_leaves_what_was_measured_until_then(calm: Infer) -> None:
     assert profile_of(directory)["files_read"] < 120
 
 
-def times(busy: float = 0.5, cpu: float = 0.5, crowded: float = 0.0, processes: int = 1) -> StageTimes:
+def times(
+    busy: float = 0.5, cpu: float = 0.5, crowded: float = 0.0, processes: int = 1, costliest: str = "decode"
+) -> StageTimes:
     """Return the times of a stage as shares of 10 seconds."""
     return StageTimes(
         processes=processes,
@@ -106,7 +108,7 @@ def times(busy: float = 0.5, cpu: float = 0.5, crowded: float = 0.0, processes: 
         busy_sec=10.0 * busy * processes,
         cpu_sec=10.0 * cpu * processes,
         crowded_sec=10.0 * crowded * processes,
-        costliest="decode",
+        costliest=costliest,
     )
 
 
@@ -118,7 +120,8 @@ IDLE = {stage: times(0.1, 0.1) for stage in ("supervisor", "discover", "extract"
     [
         ({"extract": times(1.0, 0.8, processes=2)}, "The CPUs: 100% of 2 CPUs is used"),
         ({"extract": times(1.0, 0.4, 0.6, processes=2)}, "The CPUs: "),
-        ({"extract": times(1.0, 0.1, processes=2)}, "The disk: the workers wait 90%"),
+        ({"extract": times(1.0, 0.1, processes=2, costliest="read")}, "The disk: the workers wait 90%"),
+        ({"extract": times(1.0, 0.1, processes=2)}, "The disk or ffmpeg: the workers wait 90%"),
         ({"predict": times(1.0, 0.9)}, "The predict stage while CPUs are free"),
         ({}, "No stage is busy all the time"),
     ],

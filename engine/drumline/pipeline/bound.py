@@ -61,8 +61,8 @@ def name_bound(times: dict[str, StageTimes], cpus: int, elapsed_sec: float) -> s
     if not times["extract"].processes:
         busiest = max(("discover", "write"), key=lambda stage: times[stage].busy_sec)
         return f"Nothing had to be read: {_of(busiest, times)}."
-    if sentence := _disk(times["extract"]):
-        return sentence
+    if _blocked(times["extract"]):
+        return _waiting(times["extract"])
     cpu = sum(stage.cpu_sec for stage in times.values())
     crowded = sum(stage.crowded_sec for stage in times.values())
     share = cpu / (cpus * max(elapsed_sec, 1e-9))
@@ -77,12 +77,16 @@ def name_bound(times: dict[str, StageTimes], cpus: int, elapsed_sec: float) -> s
     return f"The {busiest} stage while CPUs are free: {_of(busiest, times)}."
 
 
-def _disk(extract: StageTimes) -> str | None:
-    if extract.busy < _SATURATED or extract.blocked_sec < _BLOCKED * extract.busy_sec:
-        return None
-    return (
-        f"The disk: the workers wait {extract.blocked_sec / extract.busy_sec:.0%} of their busy time for it."
-    )
+def _blocked(extract: StageTimes) -> bool:
+    waits = extract.blocked_sec >= max(_BLOCKED * extract.busy_sec, extract.crowded_sec)
+    return waits and extract.busy >= _SATURATED
+
+
+def _waiting(extract: StageTimes) -> str:
+    share = f"the workers wait {extract.blocked_sec / extract.busy_sec:.0%} of their busy time for it"
+    if extract.costliest == "read":
+        return f"The disk: {share}."
+    return f"The disk or ffmpeg: {share}, most in {extract.costliest}."
 
 
 def _of(stage: str, times: dict[str, StageTimes]) -> str:
@@ -100,6 +104,6 @@ def suggested_workers(times: dict[str, StageTimes], cpus: int, files: int) -> in
     extract = times["extract"]
     limits = [sum(stage.cpu_sec for stage in times.values()) / cpus]
     limits += [times[stage].cpu_sec for stage in _SINGLE]
-    needed = extract.cpu_sec + (extract.blocked_sec if _disk(extract) else 0.0)
+    needed = extract.cpu_sec + (extract.blocked_sec if _blocked(extract) else 0.0)
     wanted = needed / max(*limits, 1e-9)
     return min(max(1, math.ceil(wanted - 0.1)), _MOST_WORKERS_PER_CPU * cpus)

@@ -145,7 +145,7 @@ def recorded(profile: Profile | None, stage: str, number: int = 0) -> Iterator[L
     try:
         yield recorder
     finally:
-        recorder.finish()
+        recorder.finish(helpers=stage == "extract")  # ffmpeg; the supervisor's children are the stages
 
 
 @contextmanager
