@@ -6,6 +6,7 @@
     ├── BundleError               4   a model bundle is missing, incomplete or contradicts itself
     ├── RuntimeMissingError       5   no ONNX Runtime, both of them, or not the device asked for
     ├── ArchiveError              6   the archive cannot be read or is not what it was
+    │   └── FilesGoneError        6   more known files are gone than go unasked
     ├── IndexFormatError          7   an index or run directory cannot be understood
     ├── OutputError               8   something cannot be written: permission, space, somebody's files
     ├── BusyError                 9   another process holds the runs root or the output
@@ -27,6 +28,7 @@ __all__ = [
     "BusyError",
     "ConfigError",
     "DrumlineError",
+    "FilesGoneError",
     "IndexFormatError",
     "IntegrityError",
     "Interrupted",
@@ -87,6 +89,10 @@ class ArchiveError(DrumlineError):
     """The archive cannot be read or is not what it was."""
 
     exit_code = 6
+
+
+class FilesGoneError(ArchiveError):
+    """More of the known files are gone than a person deletes in passing; whoever asked may confirm it."""
 
 
 class IndexFormatError(DrumlineError):

@@ -12,6 +12,7 @@ __all__ = [
     "available_memory",
     "cpu_flags",
     "cpu_name",
+    "filesystem_type",
     "free_space",
     "open_files_limit",
     "usable_cpus",
@@ -23,6 +24,20 @@ _MEMORY = (
     (_CGROUP / "memory.max", _CGROUP / "memory.current"),
     (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
 )
+
+
+def filesystem_type(path: bytes) -> str:
+    """Return the kind of file system that holds an existing path, as Linux names it; empty where unknown."""
+    try:
+        device = os.stat(path).st_dev
+    except OSError:
+        return ""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in _lines(Path("/proc/self/mountinfo")):
+        mount, _, kind = line.partition(" - ")
+        if mount.split()[2:3] == [wanted]:
+            return kind.split()[0]
+    return ""
 
 
 def usable_cpus() -> int:

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from drumline.labels import MISC
 from drumline.records import SCHEMA_VERSION, path_fields
 from drumline.thresholds import OperatingPoints
 
-__all__ = ["Run", "create_run", "list_runs", "open_run"]
+__all__ = ["Run", "create_run", "list_runs", "open_run", "started_ns"]
 
 _RUN_NAME = re.compile(r"run_\d{8}T\d{6}Z(-\d{4})?")
 _INDEX_NAMES = ("index.jsonl.zst", "index.jsonl.gz", "index.jsonl")
@@ -192,6 +193,12 @@ def _newest_complete(runs_root: Path) -> Run:
 def list_runs(runs_root: Path) -> list[Path]:
     """Return the run directories of a runs root, oldest first."""
     return sorted(path.parent for path in runs_root.glob("run_*/run.json"))
+
+
+def started_ns(name: str) -> int:
+    """Return when the run of this name began, in nanoseconds since the epoch, to the second."""
+    stamp = datetime.strptime(name.split("-")[0], "run_%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return int(stamp.timestamp()) * 1_000_000_000
 
 
 def create_run(runs_root: Path, info: dict[str, Any], archive_root: bytes) -> Run:

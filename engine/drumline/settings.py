@@ -142,6 +142,8 @@ class InferSettings:
         Ignore earlier runs and the cache.
     retry_failed
         Try files again that failed in an earlier run, although they did not change.
+    yes
+        Go on although more than 5 % of the known files are gone.
     accept_missing
         Go on although most of the known files are gone (an archive that is not mounted looks like that).
     file_timeout_sec
@@ -174,6 +176,7 @@ class InferSettings:
     supported_formats: tuple[str, ...] = SOUNDFILE_FORMATS + FFMPEG_FORMATS
     fresh: bool = False
     retry_failed: bool = False
+    yes: bool = False
     accept_missing: bool = False
     file_timeout_sec: float = 30.0
     max_file_mb: int = 4_000
@@ -359,6 +362,7 @@ _RULES: dict[str, _Rule] = {
     "supported_formats": _some(_is_format, "a list of extensions, lower case without the dot: [wav, flac]"),
     "fresh": _FLAG,
     "retry_failed": _FLAG,
+    "yes": _FLAG,
     "accept_missing": _FLAG,
     "file_timeout_sec": _Rule(
         lambda value: _is_number(value) and 0 < value <= 86_400, "seconds, more than 0, at most 86400"

@@ -91,6 +91,11 @@ def _flush(seconds: float) -> None:
     module._FIRST_FLUSH_SEC = module._LATER_FLUSH_SEC = seconds
 
 
+def _take(slots: int) -> None:
+    """The writer takes so many slots at once, however many are waiting for it."""
+    _module("drumline.pipeline.write")._TAKE = slots
+
+
 def _no_workers(_on: bool) -> None:
     """Stages that read files or open the model end the run."""
     for name in ("extract", "predict"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import Infer
-from tests.pipeline.support import ROOT, Records, Result, assert_equal, environment, runs_of, tree
+from tests.pipeline.support import (
+    LIMIT_SEC,
+    ROOT,
+    Records,
+    Result,
+    assert_equal,
+    environment,
+    last_run,
+    runs_of,
+    tree,
+)
 
 
 def refused(result: Result, code: int, *words: str) -> None:
@@ -81,6 +93,49 @@ def test_an_archive_most_of_whose_files_are_gone_is_taken_only_when_that_is_acce
     counts = tidy.counts("--accept-missing")
     assert (counts["discovered"], counts["gone"]) == (2, 38)
     assert_equal(tidy.records(), tidy.fresh_records())
+
+
+def test_many_files_that_are_gone_have_to_be_confirmed(tidy: Infer, sounds: list[Path]) -> None:
+    known = tidy.records()
+    for sound in sounds[:20]:
+        sound.unlink()
+    refused(tidy(), 6, "20 of 40 known files", "--yes")
+    assert_equal(tidy.records(), known)
+    counts = tidy.counts("--yes", no_workers=True)
+    assert (counts["discovered"], counts["gone"]) == (20, 20)
+    assert_equal(tidy.records(), tidy.fresh_records())
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 6)])
+def test_at_a_terminal_it_asks_whether_files_are_meant_to_be_gone(
+    tidy: Infer, sounds: list[Path], answer: str, code: int
+) -> None:
+    for sound in sounds[:20]:
+        sound.unlink()
+    ours, theirs = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    command = [sys.executable, "-m", "drumline", "infer", tidy.archive, "--runs-root", tidy.runs_root]
+    done = subprocess.run(
+        [*command, "--model", tidy.model, "--workers", "1"],
+        stdin=theirs,
+        capture_output=True,
+        env=environment(),
+        timeout=LIMIT_SEC,
+        check=False,
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == code
+    assert b"Go on without them? [y/N]" in done.stderr
+
+
+def test_an_archive_on_another_device_is_named_when_files_are_gone(tidy: Infer, sounds: list[Path]) -> None:
+    for sound in sounds[:20]:
+        sound.unlink()
+    described = last_run(tidy.runs_root) / "run.json"
+    info = json.loads(described.read_text())
+    described.write_text(json.dumps({**info, "archive_device": info["archive_device"] + 1}))
+    refused(tidy(), 6, "20 of 40 known files", "another device")
 
 
 def test_a_runs_root_that_is_a_file(tidy: Infer, sounds: list[Path]) -> None:

@@ -211,7 +211,7 @@ def test_a_foreign_run_directory_disturbs_nobody(tidy: Infer) -> None:
 def interrupt(infer: Infer, *options: str) -> Path:
     """Interrupt a run when about half of it is committed."""
     halfway = "after drumline.pipeline.write:_Writer._commit 6"
-    assert infer(*options, die=halfway, slow=0.002, frame_lines=8, flush=0.02).code == 10
+    assert infer(*options, die=halfway, slow=0.002, frame_lines=8, take=8, flush=0.02).code == 10
     (run,) = runs_of(infer.runs_root)
     return run
 

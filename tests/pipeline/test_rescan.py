@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def rescan(infer: Infer, **expected: int) -> None:
 
 
 def test_an_unchanged_archive_is_carried_over_byte_for_byte_and_no_worker_starts(infer: Infer) -> None:
-    first = infer.counts(frame_lines=16)
+    first = infer.counts(frame_lines=16, flush=60.0)
     before = tree(last_run(infer.runs_root))
     second = infer.counts(no_workers=True, frame_lines=16)
     old, new = runs_of(infer.runs_root)
@@ -71,6 +72,28 @@ def test_touched_files_take_over_their_own_prediction(tidy: Infer, sounds: list[
 def test_a_file_whose_clock_went_back_is_read_again(tidy: Infer, sounds: list[Path]) -> None:
     os.utime(sounds[0], ns=(0, sounds[0].stat().st_mtime_ns - LATER_NS))
     rescan(tidy, known_content=1, carried_over=len(sounds) - 1)
+
+
+def test_a_change_within_the_same_coarse_tick_of_the_clock_is_noticed(
+    tidy: Infer, sounds: list[Path]
+) -> None:
+    """FAT keeps times to two seconds: size and time may stay as they are although the content changes."""
+    tick = int(time.time()) * 10**9
+    os.utime(sounds[0], ns=(tick, tick))
+    tidy.counts()
+    content = bytearray(sounds[0].read_bytes())
+    content[-1] ^= 1
+    sounds[0].write_bytes(content)
+    os.utime(sounds[0], ns=(tick, tick))
+    tidy.counts()
+    assert_equal(tidy.records(), tidy.fresh_records())
+
+
+def test_whole_seconds_long_past_are_believed(tidy: Infer, sounds: list[Path]) -> None:
+    for sound in sounds:
+        os.utime(sound, ns=(10**18, 10**18))
+    tidy.counts()
+    assert tidy.counts(no_workers=True)["carried_over"] == 40
 
 
 def test_a_moved_file_takes_over_its_prediction(tidy: Infer, sounds: list[Path]) -> None:
@@ -221,7 +244,7 @@ def test_an_archive_that_is_mounted_elsewhere_is_not_decoded_again(tidy: Infer, 
 def test_an_interrupted_fresh_run_goes_on_with_the_same_command(tidy: Infer) -> None:
     """And ignores what earlier runs knew."""
     halfway = "after drumline.pipeline.write:_Writer._commit 3"
-    assert tidy("--fresh", die=halfway, slow=0.002, frame_lines=4, flush=0.0).code == 10
+    assert tidy("--fresh", die=halfway, slow=0.002, frame_lines=4, take=4, flush=0.0).code == 10
     begun = last_run(tidy.runs_root)
     counts = tidy.counts("--fresh")
     assert tidy.run == begun
@@ -233,7 +256,7 @@ def test_a_run_goes_on_only_where_it_is_fresh_if_that_is_asked(tidy: Infer, soun
     for sound in sounds[:20]:
         sound.write_bytes(sound.read_bytes() + b"\0")
     halfway = "after drumline.pipeline.write:_Writer._commit 3"
-    assert tidy(die=halfway, slow=0.002, frame_lines=4, flush=0.0).code == 10
+    assert tidy(die=halfway, slow=0.002, frame_lines=4, take=4, flush=0.0).code == 10
     begun = last_run(tidy.runs_root)
     assert tidy.counts("--fresh")["classified"] == 40
     assert tidy.run != begun

@@ -29,7 +29,7 @@ from tests.pipeline.support import (
     tree,
 )
 
-SMALL_STEPS = {"frame_lines": 8, "flush": 0.02}
+SMALL_STEPS = {"frame_lines": 8, "take": 8, "flush": 0.02}
 """Many small frames, so that there is much to interrupt."""
 
 KILLS = 5

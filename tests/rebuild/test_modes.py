@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from drumline.errors import OutputError, UsageError
-from drumline.rebuild import RebuildSettings, execute, plan_rebuild
+from drumline.machine import filesystem_type
+from drumline.rebuild import RebuildSettings, execute, guard, plan_rebuild
 from drumline.rebuild.place import FICLONE
 from tests.rebuild.archives import Archive, snapshot
 
@@ -137,6 +138,24 @@ def test_hard_links_across_devices_are_refused_before_anything_is_written(
         plan_rebuild(RebuildSettings(drums.run().directory, out, copy_mode="hardlink"))
     assert "copy or symlink" in refusal.value.way_out
     assert not out.exists()
+
+
+@pytest.mark.parametrize("mode", ["hardlink", "symlink", "reflink"])
+def test_links_on_a_file_system_without_them_are_refused_before_anything_is_written(
+    drums: Archive, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "filesystem_type", lambda _: "exfat")
+    with pytest.raises(OutputError, match=f"exfat.* knows no {mode}s") as refusal:
+        drums.rebuild(copy_mode=mode)
+    assert "--copy-mode copy" in refusal.value.way_out
+    assert not drums.out.exists()
+    drums.rebuild(copy_mode="copy")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mountinfo"), reason="Linux tells kinds of file systems")
+def test_the_kind_of_a_file_system_is_told() -> None:
+    assert filesystem_type(b"/proc") == "proc"
+    assert filesystem_type(b"/no such place") == ""
 
 
 def test_copies_work_across_devices_and_without_copy_file_range(

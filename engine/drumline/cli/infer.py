@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +19,11 @@ from drumline.cli.common import (
     path_type,
     safe_text,
 )
+from drumline.errors import FilesGoneError
+
+if TYPE_CHECKING:
+    from drumline.pipeline.profile import Profile
+    from drumline.settings import InferSettings
 
 __all__ = ["infer_command"]
 
@@ -90,6 +97,9 @@ __all__ = ["infer_command"]
 @click.option("--fresh", is_flag=True, default=None, help="Ignore earlier runs and the cache.")
 @click.option("--retry-failed", is_flag=True, default=None, help="Try files again that failed before.")
 @click.option(
+    "--yes", is_flag=True, default=None, help="Go on although more than 5 % of known files are gone."
+)
+@click.option(
     "--accept-missing", is_flag=True, default=None, help="Go on although most known files are gone."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be read and what carried over; write nothing.")
@@ -136,19 +146,15 @@ def infer_command(
     _infer(settings, profile=profile, quiet=quiet, verbose=verbose, as_json=as_json)
 
 
-def _infer(settings: Any, *, profile: bool, quiet: bool, verbose: bool, as_json: bool) -> None:
-    from drumline.pipeline.infer import infer
+def _infer(settings: InferSettings, *, profile: bool, quiet: bool, verbose: bool, as_json: bool) -> None:
     from drumline.pipeline.profile import Profile
-    from drumline.progress import make_progress
 
     if verbose:
         _show_settings(settings)
-    progress = make_progress(safe_text(f"drumline · {settings.archive}"), quiet=quiet)
     measured = Profile(settings.worker_count) if profile else None
     try:
-        summary = infer(settings, progress, measured)
+        summary = _run_or_ask(settings, quiet, measured)
     finally:
-        progress.close()
         if measured and measured.directory:
             _show_profile(measured)
     if as_json:
@@ -159,19 +165,40 @@ def _infer(settings: Any, *, profile: bool, quiet: bool, verbose: bool, as_json:
         show_summary(summary)
 
 
-def _show_profile(profile: Any) -> None:
+def _run_or_ask(settings: InferSettings, quiet: bool, profile: Profile | None) -> dict[str, Any]:
+    try:
+        return _run(settings, quiet, profile)
+    except FilesGoneError as error:
+        question = f"{safe_text(error.what)}. Go on without them?"
+        if not sys.stdin.isatty() or not click.confirm(question, err=True):
+            raise
+    return _run(replace(settings, yes=True), quiet, profile)
+
+
+def _run(settings: InferSettings, quiet: bool, profile: Profile | None) -> dict[str, Any]:
+    from drumline.pipeline.infer import infer
+    from drumline.progress import make_progress
+
+    progress = make_progress(safe_text(f"drumline · {settings.archive}"), quiet=quiet)
+    try:
+        return infer(settings, progress, profile)
+    finally:
+        progress.close()
+
+
+def _show_profile(profile: Profile) -> None:
     from drumline.cli.profile import show_profile
 
     show_profile(profile.report(), profile.directory)
 
 
-def _show_settings(settings: Any) -> None:
+def _show_settings(settings: InferSettings) -> None:
     for name, value in settings.to_json().items():
         click.echo(f"drumline: {name}: {safe_text(str(value))}", err=True)
     click.echo(f"drumline: {settings.worker_count} workers", err=True)
 
 
-def _show_preview(settings: Any, as_json: bool) -> None:
+def _show_preview(settings: InferSettings, as_json: bool) -> None:
     from drumline.pipeline.infer import preview
 
     plan = preview(settings)

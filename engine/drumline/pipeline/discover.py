@@ -16,18 +16,20 @@ so that there is a total, and a time left, long before the walk ends.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from drumline.cache import Cache, Failure, KnownFile
-from drumline.errors import ArchiveError
+from drumline.errors import ArchiveError, FilesGoneError
 from drumline.laps import Lap, Step, no_lap
 from drumline.pipeline.job import Job, Request
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import PATH_MAX, Gauge, Kind, SlotTable, State
 from drumline.records import display_path
+from drumline.runs import started_ns
 from drumline.walk import Directory, Entry, Walk
 
 __all__ = ["Carried", "GoneDirectory", "GoneFile", "NewFile", "Survey", "discover", "make_survey"]
@@ -35,11 +37,14 @@ __all__ = ["Carried", "GoneDirectory", "GoneFile", "NewFile", "Survey", "discove
 _CHUNK = 32
 """Slots handed on at once."""
 
+_SECOND_NS = 1_000_000_000
+
 _GLANCE_SEC = 0.02
 """Time between two looks at whether all files have been read."""
 
-_GONE_REFUSED = 0.5
-"""Share of the known files that may be gone before it looks like a volume that is not mounted …"""
+_GONE_ASKED, _GONE_REFUSED = 0.05, 0.5
+"""Share of the known files that may be gone before somebody has to confirm it, and before it looks like a
+volume that is not mounted …"""
 
 _GONE_NOTICED = 20
 """… but a handful of files may go at once."""
@@ -111,7 +116,11 @@ class Survey:
 
     def __post_init__(self) -> None:
         frames = self.cache.frames(self.scope).values() if self.cache else ()
+        runs = self.cache.runs(self.scope) if self.cache else {}
+        started = {number: started_ns(name) for number, (name, _, _) in runs.items()}
         self._whole = {frame.id: (1 << frame.lines) - 1 for frame in frames if frame.run != self.run_id}
+        self._started = {frame.id: started[frame.run] for frame in frames}
+        self._now = time.time_ns()
         self._unvisited = self.cache.directories(self.scope) if self.cache else {}
         self._kept = {Failure.NONE} | (set() if self.retry_failed else {Failure.LASTING})
 
@@ -165,7 +174,16 @@ class Survey:
 
     def _holds(self, row: KnownFile, entry: Entry) -> bool:
         same = row.size == entry.size and row.mtime_ns == entry.mtime_ns
-        return same and row.failed in self._kept and not entry.error
+        return same and row.failed in self._kept and not entry.error and not self._may_be_newer(row)
+
+    def _may_be_newer(self, row: KnownFile) -> bool:
+        """Return whether the file may have changed after it was read without its time telling.
+
+        FAT keeps times to 2 s, others to 1 s: within that time of being read, a file can change once more.
+        """
+        if row.mtime_ns % _SECOND_NS:
+            return False
+        return self._started[row.frame] - 2 * _SECOND_NS <= row.mtime_ns <= self._now
 
     def _carry(self, row: KnownFile) -> Iterator[Carried]:
         lines = self._masks.get(row.frame, 0) | 1 << row.line
@@ -325,12 +343,18 @@ def _refuse_an_empty_archive(job: Job, survey: Survey) -> None:
 
 
 def _refuse_a_vanished_archive(job: Job, gone: int, known: int) -> None:
-    if job.settings.accept_missing or gone < _GONE_NOTICED or gone <= _GONE_REFUSED * known:
+    settings = job.settings
+    if settings.accept_missing or gone < _GONE_NOTICED or gone <= _GONE_ASKED * known:
         return
-    raise ArchiveError(
-        f"{gone:,} of {known:,} known files are no longer in {display_path(job.archive)!r}",
-        "Is the volume mounted? If they were removed on purpose, give --accept-missing.",
-    )
+    what = f"{gone:,} of {known:,} known files are no longer in {display_path(job.archive)!r}"
+    if job.earlier_device not in (None, job.archive_identity[0]):
+        what += ", which is on another device than at the last run"
+    if gone > _GONE_REFUSED * known:
+        raise ArchiveError(
+            what, "Is the volume mounted? If they were removed on purpose, give --accept-missing."
+        )
+    if not settings.yes:
+        raise FilesGoneError(what, "If they were removed or moved on purpose, give --yes.")
 
 
 def _count(table: SlotTable, survey: Survey) -> None:

@@ -106,6 +106,8 @@ class Job(Request):
         Runs in the cache whose frames can be carried over byte for byte.
     valid
         Length up to which the run's index is complete (more than 0 when a run goes on), in bytes.
+    earlier_device
+        Device of the archive's root at the last run; None when there was none.
     """
 
     run: Run
@@ -113,3 +115,4 @@ class Job(Request):
     scope: int
     carriable: frozenset[int]
     valid: int
+    earlier_device: int | None

@@ -101,7 +101,17 @@ def make_job(request: Request, cache: Cache) -> Job:
         scope=scope,
         carriable=frozenset(number for number, row in runs.items() if row[1] == request.decision_key),
         valid=valid,
+        earlier_device=_earlier_device(request, [row[0] for number, row in runs.items() if number != run_id]),
     )
+
+
+def _earlier_device(request: Request, names: list[str]) -> int | None:
+    """Return the device of the archive's root at the last of these runs, as far as that is known."""
+    for name in sorted(names, reverse=True):
+        with suppress(IndexFormatError):
+            device = open_run(request.settings.runs_root / name).info.get("archive_device")
+            return device if isinstance(device, int) else None
+    return None
 
 
 def _unfinished(request: Request, cache: Cache, scope: int) -> tuple[int, Run, int] | None:
@@ -131,6 +141,7 @@ def _run_info(request: Request) -> dict[str, Any]:
         "drumline_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "index": f"index{request.codec.suffix}",
+        "archive_device": request.archive_identity[0],
         "model": model_facts(request.bundle),
         "canonical_map": dict(request.decisions.canonical_of),
         "settings": settings,

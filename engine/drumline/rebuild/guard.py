@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drumline.errors import ArchiveError, OutputError
+from drumline.machine import filesystem_type
 from drumline.rebuild.log import MAPPING, LogState, load_log
 from drumline.rebuild.settings import CopyMode
 from drumline.rebuild.store import Store
@@ -15,6 +16,7 @@ from drumline.rebuild.tree import Sources, Tree, not_a_tree
 __all__ = ["check_device", "check_places", "check_room", "open_archive", "open_tree"]
 
 _NOBODYS = {b".DS_Store", b"lost+found", MAPPING}
+_WITHOUT_LINKS = {"vfat", "msdos", "exfat"}
 _MARGIN_BYTES = 16 << 20
 _BYTES_PER_FILE = 1_024
 """Room for a file's lines in the mapping log and in its manifest."""
@@ -110,14 +112,22 @@ def open_archive(root: bytes) -> Sources:
         ) from error
 
 
-def _device_of(out: Path) -> int:
-    existing = next(path for path in _upwards(os.path.realpath(os.fsencode(out))) if os.path.exists(path))
-    return os.stat(existing).st_dev
+def _existing(out: Path) -> bytes:
+    return next(path for path in _upwards(os.path.realpath(os.fsencode(out))) if os.path.exists(path))
 
 
 def check_device(out: Path, mode: CopyMode, source_device: int, source: bytes) -> None:
-    """Raise `OutputError` when a hard link or shared blocks would have to cross file systems."""
-    if mode not in ("hardlink", "reflink") or _device_of(out) == source_device:
+    """Raise `OutputError` when the file system of the tree cannot do what `mode` needs.
+
+    Hard links and shared blocks do not cross file systems, and FAT knows no links at all.
+    """
+    kind = filesystem_type(_existing(out))
+    if mode in ("hardlink", "symlink", "reflink") and kind in _WITHOUT_LINKS:
+        raise OutputError(
+            f"{str(out)!r} is on a file system ({kind}) that knows no {mode}s",
+            "Use --copy-mode copy, or give an --out on another file system.",
+        )
+    if mode not in ("hardlink", "reflink") or os.stat(_existing(out)).st_dev == source_device:
         return
     raise OutputError(
         f"{mode} needs one file system, but {os.fsdecode(source)!r} and {str(out)!r} are on different ones",
@@ -133,8 +143,7 @@ def check_room(out: Path, mode: CopyMode, files: int, data_bytes: int) -> None:
     files, data_bytes
         Files to be made, and the sum of their sizes.
     """
-    existing = next(path for path in _upwards(os.path.realpath(os.fsencode(out))) if os.path.exists(path))
-    system = os.statvfs(existing)
+    system = os.statvfs(_existing(out))
     needed = files * _BYTES_PER_FILE + _MARGIN_BYTES
     if mode == "copy":
         needed += data_bytes + files * system.f_frsize // 2
