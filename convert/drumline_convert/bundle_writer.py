@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drumline.durable import output_errors, write_bytes, write_json
+from drumline.durable import output_errors, sync_directory, write_bytes, write_json
+from drumline.errors import OutputError
 from drumline.frontend import FrontEnd
 from drumline_convert.taxonomy import TrainingTaxonomy
 
-__all__ = ["BundleDescription", "write_bundle"]
+__all__ = ["BundleDescription", "new_bundle", "write_bundle", "write_labels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class BundleDescription:
         Content of ``calibration.json``.
     card
         Markdown of ``MODEL_CARD.md``.
+    extra
+        Further keys of ``bundle.json``: ``gate``.
     """
 
     name: str
@@ -39,6 +46,31 @@ class BundleDescription:
     front_end: FrontEnd
     calibration: dict[str, Any]
     card: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def new_bundle(out: Path) -> Iterator[Path]:
+    """Give a directory to write a bundle in, which becomes `out` when all of it is there.
+
+    Raises
+    ------
+    OutputError
+        When something stands at `out`, or it cannot be written.
+    """
+    if os.path.lexists(out):
+        raise OutputError(f"{str(out)!r} exists already", "Choose another place: nothing is overwritten.")
+    with output_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        (draft / "bundle").mkdir()
+        yield draft / "bundle"
+        with output_errors(out):
+            os.rename(draft / "bundle", out)
+            sync_directory(out.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_bundle(
@@ -54,11 +86,16 @@ def write_bundle(
     with output_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
     write_bytes(directory / "model.onnx", model.read_bytes())
-    write_json(directory / "label_mapping.json", _label_mapping(taxonomy))
-    write_json(directory / "canonical_mapping.json", _canonical_mapping(taxonomy))
+    write_labels(directory, taxonomy)
     write_json(directory / "calibration.json", description.calibration)
     write_bytes(directory / "MODEL_CARD.md", description.card.encode())
     write_json(directory / "bundle.json", _bundle(description))
+
+
+def write_labels(directory: Path, taxonomy: TrainingTaxonomy) -> None:
+    """Write the label file and the canonical mapping of a bundle."""
+    write_json(directory / "label_mapping.json", _label_mapping(taxonomy))
+    write_json(directory / "canonical_mapping.json", _canonical_mapping(taxonomy))
 
 
 def _label_mapping(taxonomy: TrainingTaxonomy) -> dict[str, Any]:
@@ -88,6 +125,7 @@ def _bundle(description: BundleDescription) -> dict[str, Any]:
         "calibration": "calibration.json",
         "input": {"name": "features", "layout": "batch, coefficients, frames"},
         "outputs": {"logits": "logits", "probabilities": "probabilities"},
+        **description.extra,
     }
 
 

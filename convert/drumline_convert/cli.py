@@ -15,6 +15,7 @@ import click
 
 from drumline.cli.common import Command, echo_json, json_option, path_type
 from drumline.errors import RuntimeMissingError
+from drumline_convert.cli_convert import convert
 
 __all__ = ["commands", "convert", "train"]
 
@@ -132,26 +133,6 @@ def _settings(
 
 def _to_stderr(line: str) -> None:
     click.echo(line, err=True)
-
-
-@click.command(
-    cls=Command, examples=("drumline convert model.keras --like models/mfcc-cnn --out models/my-model",)
-)
-@click.argument("model", type=path_type(exists=True, dir_okay=False))
-@click.option("--like", type=path_type(), help="Bundle whose front end, labels and mapping the model shares.")
-@click.option("--out", type=path_type(), required=True, help="Bundle to write.")
-@click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the bundle.")
-@json_option
-def convert(model: Path, like: Path | None, out: Path, version: str, as_json: bool) -> None:
-    """Convert a .keras model (MFCC in, logits out) to a bundle, and check ONNX against Keras."""
-    _require_training()
-    from drumline_convert.convert_model import convert_model
-
-    parity = convert_model(model, like, out, version)
-    if as_json:
-        echo_json(parity)
-    else:
-        click.echo(f"bundle {out} written; largest difference in a probability {parity['probabilities']:.1e}")
 
 
 commands: tuple[click.Command, ...] = (train, convert)

@@ -1,63 +1,105 @@
-"""A trained `.keras` model → a bundle."""
+"""A trained model → a bundle that the engine runs, with a report of how nearly it says the same."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
-from drumline.bundle import load_bundle
-from drumline.errors import BundleError
-from drumline_convert.bundle_writer import BundleDescription, write_bundle
-from drumline_convert.export import check_parity, export_onnx
+from drumline.durable import write_json
+from drumline.frontend import FrontEnd
+from drumline_convert.bundle_writer import BundleDescription, new_bundle, write_bundle
+from drumline_convert.export import compare, open_source
+from drumline_convert.graph import Layout, adapt, opset_of, placement_of, save_graph, set_labels
+from drumline_convert.target import Target
 from drumline_convert.taxonomy import TrainingTaxonomy
-from drumline_convert.training import prepare_tensorflow
 
 __all__ = ["convert_model"]
 
+_COMPARED = 256
+NOT_CALIBRATED = {"method": "none", "temperature": 1.0, "version": 0, "fitted_on": None}
 
-def convert_model(model_path: Path, like: Path | None, out: Path, version: str) -> dict[str, float]:
-    """Convert a Keras model that shares front end and labels with the bundle `like` (None: the default).
+
+def convert_model(
+    source: Path,
+    target: Target,
+    out: Path,
+    version: str = "0.1.0",
+    *,
+    layout: Layout = "auto",
+    output: str | None = None,
+) -> dict[str, Any]:
+    """Convert a Keras, PyTorch or ONNX model, and compare it with the original on random features.
+
+    Parameters
+    ----------
+    source
+        ``.keras``, ``.pt2`` (an exported program) or ``.onnx``.
+    target
+        Front end and labels that it was trained with.
+    out
+        Bundle to make; nothing may stand there.
+    layout, output
+        See `drumline_convert.graph.adapt`.
 
     Returns
     -------
     dict
-        What `drumline_convert.export.check_parity` measured, on random features.
+        What ``conversion.json`` in the bundle says: origin, opset, and what `drumline_convert.export.compare`
+        measured.
 
     Raises
     ------
     BundleError
-        When the model cannot be loaded, does not fit the bundle, or ONNX and Keras disagree.
+        When the model cannot be read, does not fit front end and labels, or its ONNX says something else.
+    OutputError
+        When something stands at `out`, or it cannot be written.
     """
-    bundle = load_bundle(like)
-    prepare_tensorflow()
-    import keras
-
-    try:
-        model = keras.models.load_model(model_path)
-    except (OSError, ValueError, TypeError) as error:
-        raise BundleError(f"cannot load the Keras model {str(model_path)!r}: {error}") from error
-    expected = ((None, *bundle.front_end.shape), (None, len(bundle.labels)))
-    if (model.input_shape, model.output_shape) != expected:
-        raise BundleError(
-            f"the model maps {model.input_shape} to {model.output_shape}; "
-            f"bundle {bundle.name} needs {expected[0]} to {expected[1]}",
-            "Name the bundle whose front end and labels the model was trained with: --like BUNDLE.",
-        )
-    features = np.random.default_rng(0).normal(0, 30, (256, *bundle.front_end.shape)).astype(np.float32)
-    calibration = {"method": "none", "temperature": 1.0, "version": 0, "fitted_on": None}
-    description = BundleDescription(
-        out.name,
-        version,
-        f"Converted from {model_path.name}; not calibrated",
-        bundle.front_end,
-        calibration,
-        f"# {out.name} {version}\n\nConverted from `{model_path.name}`. Neither evaluated nor calibrated.\n",
-    )
-    with TemporaryDirectory() as directory:
+    original = open_source(source)
+    shape, labels = target.front_end.shape, target.taxonomy.fine
+    place = placement_of(original.proto, shape, layout)
+    proto = adapt(original.proto, shape, len(labels), layout=layout, output=output)
+    set_labels(proto, labels)
+    features = _random_features(target.front_end)
+    with TemporaryDirectory() as directory, new_bundle(out) as draft:
         graph = Path(directory, "model.onnx")
-        export_onnx(model, bundle.front_end, graph)
-        parity = check_parity(graph, model, features)
-        write_bundle(out, graph, TrainingTaxonomy(bundle.taxonomy, {}), description)
-    return parity
+        save_graph(proto, graph)
+        report = {
+            "source": {"file": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()},
+            "framework": original.framework,
+            "opset": opset_of(proto),
+            "ir_version": int(proto.ir_version),
+            "bytes": graph.stat().st_size,
+            "parity": compare(graph, original.run(place(features), output), features, original.framework),
+        }
+        write_bundle(
+            draft, graph, TrainingTaxonomy(target.taxonomy, {}), _description(out, version, target, report)
+        )
+        write_json(draft / "conversion.json", report)
+    return report
+
+
+def _random_features(front_end: FrontEnd) -> np.ndarray[Any, np.dtype[np.float32]]:
+    rng = np.random.default_rng(0)
+    return rng.normal(-20, 20, (_COMPARED, *front_end.shape)).astype(np.float32)
+
+
+def _description(out: Path, version: str, target: Target, report: dict[str, Any]) -> BundleDescription:
+    origin = f"{report['source']['file']} ({report['framework']})"
+    parity = report["parity"]
+    card = (
+        f"# {out.name} {version}\n\n"
+        f"Converted from `{report['source']['file']}` ({report['framework']}), ONNX opset {report['opset']}. "
+        f"Over {parity['files']:.0f} random inputs, no probability differs by more than "
+        f"{parity['probabilities']:.1e}.\n\n"
+        f"Front end: {target.front_end.name}, {target.front_end.shape[0]} × {target.front_end.shape[1]}. "
+        f"{len(target.taxonomy.fine)} labels.\n\n"
+        "**Neither evaluated nor calibrated.** Do both before its confidences are believed: "
+        "`drumline calibrate`, `drumline evaluate`.\n"
+    )
+    return BundleDescription(
+        out.name, version, f"Converted from {origin}; not calibrated", target.front_end, NOT_CALIBRATED, card
+    )

@@ -114,26 +114,6 @@ def test_a_graph_that_differs_from_keras_is_refused(made: Made) -> None:
         check_parity(made.settings.out / "model.onnx", model, features)
 
 
-def test_a_keras_model_is_converted_to_a_bundle(made: Made, tmp_path: Path) -> None:
-    from drumline_convert.convert_model import convert_model
-
-    keras_model = next(made.settings.build.glob("model/*/final.keras"))
-    parity = convert_model(keras_model, made.settings.out, tmp_path / "again", "1.2.3")
-    assert parity["probabilities"] <= 1e-5
-    assert load_bundle(tmp_path / "again").labels == load_bundle(made.settings.out).labels
-
-
-def test_a_keras_model_of_another_shape_is_refused(made: Made, tmp_path: Path) -> None:
-    import keras
-
-    from drumline_convert.convert_model import convert_model
-
-    other = keras.Sequential([keras.Input((40, 98)), keras.layers.Flatten(), keras.layers.Dense(3)])
-    other.save(tmp_path / "other.keras")
-    with pytest.raises(BundleError, match="the model maps"):
-        convert_model(tmp_path / "other.keras", made.settings.out, tmp_path / "out", "1.0.0")
-
-
 def test_a_corpus_that_is_not_there_ends_before_any_work(made: Made, tmp_path: Path) -> None:
     from drumline_convert.make_model import make_model
 

@@ -32,7 +32,7 @@ COMMANDS = {
 }
 """Command name → where it is defined, in the order of the help page."""
 
-TRAINING_COMMANDS = {"train": "drumline_convert.cli:train", "convert": "drumline_convert.cli:convert"}
+TRAINING_COMMANDS = {"train": "drumline_convert.cli:train", "convert": "drumline_convert.cli_convert:convert"}
 """Commands of `drumline_convert`, shown when it is installed."""
 
 
