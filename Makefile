@@ -7,7 +7,7 @@ CORPUS ?= $(or $(DRUMLINE_CORPUS),../shared/corpus)
 DEMO := build/demo
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint docs model bench bench-quick bench-compare clean
+.PHONY: help demo test torture lint docs model bench bench-quick bench-compare clean
 
 help:  ## Say what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -17,6 +17,10 @@ demo: $(VENV)/.demo  ## Classify and rebuild a synthesised archive, or your own:
 
 test: lint  ## Check style and types, and run all tests.
 	$(BIN)/python -m pytest
+
+torture: $(VENV)/.dev  ## Kill, starve and confuse it for an hour or more: make torture [MINUTES=] [ATTACK=] [COUNT=] [SEED=]
+	$(BIN)/python -m tests.torture --report build/torture.json $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(ATTACK),--attack $(ATTACK)) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev  ## Check style and types.
 	$(BIN)/ruff check .

@@ -400,8 +400,10 @@ def test_a_dry_run_tells_the_same_and_writes_nothing(run: Run) -> None:
 
 
 def test_repair_waits_for_nobody_elses_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drumline.repair.exclusive", lambda path, what: exclusive(path, what, 0.0))
-    with exclusive(run.directory.parent / ".lock", "the runs root"), pytest.raises(BusyError):
+    monkeypatch.setattr(
+        "drumline.repair.exclusive", lambda path, what, doing: exclusive(path, what, doing, 0.0)
+    )
+    with exclusive(run.directory.parent / ".lock", "the runs root", "it"), pytest.raises(BusyError):
         repair_run(run.directory)
 
 

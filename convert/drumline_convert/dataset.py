@@ -94,7 +94,9 @@ class FeatureStore:
         """
         with output_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            with exclusive(self.directory / "lock", f"the feature store {str(self.directory)!r}"):
+            with exclusive(
+                self.directory / "lock", f"the feature store {str(self.directory)!r}", "preparing features"
+            ):
                 known = self._repair()
                 missing = list({row.hash: row for row in recordings if row.hash not in known}.values())
                 self._append(missing, workers, progress)

@@ -26,6 +26,7 @@ import orjson
 
 from drumline.durable import output_errors
 from drumline.errors import OutputError
+from drumline.failpoints import step
 from drumline.records import TRANSIENT_ERRORS, WORKER_ERRORS, Record, display_path, relative_path
 from drumline.tally import Tally
 
@@ -169,7 +170,8 @@ class Cache:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
-            self._db.execute("COMMIT")
+            with output_errors(self.path), step("cache.commit"):
+                self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -200,6 +202,10 @@ class Cache:
         """Return run id → (name, decision key, valid bytes) of a scope."""
         rows = self._db.execute("SELECT id, name, decision_key, valid FROM run WHERE scope = ?", (scope,))
         return {run: (name, key, valid) for run, name, key, valid in rows}
+
+    def run_names(self) -> set[str]:
+        """Return the names of all runs, of whatever scope."""
+        return {name for (name,) in self._db.execute("SELECT name FROM run")}
 
     def run_count(self) -> int:
         """Return how many runs are known."""

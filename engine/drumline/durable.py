@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from drumline.errors import OutputError
+from drumline.failpoints import step
 
 __all__ = ["output_errors", "sync_directory", "write_bytes", "write_json"]
 
@@ -40,7 +41,8 @@ def sync_directory(directory: str | bytes | os.PathLike[str]) -> None:
     """Make names created in or removed from `directory` durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with step("durable.sync-directory"):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -57,10 +59,13 @@ def write_bytes(path: Path, data: bytes) -> None:
     with output_errors(path):
         try:
             with open(temporary, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
+                with step("durable.write"):
+                    stream.write(data)
+                    stream.flush()
+                with step("durable.sync"):
+                    os.fsync(stream.fileno())
+            with step("durable.replace"):
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -21,6 +21,7 @@ import zstandard
 
 from drumline.durable import output_errors
 from drumline.errors import IndexFormatError
+from drumline.failpoints import step
 from drumline.records import SCHEMA_VERSION, Record, display_path
 
 __all__ = [
@@ -229,13 +230,14 @@ class IndexAppender:
         self.path, self.codec, self.end = path, codec, valid
         with output_errors(path):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            os.ftruncate(self._descriptor, valid)
+            with step("index.cut"):
+                os.ftruncate(self._descriptor, valid)
             os.lseek(self._descriptor, valid, os.SEEK_SET)
 
     def append(self, frame: bytes) -> int:
         """Write a frame and return its place."""
         place, view = self.end, memoryview(frame)
-        with output_errors(self.path):
+        with output_errors(self.path), step("index.write"):
             while view:
                 view = view[os.write(self._descriptor, view) :]
         self.end += len(frame)
@@ -243,7 +245,7 @@ class IndexAppender:
 
     def sync(self) -> None:
         """Wait until all frames are on disk."""
-        with output_errors(self.path):
+        with output_errors(self.path), step("index.sync"):
             os.fsync(self._descriptor)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that dies with its holder."""
+"""One writer at a time: a lock that dies with its holder, and says who that is."""
 
 from __future__ import annotations
 
@@ -8,42 +8,55 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+
+import orjson
 
 from drumline.durable import output_errors
 from drumline.errors import BusyError, OutputError
+from drumline.failpoints import step
 
 __all__ = ["exclusive"]
 
 _RETRY_SEC = 0.05
 _MODE = 0o666
+_NOTE_BYTES, _DOING_CHARACTERS = 4096, 500
 
 
 @contextmanager
-def exclusive(path: Path, what: str, patience_sec: float = 5.0) -> Iterator[None]:
+def exclusive(path: Path, what: str, doing: str, patience_sec: float = 5.0) -> Iterator[None]:
     """Hold the lock file `path` while the enclosed code runs.
 
     Parameters
     ----------
     path
-        The lock file; made when it is missing, and left behind; it holds the holder's process id.
+        The lock file; made when it is missing, and left behind. It says who holds it: process, since when,
+        and what that is doing.
     what
         What is locked, for the message.
+    doing
+        What we are going to do, for the message that others get.
     patience_sec
         How long to wait: the processes of a run that was just killed need a moment to notice.
 
     Raises
     ------
     BusyError
-        When another process holds it; the message says which.
+        When another process holds it; the message says which, since when, and why.
     """
     with output_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
     try:
         _acquire(descriptor, what, time.monotonic() + patience_sec)
-        with output_errors(path):
+        note = {
+            "pid": os.getpid(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "doing": doing[:_DOING_CHARACTERS],
+        }
+        with output_errors(path), step("lock.write"):
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+            os.pwrite(descriptor, orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE), 0)
         yield
     finally:
         os.close(descriptor)
@@ -58,11 +71,31 @@ def _acquire(descriptor: int, what: str, deadline: float) -> None:
                 way_out = "Its file system must know locks: choose another place."
                 raise OutputError(f"cannot lock {what}: {error.strerror}", way_out) from error
             if time.monotonic() >= deadline:
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
                 raise BusyError(
-                    f"{what} is in use by process {holder}, or by what is left of it",
-                    "Wait until it has ended, then try again.",
+                    f"{what} is in use by {_holder(descriptor)}",
+                    "Wait until it has ended, then give the same command again.",
                 ) from error
             time.sleep(_RETRY_SEC)
         else:
             return
+
+
+def _holder(descriptor: int) -> str:
+    """Tell from the lock file who holds it; a holder that was killed lives on in what it has started."""
+    try:
+        note = orjson.loads(os.pread(descriptor, _NOTE_BYTES, 0))
+        pid, since, doing = int(note["pid"]), datetime.fromisoformat(note["since"]), str(note["doing"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+    left = "" if _is_alive(pid) else ", or rather by what is left of it"
+    return f"process {pid} ({doing}) since {since:%Y-%m-%d %H:%M:%S} UTC{left}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -1,7 +1,8 @@
 """Progress: what a person sees while the pipeline runs.
 
 `Progress` is silent. `PlainProgress` prints a line every few seconds, for logs. `PanelProgress` keeps one
-live panel. None of them starts a thread: the supervisor forks, and calls them when it has time.
+live panel. None of them starts a thread: the supervisor forks, and calls them when it has time. Where nothing
+can be shown any more (a closed terminal, a log on a full disk), the work goes on unseen.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any, NamedTuple, TextIO
 
 __all__ = ["PanelProgress", "PlainProgress", "Progress", "Snapshot", "make_progress"]
@@ -62,13 +64,24 @@ class Progress:
     def show(self, snapshot: Snapshot) -> None:
         """Show a snapshot."""
         self._shown = time.monotonic()
-        self._show(snapshot, self._rates(snapshot))
+        with suppress(OSError):
+            self._show(snapshot, self._rates(snapshot))
 
     def note(self, text: str) -> None:
         """Show a remark."""
+        with suppress(OSError):
+            self._remark(text)
 
     def close(self) -> None:
         """Give the terminal back."""
+        with suppress(OSError):
+            self._close()
+
+    def _remark(self, text: str) -> None:
+        pass
+
+    def _close(self) -> None:
+        pass
 
     def _show(self, snapshot: Snapshot, rates: Rates) -> None:
         pass
@@ -94,15 +107,14 @@ class PlainProgress(Progress):
         super().__init__()
         self._stream = stream
 
-    def note(self, text: str) -> None:
-        """Print a remark on a line of its own."""
+    def _remark(self, text: str) -> None:
         print(f"drumline: {text}", file=self._stream, flush=True)
 
     def _show(self, snapshot: Snapshot, rates: Rates) -> None:
         of = f"{snapshot.found:,}" if snapshot.found_all else f"{snapshot.found:,}+"
         left = "" if rates.seconds_left is None else f", {duration_text(rates.seconds_left)} left"
         failures = f", {snapshot.failed:,} failed" if snapshot.failed else ""
-        self.note(
+        self._remark(
             f"{snapshot.done:,} of {of} files, {rates.files_per_sec:,.0f} files/s, "
             f"{rates.bytes_per_sec / 1e6:,.1f} MB/s{failures}{left}"
         )
@@ -122,15 +134,14 @@ class PanelProgress(Progress):
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
         self._live.start()
 
-    def note(self, text: str) -> None:
-        """Show a remark, from now on below the panel."""
+    def _remark(self, text: str) -> None:
+        """Show it from now on, below the panel."""
         from rich.text import Text
 
         self._note = text
         self._live.update(Text(text), refresh=True)
 
-    def close(self) -> None:
-        """Remove the panel."""
+    def _close(self) -> None:
         self._live.stop()
 
     def _show(self, snapshot: Snapshot, rates: Rates) -> None:

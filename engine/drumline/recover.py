@@ -12,6 +12,7 @@ from typing import Final
 from drumline.cache import Cache, cache_errors, file_row
 from drumline.durable import output_errors, sync_directory
 from drumline.errors import DrumlineError, OutputError
+from drumline.failpoints import step
 from drumline.index import FRAME_LINES, Frame, parse_record, read_frames, record_errors, split_lines
 from drumline.runs import Run, list_runs, open_run
 from drumline.tally import Tally
@@ -84,9 +85,11 @@ def rebuild_cache(path: Path, runs_root: Path) -> None:
     _remove(temporary)
     with contextlib.closing(Cache(temporary)) as cache:
         _fill(cache, runs_root)
-    _remove(path)
+    with output_errors(path), step("cache.remove"):
+        _remove(path)
     with output_errors(path):
-        os.replace(temporary, path)
+        with step("cache.replace"):
+            os.replace(temporary, path)
         sync_directory(path.parent)
 
 

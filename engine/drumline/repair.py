@@ -34,6 +34,7 @@ import numpy as np
 
 from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import DrumlineError, IndexFormatError
+from drumline.failpoints import step
 from drumline.index import IndexAppender
 from drumline.lock import exclusive
 from drumline.rebuild.actions import Progress
@@ -148,7 +149,8 @@ def repair_run(
             f"{str(path)!r} is an index without a run", "Give the run directory that holds its run.json."
         )
     root = run.directory.parent
-    with nullcontext() if dry_run else exclusive(root / ".lock", f"the runs root {str(root)!r}"):
+    lock = exclusive(root / ".lock", f"the runs root {display_path(bytes(root))!r}", f"repair of {run.name}")
+    with nullcontext() if dry_run else lock:
         repair = _Repair(inspect_run(run.directory, progress=progress), dry_run)
         try:
             repair.repair()
@@ -275,7 +277,8 @@ class _Repair:
         if not self._dry_run:
             self._copy_aside(self._run.index_path)
             with output_errors(self._run.index_path):
-                os.replace(self._new_index, self._run.index_path)
+                with step("repair.replace"):
+                    os.replace(self._new_index, self._run.index_path)
                 sync_directory(self._run.directory)
 
     def _unfinish(self, tally: Tally) -> None:
@@ -325,7 +328,8 @@ class _Repair:
     def _set_aside(self, path: Path) -> Path:
         with output_errors(path):
             target = self._free_name(path)
-            os.rename(path, target)
+            with step("repair.set-aside"):
+                os.rename(path, target)
             sync_directory(path.parent)
         self._kept.append(target)
         return target

@@ -10,6 +10,8 @@ import base64
 import os
 import re
 import time
+from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +22,12 @@ import orjson
 from drumline.decide import DecisionSettings
 from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import IndexFormatError
+from drumline.failpoints import step
 from drumline.labels import MISC
 from drumline.records import SCHEMA_VERSION, path_fields
 from drumline.thresholds import OperatingPoints
 
-__all__ = ["Run", "create_run", "list_runs", "open_run", "started_ns"]
+__all__ = ["Run", "create_run", "list_runs", "open_run", "remove_stillborn", "started_ns"]
 
 _RUN_NAME = re.compile(r"run_\d{8}T\d{6}Z(-\d{4})?")
 _INDEX_NAMES = ("index.jsonl.zst", "index.jsonl.gz", "index.jsonl")
@@ -204,7 +207,7 @@ def started_ns(name: str) -> int:
 def create_run(runs_root: Path, info: dict[str, Any], archive_root: bytes) -> Run:
     """Make a new run directory with its run.json and an empty index."""
     text, encoded = path_fields(archive_root)
-    with output_errors(runs_root):
+    with output_errors(runs_root), step("run.make"):
         directory = _make_directory(runs_root)
     info = {"schema_version": SCHEMA_VERSION, "archive_root": text, "archive_root_b64": encoded, **info}
     index_path = directory / info["index"]
@@ -213,6 +216,37 @@ def create_run(runs_root: Path, info: dict[str, Any], archive_root: bytes) -> Ru
     write_json(directory / "run.json", info)
     sync_directory(runs_root)
     return Run(directory, index_path, info)
+
+
+def remove_stillborn(runs_root: Path, known: Container[str]) -> None:
+    """Remove the directories of runs that were killed while they were being made.
+
+    Parameters
+    ----------
+    runs_root
+        The directory of the runs; the caller holds its lock.
+    known
+        Names of the runs that the cache knows: these are not touched.
+    """
+    for directory in runs_root.glob("run_*"):
+        if directory.name not in known and _RUN_NAME.fullmatch(directory.name):
+            with suppress(OSError):
+                _remove_if_empty(directory)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    entries = list(os.scandir(directory))
+    if all(_is_of_birth(entry) for entry in entries):
+        for entry in entries:
+            os.unlink(entry.path)
+        os.rmdir(directory)
+
+
+def _is_of_birth(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a file stands in a run from its first moment: run.json, its draft, an empty index."""
+    if entry.name in _INDEX_NAMES:
+        return entry.stat(follow_symlinks=False).st_size == 0
+    return entry.name == "run.json" or bool(re.fullmatch(r"\.run\.json\.\d+\.tmp", entry.name))
 
 
 def _make_directory(runs_root: Path) -> Path:

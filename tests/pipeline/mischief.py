@@ -37,6 +37,11 @@ def _roster(path: str) -> None:
     stage_process.start = noting
 
 
+def _failpoints(text: str) -> None:
+    """Failpoints are armed, as `DRUMLINE_FAILPOINTS` does it."""
+    _module("drumline.failpoints").arm(text)
+
+
 def _slow(seconds: float) -> None:
     """Decoding a file takes some seconds longer, and no CPU."""
 

@@ -4,12 +4,14 @@ It has imported what the command imports, so that tests that start and kill hund
 time; nothing has run in it. Orphans of a killed command become its children, so it can reap them, and tests
 see whether any is left.
 
-Requests and answers are JSON lines: ``{"argv", "patches", "out", "err"}`` on stdin; ``{"pid"}`` and later
-``{"pid", "code"}`` on stdout. It begins with its own ``{"pid"}``.
+Requests and answers are JSON lines: ``{"argv", "patches", "out", "err", "begun"}`` on stdin; ``{"pid"}`` and
+later ``{"pid", "code"}`` on stdout. It begins with its own ``{"pid"}``. The file ``begun`` appears when the
+command begins. A request with ``"terminal"`` runs in that terminal, and has its messages there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -85,13 +87,16 @@ def _become(request: dict[str, Any]) -> NoReturn:
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
+        terminal = request.get("terminal")
+        # Opened by the leader of a session that has none, it becomes the session's terminal.
+        os.dup2(os.open(terminal or os.devnull, os.O_RDWR), 0)
         for number, name in ((1, "out"), (2, "err")):
-            target = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            path = terminal if terminal and name == "err" else request[name]
+            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.dup2(target, number)
             os.close(target)
         mischief.apply(request["patches"])
+        os.close(os.open(request["begun"], os.O_CREAT, 0o600))
         drumline.cli.main([os.fsdecode(part) for part in request["argv"]])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
@@ -100,8 +105,9 @@ def _become(request: dict[str, Any]) -> NoReturn:
 
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # its terminal was closed
+                stream.flush()
         os._exit(code)
 
 

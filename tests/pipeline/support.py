@@ -65,13 +65,14 @@ class Running:
     out: Path
     err: Path
     roster: Path
+    begun: Path
     started: float = field(default_factory=time.monotonic)
 
     def wait(self, limit: float = LIMIT_SEC) -> Result:
         """Wait for its end."""
         code = self.server.code(self.pid, limit)
         seconds = time.monotonic() - self.started
-        return Result(code, self.out.read_text(), self.err.read_text(), seconds)
+        return Result(code, _text(self.out), _text(self.err), seconds)
 
     def signal(self, number: int) -> None:
         """Send a signal to the command alone, if it has not ended."""
@@ -122,6 +123,10 @@ class Running:
         eventually(lambda: not self.members(), "end of all processes", prompt(limit))
 
 
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""  # killed before it had opened it, or on a terminal
+
+
 class Server:
     """The client's side of the fork server (see `tests.pipeline.server`)."""
 
@@ -151,22 +156,26 @@ class Server:
             if running.members():
                 running.signal_group(signal.SIGKILL)
 
-    def start(self, *argv: str | bytes | Path, **patches: Any) -> Running:
-        """Start ``drumline ARGV`` with patches from `tests.pipeline.mischief`."""
+    def start(self, *argv: str | bytes | Path, terminal: str | None = None, **patches: Any) -> Running:
+        """Start ``drumline ARGV`` with patches from `tests.pipeline.mischief`, perhaps in a terminal."""
         self._count += 1
-        out, err, roster = (self._directory / f"{self._count}.{name}" for name in ("out", "err", "stages"))
+        out, err, roster, begun = (
+            self._directory / f"{self._count}.{name}" for name in ("out", "err", "stages", "begun")
+        )
         request = {
             "argv": [os.fsdecode(part) for part in argv],
             "patches": {"roster": str(roster), **patches},
             "out": str(out),
             "err": str(err),
+            "begun": str(begun),
+            "terminal": terminal,
         }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
         while not self._started:
             self._receive(LIMIT_SEC)
-        self._running.append(Running(self._started.pop(), self, out, err, roster))
+        self._running.append(Running(self._started.pop(), self, out, err, roster, begun))
         return self._running[-1]
 
     def code(self, pid: int, limit: float) -> int:
@@ -223,7 +232,7 @@ def read_lines(index: Path) -> list[bytes]:
 
 def records_of(run: Path) -> Records:
     """Return the records of a run by path, each path once."""
-    (index,) = run.glob("index.jsonl*")
+    (index,) = (path for path in run.glob("index.jsonl*") if ".damaged" not in path.name)
     found = [json.loads(line) for line in read_lines(index)]
     records = {path_of(record): record for record in found}
     twice = [path for path, count in Counter(map(path_of, found)).items() if count > 1]

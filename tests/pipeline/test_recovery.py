@@ -298,3 +298,25 @@ def _ends(lines: bytes) -> list[int]:
 
 def _frame_ends(index: Path) -> list[int]:
     return [frame.offset + frame.length for frame in read_frames(index)]
+
+
+@pytest.mark.parametrize(
+    "place", ["run.make.after", "durable.write.before", "durable.replace.before", "run.add.before"]
+)
+def test_a_run_that_was_killed_while_it_was_made_leaves_no_directory_for_good(
+    calm: Infer, undisturbed: Records, place: str
+) -> None:
+    assert calm(failpoints=f"{place}=kill").code == -signal.SIGKILL
+    assert len(runs_of(calm.runs_root)) == 1
+    calm.counts()
+    assert runs_of(calm.runs_root) == [calm.run]
+    assert_equal(calm.records(), undisturbed)
+
+
+def test_a_directory_that_only_looks_like_an_unborn_run_is_left_alone(tidy: Infer) -> None:
+    mine = tidy.runs_root / "run_20200101T000000Z"
+    mine.mkdir()
+    (mine / "run.json").write_text("{}")
+    (mine / "notes.txt").write_text("mine")
+    tidy.counts("--threshold", "0.9")
+    assert sorted(path.name for path in mine.iterdir()) == ["notes.txt", "run.json"]

@@ -128,7 +128,7 @@ def test_a_signal_before_and_after_the_stages_run(
     running.reach(marker.exists, place)
     running.signal_group(signal.SIGINT)
     result = stopped(running)
-    assert result.err.strip() == "drumline: stopped"
+    assert result.err.splitlines() == ["drumline: stopped", WAY_OUT]
     goes_on(calm, undisturbed)
 
 

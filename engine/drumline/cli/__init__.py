@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
 import click
 
+from drumline.cli.stopping import GO_ON, stoppable
 from drumline.errors import DrumlineError, Interrupted, OutputError
 
 __all__ = ["COMMANDS", "TRAINING_COMMANDS", "main"]
@@ -53,6 +55,13 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command; click's own answer to Ctrl-C prints, which a closed terminal does not take."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted("stopped", GO_ON) from error
+
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
@@ -94,7 +103,9 @@ def _open_closed_streams() -> None:
 
 def _run(arguments: list[str] | None) -> int:
     try:
-        result: Any = cli.main(args=arguments, prog_name="drumline", standalone_mode=False)
+        with stoppable():
+            _arm_failpoints()
+            result: Any = cli.main(args=arguments, prog_name="drumline", standalone_mode=False)
     except DrumlineError as error:
         _report(error.what, error.way_out)
         return error.exit_code
@@ -102,7 +113,7 @@ def _run(arguments: list[str] | None) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        _report("stopped")
+        _report("stopped", GO_ON)
         return Interrupted.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (… | head): not an error, but nothing more can be printed.
@@ -112,6 +123,13 @@ def _run(arguments: list[str] | None) -> int:
         _report(_cause(error))
         return OutputError.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _arm_failpoints() -> None:
+    from drumline.failpoints import VARIABLE, arm
+
+    if text := os.environ.get(VARIABLE):
+        arm(text)
 
 
 def _cause(error: OSError) -> str:
@@ -127,6 +145,7 @@ def _report(what: str, way_out: str = "") -> None:
     from drumline.cli.common import safe_text
 
     head, *more = what.splitlines() or [""]
-    click.echo(f"drumline: {safe_text(head)}", err=True)
-    for line in filter(None, [*more, *way_out.splitlines()]):
-        click.echo(f"  {safe_text(line)}", err=True)
+    with suppress(OSError):  # a closed terminal: the exit code still says it
+        click.echo(f"drumline: {safe_text(head)}", err=True)
+        for line in filter(None, [*more, *way_out.splitlines()]):
+            click.echo(f"  {safe_text(line)}", err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,7 +43,8 @@ class _PlainMeter:
         if time.monotonic() - self._told >= _PLAIN_SECONDS:
             self._told = time.monotonic()
             of = "" if progress.total is None else f" of {progress.total:,}"
-            click.echo(f"drumline: {progress.phase}: {progress.done:,}{of} files", err=True)
+            with suppress(OSError):  # nobody can be told any more
+                click.echo(f"drumline: {progress.phase}: {progress.done:,}{of} files", err=True)
 
 
 class _BarMeter:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from drumline.cache import Cache, Failure, KnownFile
 from drumline.errors import ArchiveError, FilesGoneError
+from drumline.failpoints import step
 from drumline.laps import Lap, Step, no_lap
 from drumline.pipeline.job import Job, Request
 from drumline.pipeline.queues import Queues
@@ -299,8 +300,9 @@ class _Dispatcher:
         self._lap(Step.WAIT_OUTPUT, 0)
 
     def hand_on(self) -> None:
-        self._queues.todo.put(self._todo)
-        self._queues.done.put(self._done)
+        with step("discover.hand-over"):
+            self._queues.todo.put(self._todo)
+            self._queues.done.put(self._done)
         self._table.counters[Gauge.QUEUED] += len(self._todo)
         self._todo.clear()
         self._done.clear()

@@ -35,6 +35,7 @@ import xxhash
 from drumline.audio import WHOLE_FILE_BYTES, AudioError, Decoder, Waveform
 from drumline.cache import Cache
 from drumline.errors import DrumlineError
+from drumline.failpoints import step
 from drumline.features import FeatureExtractor
 from drumline.index import codec_of, parse_record, read_frame, split_lines
 from drumline.laps import Lap, Step, no_lap
@@ -217,7 +218,8 @@ class _Worker:
     def _fill(self, slot: int) -> bool:
         fields = self._table.slots[slot]
         path = os.path.join(self._job.archive, fields["path"])
-        content = self._reader.read(path)
+        with step("extract.read"):
+            content = self._reader.read(path)
         fields["size"], fields["mtime_ns"] = content.size, content.mtime_ns
         fields["hash"] = content.digest
         twin = self._twins.find(content.digest) if self._twins else None
@@ -314,5 +316,6 @@ def extract(job: Job, table: SlotTable, queues: Queues, lap: Lap, number: int) -
             worker.begin(slot)
             queue = queues.ready if worker.work(slot) else queues.done
             table.current[number] = NO_SLOT
-            queue.put([slot])
+            with step("extract.hand-over"):
+                queue.put([slot])
             lap(Step.HAND_ON)

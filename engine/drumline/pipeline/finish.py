@@ -10,6 +10,7 @@ from typing import Any
 from drumline.cache import Cache, FileRow, FrameRow
 from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import ArchiveError, DrumlineError
+from drumline.failpoints import step
 from drumline.index import IndexAppender, parse_record, read_frame, split_lines
 from drumline.pipeline.job import Job, model_facts
 from drumline.pipeline.prepare import identity_of
@@ -102,7 +103,8 @@ def _drop_superseded(job: Job, cache: Cache) -> None:
         cache.set_valid(job.run_id, appender.end)
         appender.sync()
         with output_errors(path):
-            os.replace(temporary, path)
+            with step("index.replace"):
+                os.replace(temporary, path)
             sync_directory(path.parent)
     os.close(descriptor)
 

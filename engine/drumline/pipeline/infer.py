@@ -62,7 +62,11 @@ def infer(
 def _infer(settings: InferSettings, progress: Progress, profile: Profile | None, lap: Lap) -> dict[str, Any]:
     request = check_request(_absolute(settings))
     make_runs_root(request.settings)
-    lock = exclusive(request.settings.runs_root / ".lock", f"the runs root {str(settings.runs_root)!r}")
+    lock = exclusive(
+        request.settings.runs_root / ".lock",
+        f"the runs root {display_path(bytes(settings.runs_root))!r}",
+        f"infer of {display_path(request.archive)}",
+    )
     with lock, cache_errors(request.cache_path):
         with closing(open_cache(request.cache_path, request.settings.runs_root, progress.note)) as cache:
             job = make_job(request, cache)

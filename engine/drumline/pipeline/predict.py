@@ -15,6 +15,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from drumline.failpoints import step
 from drumline.inference import Session, open_session
 from drumline.laps import Lap, Step
 from drumline.machine import usable_cpus
@@ -43,7 +44,8 @@ def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
                 session = _open(job, table)
                 lap(Step.START, 0)
             _predict(session, table, slots, rows[: len(slots)], lap)
-            queues.done.put(slots)
+            with step("predict.hand-over"):
+                queues.done.put(slots)
             lap(Step.HAND_ON, len(slots))
 
 

@@ -14,10 +14,11 @@ from drumline.bundle import load_bundle
 from drumline.cache import Cache
 from drumline.durable import output_errors
 from drumline.errors import ArchiveError, IndexFormatError, OutputError
+from drumline.failpoints import step
 from drumline.inference import check_runtime
 from drumline.pipeline.job import Job, Request, decision_key, inference_key, model_facts
 from drumline.records import display_path
-from drumline.runs import Run, create_run, open_run
+from drumline.runs import Run, create_run, open_run, remove_stillborn
 from drumline.settings import InferSettings
 
 __all__ = ["check_request", "identity_of", "make_job", "make_runs_root"]
@@ -127,8 +128,9 @@ def _unfinished(request: Request, cache: Cache, scope: int) -> tuple[int, Run, i
 
 
 def _begin(request: Request, cache: Cache, scope: int) -> tuple[int, Run, int]:
+    remove_stillborn(request.settings.runs_root, cache.run_names())
     run = create_run(request.settings.runs_root, _run_info(request), request.archive)
-    with cache.transaction():
+    with step("run.add"), cache.transaction():
         if request.settings.fresh:
             cache.forget_scope(scope)
         run_id = cache.add_run(scope, run.name, request.decision_key)

@@ -24,6 +24,7 @@ from typing import NamedTuple, NoReturn
 from drumline.cache import Cache, FileRow, FrameRow, file_row
 from drumline.durable import output_errors
 from drumline.errors import IndexFormatError
+from drumline.failpoints import step
 from drumline.index import FRAME_LINES, Codec, IndexAppender, codec_of, parse_record, read_frame, split_lines
 from drumline.laps import Lap, Step
 from drumline.pipeline.assemble import Assembler
@@ -234,7 +235,8 @@ def write(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
         slots = table.take(slots, State.DONE, State.WRITING)
         writer.accept(slots)
         table.view("state")[slots] = State.FREE
-        with suppress(BrokenPipeError):  # discover has left: nobody needs free slots any more
+        # A broken pipe: discover has left, and nobody needs free slots any more.
+        with suppress(BrokenPipeError), step("write.hand-over"):
             queues.free.put(slots)
         lap(Step.HAND_ON, len(slots))
         if writer.due():

@@ -8,7 +8,7 @@ The main process gives a task only to a helper that is idle, so a helper is alwa
 answer is read before it gets another: no pipe ever fills from both sides. A helper that reads the end of its
 pipe ends: when the main process dies, helpers finish the task they have (a batch was announced before) and
 go. When the main process gives up (Ctrl-C, full disk), it kills them: a task may end anywhere. They ignore
-Ctrl-C themselves.
+Ctrl-C and its kin themselves.
 
 Helpers are forked, so they start in a millisecond with the tree's descriptors, and the tree stays locked
 until the last one has gone. Where there are other threads (fork would not be safe) or little to do, the main
@@ -159,7 +159,8 @@ def _died() -> StageError:
 
 
 def _serve(connection: Connection, others: list[Connection], work: Callable[[Any], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     for other in others:
         other.close()
     try:

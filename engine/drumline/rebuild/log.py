@@ -30,6 +30,7 @@ import orjson
 
 from drumline.durable import output_errors
 from drumline.errors import OutputError
+from drumline.failpoints import step
 from drumline.rebuild.actions import Action, Refused
 from drumline.rebuild.names import MAX_TARGET, is_safe
 from drumline.rebuild.store import Store
@@ -178,9 +179,11 @@ class MappingLog:
             return
         with output_errors(self._tree.path):
             try:
-                write_all(self._descriptor, data)
+                with step("log.write"):
+                    write_all(self._descriptor, data)
                 if sync:
-                    os.fsync(self._descriptor)
+                    with step("log.sync"):
+                        os.fsync(self._descriptor)
             except OSError:
                 os.ftruncate(self._descriptor, self._length)
                 os.lseek(self._descriptor, self._length, os.SEEK_SET)

@@ -18,6 +18,7 @@ import orjson
 import xxhash
 
 from drumline.durable import output_errors
+from drumline.failpoints import step
 from drumline.rebuild.actions import Refused
 from drumline.rebuild.log import MappingLog, path_line
 from drumline.rebuild.plan import PLACED, Plan
@@ -150,7 +151,8 @@ class Reports:
         staging = os.dup(staging)
         try:
             directory, name = self._tree.locate(target)
-            os.rename(number, name, src_dir_fd=staging, dst_dir_fd=directory)
+            with step("report.publish"):
+                os.rename(number, name, src_dir_fd=staging, dst_dir_fd=directory)
         finally:
             os.close(staging)
 

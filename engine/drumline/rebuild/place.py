@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from drumline.errors import OutputError
+from drumline.failpoints import step
 from drumline.rebuild.actions import Action, Failure, Refused, refusal
 from drumline.rebuild.settings import CopyMode
 from drumline.rebuild.tree import STAGING, Sources, Tree, check_unchanged, source_refusal, write_all
@@ -109,7 +110,8 @@ class HardLinks(_Links):
         origin, name, _ = self._sources.find(action)
         try:
             directory, target_name = self._tree.locate(target, make=True)
-            os.link(name, target_name, src_dir_fd=origin, dst_dir_fd=directory, follow_symlinks=True)
+            with step("tree.publish"):
+                os.link(name, target_name, src_dir_fd=origin, dst_dir_fd=directory, follow_symlinks=True)
         except OSError as error:
             raise refusal(error) from error
 
@@ -125,7 +127,8 @@ class SymbolicLinks(_Links):
         self._sources.find(action)
         try:
             directory, name = self._tree.locate(target, make=True)
-            os.symlink(self._sources.absolute(action), name, dir_fd=directory)
+            with step("tree.publish"):
+                os.symlink(self._sources.absolute(action), name, dir_fd=directory)
         except OSError as error:
             raise refusal(error) from error
 
@@ -204,7 +207,8 @@ class Copies:
         status = os.fstat(origin)
         check_unchanged(status, action)
         try:
-            copied = self._fill(origin, descriptor, action.size)
+            with step("tree.copy"):
+                copied = self._fill(origin, descriptor, action.size)
         except OSError as error:
             if error.errno in _FULL:
                 raise
@@ -222,7 +226,8 @@ class Copies:
         staging = os.dup(staging)  # it must outlive the next `locate`
         try:
             directory, name = self._tree.locate(target, make=True)
-            _move(staging, number, directory, name)
+            with step("tree.publish"):
+                _move(staging, number, directory, name)
         except OSError as error:
             raise refusal(error) from error
         finally:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from drumline.durable import output_errors
 from drumline.errors import BusyError, OutputError
+from drumline.failpoints import step
 from drumline.rebuild.actions import Action, Refused
 from drumline.walk import mtime_of
 
@@ -70,7 +71,7 @@ class Directories:
         except FileNotFoundError:
             if not make:
                 raise
-        with suppress(FileExistsError):
+        with suppress(FileExistsError), step("tree.make-directory"):
             os.mkdir(name, dir_fd=parent)
         return os.open(name, self._flags, dir_fd=parent)
 
@@ -191,13 +192,15 @@ class Tree(Directories):
         """Remove a file or link; nothing there is fine."""
         with suppress(FileNotFoundError):
             descriptor, name = self.locate(target)
-            os.unlink(name, dir_fd=descriptor)
+            with step("tree.remove"):
+                os.unlink(name, dir_fd=descriptor)
 
     def rmdir(self, target: bytes) -> bool:
         """Remove a directory if it is empty; tell whether it is gone. Call `forget` afterwards."""
         try:
             descriptor, name = self.locate(target)
-            os.rmdir(name, dir_fd=descriptor)
+            with step("tree.remove-directory"):
+                os.rmdir(name, dir_fd=descriptor)
         except FileNotFoundError:
             return True
         except OSError as error:
@@ -244,7 +247,8 @@ class Tree(Directories):
         """Put everything written to the tree's file system on disk, data and names."""
         from drumline.rebuild.syncfs import syncfs
 
-        syncfs(self.root)
+        with step("tree.sync"):
+            syncfs(self.root)
 
 
 def not_a_tree(path: Path, why: str) -> OutputError:
