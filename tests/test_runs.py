@@ -46,7 +46,9 @@ def test_a_clock_that_goes_back_does_not_reorder_runs(
 
 
 def test_the_archive_root_keeps_bytes_that_are_no_utf_8(tmp_path: Path) -> None:
-    run = create_run(tmp_path, {"index": "index.jsonl"}, b"/samples/\xff")
+    settings = {"target_labels": None, "misc": {"threshold": 0.5, "label": "misc"}}
+    about = {"index": "index.jsonl", "canonical_map": {}, "settings": settings}
+    run = create_run(tmp_path, about, b"/samples/\xff")
     run.index_path.write_bytes(b"")
     assert open_run(run.directory).archive_root == b"/samples/\xff"
 

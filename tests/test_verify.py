@@ -200,10 +200,10 @@ def test_a_run_of_another_version_is_refused(run: Run) -> None:
 def test_what_the_system_does_not_let_be_read_is_not_called_damaged(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, largest: int) -> bytes:
         raise PermissionError(13, "permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("drumline.verify.inspection.read_regular", refuse)
     with pytest.raises(IndexFormatError, match="permission denied"):
         verify_run(run.directory)
 

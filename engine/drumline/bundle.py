@@ -14,6 +14,7 @@ import xxhash
 from drumline.calibration import Calibrator, TemperatureScaling, read_calibrator
 from drumline.errors import BundleError
 from drumline.frontend import FrontEnd
+from drumline.inputs import LARGEST_JSON_BYTES, read_regular
 from drumline.labels import Taxonomy, read_canonical_map, read_labels
 from drumline.thresholds import OperatingPoints, read_operating_points
 
@@ -248,7 +249,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = orjson.loads(path.read_bytes())
+        value = orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
     except OSError as error:
         raise BundleError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except orjson.JSONDecodeError as error:

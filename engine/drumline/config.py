@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from drumline.errors import ConfigError, UsageError
+from drumline.inputs import read_regular
 from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS, InferSettings, MiscSettings, check_setting
 
 __all__ = ["CONFIG_KEYS", "CONFIG_TEMPLATE", "Config", "infer_settings", "load_config"]
@@ -121,15 +122,12 @@ def _at(path: Path, line: int, what: str, way_out: str = "") -> ConfigError:
 
 def _read_text(path: Path) -> str:
     try:
-        with open(path, "rb") as stream:
-            data = stream.read(LARGEST_CONFIG_BYTES + 1)
+        data = read_regular(path, LARGEST_CONFIG_BYTES)
     except OSError as error:
         raise ConfigError(
             f"cannot read the configuration {str(path)!r}: {error.strerror}",
             "'drumline init' writes a commented one.",
         ) from error
-    if len(data) > LARGEST_CONFIG_BYTES:
-        raise ConfigError(f"{str(path)!r} is larger than 1 MiB: no configuration of ours")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, Protocol, get_args
+from typing import IO, Any, Literal, NamedTuple, Protocol, get_args
 
 import orjson
 import zstandard
@@ -22,15 +22,19 @@ import zstandard
 from drumline.durable import output_errors
 from drumline.errors import IndexFormatError
 from drumline.failpoints import step
-from drumline.records import SCHEMA_VERSION, Record, display_path
+from drumline.inputs import open_regular
+from drumline.records import SCHEMA_VERSION, Record, display_path, misfit
 
 __all__ = [
     "FRAME_LINES",
+    "MAX_FRAME_BYTES",
+    "MAX_LINE_BYTES",
     "Codec",
     "Compression",
     "Frame",
     "IndexAppender",
     "codec_of",
+    "garbled",
     "parse_record",
     "read_frame",
     "read_frames",
@@ -47,7 +51,12 @@ FRAME_LINES = 512
 MAX_FRAME_BYTES = 256 << 20
 """A frame that claims to hold more than this is no frame of ours."""
 
+MAX_LINE_BYTES = 1 << 20
+"""A line that is longer is no record of ours: a path takes some kilobytes, a thousand labels some more."""
+
 _READ_BYTES = 1 << 20
+# Decompressors are fed so little at a time that even a bomb gives no more than 128 MB at once.
+_FEED_BYTES = 1 << 12
 _WINDOW_BYTES = 1 << 27
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip"}
 _SUFFIX = {"zstd": ".jsonl.zst", "gzip": ".jsonl.gz", "none": ".jsonl"}
@@ -68,7 +77,7 @@ class _Decompressor(Protocol):
     @property
     def unused_data(self) -> bytes: ...
 
-    def decompress(self, data: bytes, /) -> bytes: ...
+    def decompress(self, data: Any, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,7 @@ class Codec:
 def codec_of(path: Path) -> Codec:
     """Tell an index's compression from its first bytes, or from its name when it is empty."""
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             head = stream.read(4)
     except OSError as error:
         raise IndexFormatError(f"cannot read the index {str(path)!r}: {error.strerror}") from error
@@ -137,7 +146,7 @@ def read_frames(path: Path, start: int = 0) -> Iterator[Frame]:
     last frame with the file's size.
     """
     codec = codec_of(path)
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         stream.seek(start)
         frames = (
             _plain_frames(stream, start) if codec.compression == "none" else _frames(stream, start, codec)
@@ -146,7 +155,7 @@ def read_frames(path: Path, start: int = 0) -> Iterator[Frame]:
 
 
 def _frames(stream: IO[bytes], offset: int, codec: Codec) -> Iterator[Frame]:
-    pending = b""
+    pending = memoryview(b"")
     while True:
         try:
             frame, pending = _next_frame(stream, offset, codec, pending)
@@ -161,26 +170,42 @@ def _frames(stream: IO[bytes], offset: int, codec: Codec) -> Iterator[Frame]:
         offset += frame.length
 
 
-def _next_frame(stream: IO[bytes], offset: int, codec: Codec, pending: bytes) -> tuple[Frame | None, bytes]:
+def _next_frame(
+    stream: IO[bytes], offset: int, codec: Codec, pending: memoryview
+) -> tuple[Frame | None, memoryview]:
     decompressor, parts, consumed, size = codec.decompressor(), [], 0, 0
     while not decompressor.eof:
-        pending = pending or stream.read(_READ_BYTES)
+        pending = pending or memoryview(stream.read(_READ_BYTES))
         if not pending:
-            return None, b""
-        parts.append(decompressor.decompress(pending))
-        consumed, size = consumed + len(pending), size + len(parts[-1])
+            return None, pending
+        data, used = _fed(decompressor, pending)
+        parts.append(data)
+        pending, consumed, size = pending[used:], consumed + used, size + len(data)
         if size > MAX_FRAME_BYTES:
-            raise IndexFormatError(
-                f"a frame at byte {offset} holds more than {MAX_FRAME_BYTES} bytes: no index of ours"
-            )
-        pending = decompressor.unused_data
-    return Frame(offset, consumed - len(pending), b"".join(parts)), pending
+            raise _bomb(offset)
+    return Frame(offset, consumed, b"".join(parts)), pending
+
+
+def _fed(decompressor: _Decompressor, data: memoryview) -> tuple[bytes, int]:
+    """Feed the start of `data` to a decompressor; return what it gave, and how many bytes it took."""
+    piece = data[:_FEED_BYTES]
+    given = decompressor.decompress(piece)
+    return given, len(piece) - len(decompressor.unused_data)
+
+
+def _bomb(offset: int) -> IndexFormatError:
+    return IndexFormatError(
+        f"a frame at byte {offset} holds more than {MAX_FRAME_BYTES >> 20} MiB: no index of ours",
+        "It was not written by drumline, or it is damaged: 'drumline verify' tells more.",
+    )
 
 
 def _plain_frames(stream: IO[bytes], offset: int) -> Iterator[Frame]:
     lines: list[bytes] = []
-    for line in iter(lambda: stream.readline(MAX_FRAME_BYTES), b""):
+    for line in iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""):
         if not line.endswith(b"\n"):
+            if len(line) > MAX_LINE_BYTES:
+                raise _too_long(Path(os.fsdecode(stream.name)))
             break
         lines.append(line)
         if len(lines) == FRAME_LINES:
@@ -202,15 +227,25 @@ def read_frame(descriptor: int, offset: int, length: int, codec: Codec) -> bytes
     if codec.compression == "none":
         data, whole = raw, len(raw) == length and raw.endswith(b"\n")
     else:
-        decompressor = codec.decompressor()
-        try:
-            data = decompressor.decompress(raw)
-        except (zstandard.ZstdError, zlib.error):
-            data = b""
-        whole = decompressor.eof and not decompressor.unused_data
+        data, whole = _inflated(raw, offset, codec)
     if not whole:
         raise IndexFormatError(f"no whole frame of {length} bytes at byte {offset}")
     return data
+
+
+def _inflated(raw: bytes, offset: int, codec: Codec) -> tuple[bytes, bool]:
+    """Return what a frame holds, and whether it is a whole one with nothing behind it."""
+    decompressor, left, parts, size = codec.decompressor(), memoryview(raw), [], 0
+    try:
+        while left and not decompressor.eof:
+            data, used = _fed(decompressor, left)
+            parts.append(data)
+            left, size = left[used:], size + len(data)
+            if size > MAX_FRAME_BYTES:
+                raise _bomb(offset)
+    except (zstandard.ZstdError, zlib.error):
+        return b"", False
+    return b"".join(parts), decompressor.eof and not left
 
 
 class IndexAppender:
@@ -273,6 +308,8 @@ def read_index(path: Path) -> Iterator[Record]:
 
 def parse_record(line: bytes, path: Path) -> Record:
     """Parse one line; `path` is named in errors."""
+    if len(line) > MAX_LINE_BYTES:
+        raise _too_long(path)
     try:
         record = orjson.loads(line)
         version = record["schema_version"]
@@ -286,7 +323,19 @@ def parse_record(line: bytes, path: Path) -> Record:
             f"{str(path)!r} has records of version {version}; this drumline reads version {SCHEMA_VERSION}",
             "Use the drumline that wrote it, or classify the archive again.",
         )
+    if name := misfit(record):
+        raise IndexFormatError(
+            f"{str(path)!r} holds a garbled record: its {name!r} is missing or not of its kind",
+            "It was changed after drumline wrote it: 'drumline repair' keeps the sound records.",
+        )
     return record  # type: ignore[no-any-return]
+
+
+def _too_long(path: Path) -> IndexFormatError:
+    return IndexFormatError(
+        f"{str(path)!r} holds a line of more than {MAX_LINE_BYTES >> 20} MiB: no record of ours",
+        "It was not written by drumline: 'drumline infer' of the archive makes an index.",
+    )
 
 
 @contextmanager
@@ -299,6 +348,13 @@ def record_errors(path: Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IndexFormatError(
-            f"{str(path)!r} holds a garbled record: {type(error).__name__} {error}",
+            f"{str(path)!r} holds a garbled record: {garbled(error)}",
             "It was changed after drumline wrote it: restore it, or classify the archive again.",
         ) from error
+
+
+def garbled(error: Exception) -> str:
+    """Say in words what it means that looking at a record, or at run.json, raised `error`."""
+    if isinstance(error, KeyError):
+        return f"{str(error.args[0])[:80]!r} is missing or unknown"
+    return "a field is not of the kind that it should be"

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from drumline.errors import BundleError
+from drumline.inputs import LARGEST_JSON_BYTES, read_regular
 
 __all__ = [
     "CANONICAL_LABELS",
@@ -77,7 +78,7 @@ class Taxonomy:
 
 def _read_object(path: Path, what: str) -> Any:
     try:
-        return orjson.loads(path.read_bytes())
+        return orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
     except OSError as error:
         raise BundleError(f"cannot read the {what} {str(path)!r}: {error.strerror}") from error
     except orjson.JSONDecodeError as error:

@@ -29,6 +29,7 @@ __all__ = [
     "display_path",
     "encode_record",
     "json_schema",
+    "misfit",
     "path_fields",
     "redecide",
     "relative_path",
@@ -120,6 +121,47 @@ class Record(TypedDict):
     below_misc_threshold: bool
     out_of_target: bool
     errors: FileError | None
+
+
+_TEXT, _WHOLE, _NUMBER, _FLAG = {str}, {int}, {int, float}, {bool}
+_KINDS: Final = tuple(
+    (name, frozenset({*kinds, *([type(None)] if nullable else [])}))
+    for nullable, kinds, names in (
+        (False, _TEXT, ("relative_path", "abs_path", "format", "assigned_label", "assigned_reason")),
+        (True, _TEXT, ("relative_path_b64", "abs_path_b64", "hash", "label_top1")),
+        (False, _WHOLE, ("size", "mtime_ns")),
+        (False, _NUMBER, ("mtime",)),
+        (True, _WHOLE, ("sample_rate", "channels")),
+        (True, _NUMBER, ("duration_sec", "rms_db", "spectral_centroid", "spectral_rolloff")),
+        (True, _NUMBER, ("conf_top1", "assigned_conf")),
+        (False, _FLAG, ("misc_routed", "below_misc_threshold", "out_of_target")),
+        (False, {list}, ("topk",)),
+        (True, {dict}, ("probs", "errors")),
+    )
+    for name in names
+)
+_LARGEST_WHOLE: Final = 2**63 - 1
+
+
+def misfit(record: Mapping[str, Any]) -> str | None:
+    """Return the first field that is missing or not of its kind; None for what can be used as a `Record`.
+
+    The kinds alone, which is quick; `json_schema` says more.
+    """
+    for name, kinds in _KINDS:
+        if name not in record or type(record[name]) not in kinds:
+            return name
+    if max(abs(record["size"]), abs(record["mtime_ns"])) > _LARGEST_WHOLE:
+        return "size" if abs(record["size"]) > _LARGEST_WHOLE else "mtime_ns"
+    if not all(type(value) in _NUMBER for value in (record["probs"] or {}).values()):
+        return "probs"
+    for name in ("conf_top1", "assigned_conf"):
+        if not 0 <= (record[name] or 0) <= 1:
+            return name
+    error = record["errors"]
+    if error is not None and not {str} >= {type(error.get(key)) for key in ("type", "message")}:
+        return "errors"
+    return None
 
 
 def display_path(path: bytes) -> str:

@@ -23,6 +23,7 @@ from drumline.decide import DecisionSettings
 from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import IndexFormatError
 from drumline.failpoints import step
+from drumline.inputs import LARGEST_JSON_BYTES, read_regular
 from drumline.labels import MISC
 from drumline.records import SCHEMA_VERSION, path_fields
 from drumline.thresholds import OperatingPoints
@@ -127,7 +128,7 @@ class Run:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = orjson.loads(path.read_bytes())
+        value = orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
     except OSError as error:
         raise IndexFormatError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except orjson.JSONDecodeError as error:
@@ -174,7 +175,40 @@ def _read_info(directory: Path) -> dict[str, Any]:
         )
     if Path(str(info.get("index"))).name != info.get("index"):
         raise IndexFormatError(f"run {directory.name} names an index outside of its directory")
+    if key := _misfit(info):
+        raise IndexFormatError(
+            f"run.json of {directory.name} is garbled: {key!r} is missing or not of its kind",
+            "It was changed after drumline wrote it: 'drumline repair' sets it aside.",
+        )
     return info
+
+
+def _misfit(info: dict[str, Any]) -> str | None:
+    """Return the first key of a run.json that is missing or not of its kind, of those that are used."""
+    root, encoded = info.get("archive_root"), info.get("archive_root_b64")
+    if not isinstance(root, str) or not _is_base64(encoded):
+        return "archive_root"
+    mapping, settings = info.get("canonical_map"), info.get("settings")
+    if not isinstance(mapping, dict) or not all(isinstance(label, str) for label in mapping.values()):
+        return "canonical_map"
+    misc = settings.get("misc") if isinstance(settings, dict) else None
+    if not isinstance(misc, dict) or not isinstance(misc.get("label"), str):
+        return "settings"
+    targets = settings.get("target_labels", "missing") if isinstance(settings, dict) else "missing"
+    is_list = isinstance(targets, list) and all(isinstance(label, str) for label in targets)
+    threshold = misc.get("threshold")
+    if not (targets is None or is_list) or isinstance(threshold, bool):
+        return "settings"
+    return None if isinstance(threshold, int | float | str) else "settings"
+
+
+def _is_base64(value: object) -> bool:
+    if value is None:
+        return True
+    try:
+        return isinstance(value, str) and bool(base64.b64decode(value, validate=True))
+    except ValueError:
+        return False
 
 
 def _newest_complete(runs_root: Path) -> Run:

@@ -60,7 +60,7 @@ def test_helpers_make_the_same_tree(many: Archive, mode: str, monkeypatch: pytes
 @pytest.mark.usefixtures("helped")
 def test_what_a_helper_cannot_read_ends_the_plan_with_its_error(many: Archive) -> None:
     many.records.append({**many.records[0], "size": "x"})  # type: ignore[typeddict-item]
-    with pytest.raises(IndexFormatError, match="no record"):
+    with pytest.raises(IndexFormatError, match="garbled record: its 'size'"):
         many.plan()
 
 

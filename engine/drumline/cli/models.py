@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text, stdout_console
+from drumline.inputs import read_regular
 
 if TYPE_CHECKING:
     from drumline.bundle import Bundle
 
 __all__ = ["create_stub_command", "models_command", "validate_mapping_command"]
+
+_LARGEST_CARD_BYTES = 1 << 20
 
 
 @click.command(
@@ -125,7 +128,7 @@ def _show(name: str, as_json: bool) -> None:
 
 def _card(bundle: Bundle) -> str:
     try:
-        return (bundle.path / "MODEL_CARD.md").read_text("utf-8", "replace")
+        return read_regular(bundle.path / "MODEL_CARD.md", _LARGEST_CARD_BYTES).decode("utf-8", "replace")
     except OSError:
         return "This bundle has no card."
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drumline.errors import IndexFormatError
-from drumline.index import parse_record, read_frames, split_lines
+from drumline.index import garbled, parse_record, read_frames, split_lines
 from drumline.rebuild.actions import Problem, Progress
 from drumline.rebuild.crew import crew_for
 from drumline.rebuild.labelling import Labeller
@@ -98,7 +98,7 @@ class Reader:
             harvest.tally.report()
         except BAD_FIELDS as error:
             raise IndexFormatError(
-                f"{str(self._path)!r} holds something that is no record ({error!r}) about {line[:80]!r}"
+                f"{str(self._path)!r} holds a garbled record: {garbled(error)}, in {line[:80]!r}"
             ) from error
         return harvest._replace(overridden=overridden)
 

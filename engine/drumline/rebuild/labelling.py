@@ -12,6 +12,8 @@ import orjson
 from drumline.bundle import load_bundle
 from drumline.decide import DecisionSettings
 from drumline.errors import ConfigError, IndexFormatError
+from drumline.index import garbled
+from drumline.inputs import open_regular
 from drumline.rebuild.settings import RebuildSettings
 from drumline.records import Record, redecide
 from drumline.runs import Run
@@ -112,7 +114,7 @@ def _made_with(run: Run) -> DecisionSettings:
     try:
         stored = run.decision_settings()
     except (KeyError, TypeError, AttributeError) as error:
-        raise IndexFormatError(f"run.json of {run.name} lacks its settings: {error}") from error
+        raise IndexFormatError(f"run.json of {run.name} lacks its settings: {garbled(error)}") from error
     if stored is not None:
         return stored
     taxonomy = load_bundle().taxonomy
@@ -153,7 +155,7 @@ def read_overrides(path: Path, settings: DecisionSettings) -> dict[str, Override
     """
     overrides: dict[str, Override] = {}
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             lines = enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), 1)
             for number, line in lines:
                 if line.strip():

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from drumline.errors import IndexFormatError
-from drumline.index import read_index
+from drumline.index import garbled, read_index
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Progress, report_to
 from drumline.rebuild.collect import BAD_FIELDS, collect
@@ -94,7 +94,7 @@ def _archive_root(run: Run, settings: RebuildSettings) -> bytes | None:
         if root is None:
             root = _root_in_index(run.index_path)
     except BAD_FIELDS as error:
-        raise IndexFormatError(f"{run.name} does not say where its archive is: {error!r}") from error
+        raise IndexFormatError(f"{run.name} does not say where its archive is: {garbled(error)}") from error
     return None if root is None else os.path.abspath(root)
 
 

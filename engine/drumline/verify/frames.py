@@ -15,7 +15,8 @@ from typing import IO, Final, NamedTuple, get_args
 import zstandard
 
 from drumline.errors import IndexFormatError
-from drumline.index import FRAME_LINES, MAX_FRAME_BYTES, Codec, Compression, codec_of
+from drumline.index import FRAME_LINES, MAX_FRAME_BYTES, MAX_LINE_BYTES, Codec, Compression, codec_of
+from drumline.inputs import open_regular
 
 __all__ = ["Stretch", "codec_named", "scan"]
 
@@ -55,7 +56,7 @@ def scan(path: Path, codec: Codec) -> Iterator[Stretch]:
         When the system does not let it be read.
     """
     try:
-        with open(path, "rb", buffering=_BUFFER_BYTES) as stream:
+        with open_regular(path, _BUFFER_BYTES) as stream:
             size, offset = os.fstat(stream.fileno()).st_size, 0
             while offset < size:
                 stretch = _frame_at(stream, offset, codec) or _gap(stream, offset, size, codec)
@@ -88,7 +89,7 @@ def _frame_at(stream: IO[bytes], offset: int, codec: Codec) -> Stretch | None:
 
 def _plain_frame(stream: IO[bytes], offset: int) -> Stretch | None:
     lines: list[bytes] = []
-    while len(lines) < FRAME_LINES and (line := stream.readline(MAX_FRAME_BYTES)).endswith(b"\n"):
+    while len(lines) < FRAME_LINES and (line := stream.readline(MAX_LINE_BYTES)).endswith(b"\n"):
         lines.append(line)
     data = b"".join(lines)
     return Stretch(offset, len(data), data) if data else None

@@ -20,6 +20,7 @@ from drumline import __version__
 from drumline.decide import DecisionSettings
 from drumline.errors import DrumlineError, IndexFormatError
 from drumline.index import Codec
+from drumline.inputs import LARGEST_JSON_BYTES, read_regular
 from drumline.labels import Taxonomy
 from drumline.pipeline.job import decision_key
 from drumline.rebuild.actions import Progress, report_to
@@ -142,7 +143,7 @@ def _read_info(directory: Path) -> tuple[dict[str, Any], str]:
 def _content(path: Path) -> bytes:
     """Read a file; a disk or permissions in the way say nothing of what is in it."""
     try:
-        return path.read_bytes()
+        return read_regular(path, LARGEST_JSON_BYTES)
     except OSError as error:
         raise IndexFormatError(f"cannot read {str(path)!r}: {error.strerror}") from error
 
