@@ -7,7 +7,7 @@ CORPUS ?= $(or $(DRUMLINE_CORPUS),../shared/corpus)
 DEMO := build/demo
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test torture lint docs model bench bench-quick bench-compare clean
+.PHONY: help demo test torture lint docs model bench bench-quick bench-compare soak clean
 
 help:  ## Say what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ model: $(VENV)/.dev  ## Train, convert, calibrate and measure the default bundle
 
 bench: $(VENV)/.dev  ## Measure speed and memory against the plain way and others: bench/REPORT.md
 	DRUMLINE_CORPUS="$(CORPUS)" $(BIN)/python -m bench.run
+
+soak: $(VENV)/.dev  ## Classify a million files and rescan them fifty times; fit what should not grow.
+	$(BIN)/python -m bench.soak
 
 bench-quick: $(VENV)/.dev  ## The same on a small scale, in about a minute.
 	DRUMLINE_CORPUS="$(CORPUS)" $(BIN)/python -m bench.run --quick

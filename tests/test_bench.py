@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from bench.engine import ENGINE, EngineError, call
 from bench.measure import CommandFailed, interleaved, run_command
 from bench.report import Measure, write_report
 from bench.run import Sizes, Workshop, agreement, run_measures
+from bench.soak import fit_line, soak
 from bench.synth import write_archive
 
 PLAYER = """
@@ -176,3 +178,23 @@ def test_the_plain_way_gives_the_labels_of_the_engine(tmp_path: Path) -> None:
     assert same["compared"] == 10
     assert same["same_label"] == 1.0
     assert same["largest_confidence_difference"] < 1e-3
+
+
+def test_a_line_with_a_known_slope_is_fitted_within_its_interval() -> None:
+    noise = np.random.default_rng(1).normal(0, 1, 500)
+    x = np.arange(500.0)
+    rising, level = fit_line(x, 3 + 0.25 * x + noise), fit_line(x, 3 + noise)
+    assert abs(rising.slope - 0.25) <= rising.interval < 0.01
+    assert not rising.is_flat
+    assert abs(level.slope) <= level.interval
+    assert level.is_flat
+
+
+def test_a_short_soak_counts_every_file_and_every_change(tmp_path: Path) -> None:
+    figures = soak(tmp_path, 150, 2)
+    counts = figures["first"]["counts"]
+    assert counts["discovered"] == counts["classified"] + counts["failed"] > 140
+    rescans = figures["rescans"]["runs"]
+    assert [row["changed"] for row in rescans] == [5, 5]
+    assert all(row["classified"] < 10 < row["carried_over"] for row in rescans)
+    assert {"pss", "descriptors", "threads", "shared_memory"} <= set(figures["first"]["per_million_files"])
