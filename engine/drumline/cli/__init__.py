@@ -34,7 +34,11 @@ COMMANDS = {
 }
 """Command name → where it is defined, in the order of the help page."""
 
-TRAINING_COMMANDS = {"train": "drumline_convert.cli:train", "convert": "drumline_convert.cli_convert:convert"}
+TRAINING_COMMANDS = {
+    "train": "drumline_convert.cli:train",
+    "convert": "drumline_convert.cli_convert:convert",
+    "evaluate": "drumline_convert.cli_evaluate:evaluate",
+}
 """Commands of `drumline_convert`, shown when it is installed."""
 
 
