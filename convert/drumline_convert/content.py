@@ -12,7 +12,10 @@ import xxhash
 
 from drumline.audio import WHOLE_FILE_BYTES, Decoder, Waveform
 
-__all__ = ["content_hash", "hash_file", "hash_files", "read_recording"]
+__all__ = ["MANIFEST_HASH", "content_hash", "hash_file", "hash_files", "read_recording"]
+
+MANIFEST_HASH = "xxh3_64"
+"""What a manifest's hashes are made by, as `InferSettings.hash_algorithm` calls it."""
 
 _PIECE_BYTES = 1 << 20
 _THREADS = 4

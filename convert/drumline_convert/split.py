@@ -3,18 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drumline.errors import ConfigError, DrumlineError
+from drumline.errors import ConfigError, DrumlineError, UsageError
 from drumline_convert.manifest import Row
 
 if TYPE_CHECKING:
     from drumline_convert.corpus import Recording
 
-__all__ = ["Leak", "assert_no_leak", "family_folds", "family_groups", "leaks", "split_by_family"]
+__all__ = [
+    "Leak",
+    "SplitSettings",
+    "assert_no_leak",
+    "family_folds",
+    "family_groups",
+    "leaks",
+    "manifest_folds",
+    "split_by_family",
+    "split_manifest",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSettings:
+    """Which sides there are to be.
+
+    Parameters
+    ----------
+    test
+        Share of the recordings that go to ``test``, 0..1.
+    validation
+        Share that goes to ``validation``; the rest is ``train``. Without folds.
+    folds
+        Where not 0: what is not ``test`` goes to so many folds of equal size.
+    seed
+        Decides between families that fit equally well.
+    """
+
+    test: float = 0.15
+    validation: float = 0.15
+    folds: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folds == 1 or self.folds < 0:
+            raise UsageError(f"{self.folds} folds are none: there have to be two or more")
+        if self.folds and self.validation:
+            raise UsageError("folds take turns as validation: there is no other")
+        if min(self.test, self.validation) < 0 or self.test + self.validation >= 1:
+            raise UsageError("the shares of test and validation are at least 0, and together below 1")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Side → its share of the recordings; they sum to 1."""
+        held_out = {"validation": self.validation, "test": self.test}
+        rest = 1 - self.validation - self.test
+        learnt = {f"fold{n}": rest / self.folds for n in range(self.folds)} if self.folds else {"train": rest}
+        return learnt | {side: share for side, share in held_out.items() if share}
 
 
 class Leak(NamedTuple):
@@ -64,6 +113,40 @@ def family_groups(rows: Sequence[Row]) -> NDArray[np.intp]:
         parent[root(f"content {row.hash}")] = root(f"family {row.family}")
     roots = [root(f"family {row.family}") for row in rows]
     return np.unique(roots, return_inverse=True)[1]
+
+
+def split_manifest(recordings: Sequence[Recording], settings: SplitSettings) -> list[Recording]:
+    """Return the recordings, in their order, each with its side in ``split``.
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer groups of families than sides.
+    """
+    sides = list(settings.shares)
+    numbers = split_by_family(recordings, tuple(settings.shares.values()), settings.seed)
+    return [replace(row, split=sides[number]) for row, number in zip(recordings, numbers, strict=True)]
+
+
+def manifest_folds(rows: Sequence[Row]) -> NDArray[np.intp] | None:
+    """Return the fold of every row, (n,), where the manifest has one for each; else None.
+
+    Raises
+    ------
+    DrumlineError
+        When the folds of the manifest leak.
+    ConfigError
+        When a fold has no recordings.
+    """
+    folds = [row.fold for row in rows]
+    if any(fold is None for fold in folds):
+        return None
+    assert_no_leak(rows, folds)
+    found = np.array(folds, np.intp)
+    missing = sorted(set(range(int(found.max(initial=1)) + 1)) - set(found.tolist()))
+    if missing:
+        raise ConfigError(f"the manifest has no recordings of fold{missing[0]}", "Split it anew.")
+    return found
 
 
 def family_folds(recordings: Sequence[Recording], folds: int = 5, seed: int = 0) -> NDArray[np.intp]:

@@ -11,7 +11,8 @@
     ├── OutputError               8   something cannot be written: permission, space, somebody's files
     ├── BusyError                 9   another process holds the runs root or the output
     ├── StageError               10   a stage of the pipeline died or cannot start
-    └── IntegrityError           11   a run or a tree is not what drumline wrote
+    ├── IntegrityError           11   a run or a tree is not what drumline wrote
+    └── DatasetError             12   a manifest or its recordings have faults
     Interrupted                 130   Ctrl-C; nothing is lost, the same command goes on
 
 What is wrong with a single audio file is never an exception here: it is data, an `ErrorType` in the
@@ -27,6 +28,7 @@ __all__ = [
     "BundleError",
     "BusyError",
     "ConfigError",
+    "DatasetError",
     "DrumlineError",
     "FilesGoneError",
     "IndexFormatError",
@@ -123,6 +125,12 @@ class IntegrityError(DrumlineError):
     """A run or a tree is not what drumline wrote, or does not match its archive."""
 
     exit_code = 11
+
+
+class DatasetError(DrumlineError):
+    """A manifest or its recordings have faults that a training should not meet."""
+
+    exit_code = 12
 
 
 class Interrupted(DrumlineError):  # noqa: N818  (an order, not a mistake)

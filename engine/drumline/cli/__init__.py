@@ -35,9 +35,9 @@ COMMANDS = {
 """Command name → where it is defined, in the order of the help page."""
 
 TRAINING_COMMANDS = {
+    "dataset": "drumline_convert.cli_dataset:dataset",
     "train": "drumline_convert.cli:train",
     "convert": "drumline_convert.cli_convert:convert",
-    "evaluate": "drumline_convert.cli_evaluate:evaluate",
 }
 """Commands of `drumline_convert`, shown when it is installed."""
 
