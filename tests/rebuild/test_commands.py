@@ -10,7 +10,7 @@ import pytest
 from drumline.cli.meter import _BarMeter, _PlainMeter
 from drumline.rebuild import Progress, RebuildSummary, execute
 from tests.making import CommandLine
-from tests.rebuild.archives import Archive, snapshot
+from tests.rebuild.archives import KICK, Archive, snapshot
 
 
 def test_a_dry_run_shows_what_a_real_run_then_does(drums: Archive, command: CommandLine) -> None:
@@ -201,3 +201,25 @@ def test_the_command_line_prints_to_a_pipe_that_closes(drums: Archive) -> None:
     )
     assert "5 files" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_plan_says_what_decides_the_labels(drums: Archive, command: CommandLine) -> None:
+    run = drums.run().directory
+    kept = command("rebuild", run, "--out", drums.out, "--dry-run").out
+    assert f"decided as in {run.name}: threshold 0.5; all labels" in kept
+    anew = command("rebuild", run, "--out", drums.out, "--dry-run", "--threshold", "0.8", "--labels", "Kick")
+    assert "decided anew: threshold 0.8; labels Kick" in anew.out
+
+
+def test_a_dry_run_names_a_few_files_and_all_of_them_when_asked(
+    archive: Archive, command: CommandLine
+) -> None:
+    for number in range(15):
+        archive.add(b"%02d.wav" % number, KICK)
+    run = archive.run().directory
+    few = command("rebuild", run, "--out", archive.out, "--dry-run").out
+    assert few.count(" → Kick/") == 10
+    assert "… and 5 more" in few
+    every = command("rebuild", run, "--out", archive.out, "--dry-run", "--verbose").out
+    assert every.count(" → Kick/") == 15
+    assert "more" not in every

@@ -228,6 +228,7 @@ def _show_plan(plan: Plan) -> None:
         f" ({mode}, {plan.settings.layout})",
         markup=False,
     )
+    console.print(f"  {_decided(plan)}", markup=False, soft_wrap=True)
     console.print(_label_table(plan))
     parts = {
         "to make": counts["make"],
@@ -240,6 +241,22 @@ def _show_plan(plan: Plan) -> None:
     told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
     console.print(f"  {told or 'nothing to do'}")
     _show_counts(console, counts)
+
+
+def _decided(plan: Plan) -> str:
+    """Say how files get their labels."""
+    decisions = plan.decisions
+    how = "decided anew" if plan.settings.redecides else f"decided as in {safe_text(plan.run.name)}"
+    if decisions is None:
+        return how
+    targets = decisions.target_labels
+    parts = [
+        "a threshold for each label" if decisions.thresholds else f"threshold {decisions.threshold:g}",
+        "all labels" if targets is None else f"labels {', '.join(sorted(targets))}",
+    ]
+    if decisions.gate_threshold is not None:
+        parts.append(f"gate {decisions.gate_threshold:g}")
+    return safe_text(f"{how}: {'; '.join(parts)}")
 
 
 def _show_actions(plan: Plan, most: int | None) -> None:

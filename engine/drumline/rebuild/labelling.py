@@ -19,7 +19,7 @@ from drumline.records import Record, redecide
 from drumline.runs import Run
 from drumline.thresholds import resolve_gate, resolve_threshold
 
-__all__ = ["Labeller", "Override", "labeller_for", "read_overrides"]
+__all__ = ["Labeller", "Override", "deciding", "labeller_for", "read_overrides"]
 
 _MAX_LINE = 1 << 20
 
@@ -101,13 +101,26 @@ def labeller_for(run: Run, settings: RebuildSettings) -> Labeller:
     ConfigError
         For an unknown label, a threshold out of range, or an overrides file that is wrong.
     """
-    if not settings.redecides and settings.overrides is None:
+    decision = deciding(run, settings)
+    if decision is None:
         return Labeller(None, {}, None, run.misc_label())
-    decision = _asked(run, _made_with(run), settings)
     overrides = read_overrides(settings.overrides, decision) if settings.overrides else {}
     return Labeller(
         decision if settings.redecides else None, overrides, decision.target_labels, decision.misc
     )
+
+
+def deciding(run: Run, settings: RebuildSettings) -> DecisionSettings | None:
+    """Return what decides the labels; None where the index alone holds the decisions, and they are kept.
+
+    Raises
+    ------
+    ConfigError
+        As for `labeller_for`.
+    """
+    if not (run.info or settings.redecides or settings.overrides):
+        return None
+    return _asked(run, _made_with(run), settings)
 
 
 def _made_with(run: Run) -> DecisionSettings:

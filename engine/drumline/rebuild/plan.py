@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, cast
 
+from drumline.decide import DecisionSettings
 from drumline.errors import UsageError
 from drumline.rebuild.actions import Action, Problem
 from drumline.rebuild.log import LogState
@@ -49,6 +50,8 @@ class Plan:
         The run that it comes from.
     archive_root
         Where the archive is; None for an empty index without a run.json.
+    decisions
+        What decides the labels; None where the index alone holds the decisions.
     counts
         Files per `State`, and ``remove``, ``duplicate`` (left out by dedup), ``failed``, ``overridden``.
     labels
@@ -63,6 +66,7 @@ class Plan:
     run: Run
     archive_root: bytes | None
     store: Store
+    decisions: DecisionSettings | None = None
     tree: Tree | None = None
     log: LogState | None = None
     sources: Sources | None = None

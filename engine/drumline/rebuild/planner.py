@@ -20,7 +20,7 @@ from drumline.index import garbled, read_index
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Progress, report_to
 from drumline.rebuild.collect import BAD_FIELDS, collect
-from drumline.rebuild.labelling import labeller_for
+from drumline.rebuild.labelling import deciding, labeller_for
 from drumline.rebuild.plan import TO_DO, Plan
 from drumline.rebuild.settings import RebuildSettings
 from drumline.rebuild.store import Store, working_space
@@ -60,7 +60,7 @@ def plan_rebuild(settings: RebuildSettings, progress: Callable[[Progress], None]
     run = open_run(settings.source)
     labeller = labeller_for(run, settings)
     with ExitStack() as on_error, working_space():
-        plan = Plan(settings, run, _archive_root(run, settings), Store())
+        plan = Plan(settings, run, _archive_root(run, settings), Store(), deciding(run, settings))
         on_error.callback(plan.close)
         _open_places(plan)
         collect(plan, labeller, report_to(progress))
