@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,13 +130,20 @@ def _text(path: Path) -> str:
 class Server:
     """The client's side of the fork server (see `tests.pipeline.server`)."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        additions: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        prefix: Sequence[str] = (),
+    ) -> None:
         self._directory, self._count = directory, 0
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("server.py"))],
+            [*prefix, sys.executable, str(Path(__file__).with_name("server.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(),
+            env={**environment(), **(additions or {})},
+            pass_fds=pass_fds,
             cwd=ROOT,
         )
         self._codes: dict[int, int] = {}
@@ -144,6 +151,11 @@ class Server:
         self._started: list[int] = []
         self._running: list[Running] = []
         self._receive(LIMIT_SEC)
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
 
     def close(self) -> None:
         """End the server."""

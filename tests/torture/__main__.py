@@ -79,10 +79,12 @@ class Campaign:
 
     def run(self, count: int, until: float | None = None) -> None:
         """Do episodes until there were `count` units, or the time is up."""
-        number = 0
-        while self.figures[self._attack.unit] < count and (until is None or time.monotonic() < until):
+        last = self._attack.episodes(self._ground) if self._attack.episodes else sys.maxsize
+        for number in range(last):
+            late = until is not None and time.monotonic() > until
+            if late or self.figures[self._attack.unit] >= count:
+                return
             self.episode(number)
-            number += 1
             if time.monotonic() - self._told > _SAY_EVERY_SEC:
                 self._told = time.monotonic()
                 print(f"{self._name}: {self.said()}", flush=True)
@@ -92,7 +94,7 @@ class Campaign:
         self.figures["episodes"] += 1
         try:
             random = Random(f"{self._name} {self._seed} {number}")
-            self.figures += self._attack.episode(self._ground, random)
+            self.figures += self._attack.episode(self._ground, random, number)
         except Exception:
             self.failures.append(number)
             self.figures[self._attack.unit] += 1

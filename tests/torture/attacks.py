@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -27,8 +28,15 @@ __all__ = ["ATTACKS", "Arena", "Attack", "load"]
 ATTACKS = {
     "kills": "tests.torture.kills",
     "trees": "tests.torture.trees",
+    "writes": "tests.torture.writes",
 }
 """Attack → the module whose `ATTACK` it is."""
+
+
+_OWN_SHARED_MEMORY = (
+    *("unshare", "--mount", "--map-root-user", "--user"),
+    *("sh", "-c", 'mount -t tmpfs none /dev/shm && exec "$@"', "sh"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,17 +52,21 @@ class Attack:
     full, short
         How many of them `make torture` and `make test` do.
     episode
-        Does one episode and returns its figures; raises `AssertionError` when a promise was broken.
+        Does one episode, given chance and its number, and returns its figures; raises `AssertionError` when a
+        promise was broken.
     impossible
         Says why it cannot be done on this machine; empty when it can.
+    episodes
+        How many episodes there are, for an attack that tries everything there is; None when they never end.
     """
 
     what: str
     unit: str
     full: int
     short: int
-    episode: Callable[[Arena, Random], Counter[str]]
+    episode: Callable[[Arena, Random, int], Counter[str]]
     impossible: Callable[[], str] = str
+    episodes: Callable[[Arena], int] | None = None
 
 
 def load(name: str) -> Attack:
@@ -67,16 +79,34 @@ def load(name: str) -> Attack:
 class Arena:
     """What episodes work with: a fork server, a model, and for each an empty directory."""
 
-    def __init__(self, place: Path, **server: Any) -> None:
+    def __init__(self, place: Path) -> None:
         self.place = place
-        self._server = server
+        self.closing = ExitStack()
         self._shared: dict[str, Any] = {}
 
     @cached_property
     def server(self) -> Server:
         """A fork server for drumline commands."""
-        (self.place / "server").mkdir()
-        return Server(self.place / "server", **self._server)
+        return self.open_server("server", prefix=_OWN_SHARED_MEMORY if self._has_own_shared_memory else ())
+
+    @cached_property
+    def _has_own_shared_memory(self) -> bool:
+        if shutil.which("unshare") is None:
+            return False
+        return subprocess.run([*_OWN_SHARED_MEMORY, "true"], capture_output=True, check=False).returncode == 0
+
+    def in_shared_memory(self) -> list[str]:
+        """List /dev/shm as the server's commands see it: they have one of their own where that can be."""
+        place = f"/proc/{self.server.pid}/root/dev/shm"
+        return os.listdir(place) if self._has_own_shared_memory else []
+
+    def open_server(self, name: str, **options: Any) -> Server:
+        """Open a server that ends with the arena."""
+        (self.place / name).mkdir()
+        server = Server(self.place / name, **options)
+        self.closing.callback(server.close)
+        self.closing.callback(server.kill_all)
+        return server
 
     @cached_property
     def model(self) -> Path:
@@ -98,22 +128,16 @@ class Arena:
         yield path
         shutil.rmtree(path)
 
-    def close(self) -> None:
-        """End the server and what it has started."""
-        if "server" in vars(self):
-            self.server.kill_all()
-            self.server.close()
-
 
 @contextmanager
-def arena(keep: Path | None = None, **server: Any) -> Iterator[Arena]:
+def arena(keep: Path | None = None) -> Iterator[Arena]:
     """Make an arena below the temporary directory; with `keep`, there, and left behind."""
     place = Path(tempfile.mkdtemp(prefix="drumline-torture-")) if keep is None else keep
     os.makedirs(place, exist_ok=True)
-    opened = Arena(place, **server)
+    opened = Arena(place)
     try:
-        yield opened
+        with opened.closing:
+            yield opened
     finally:
-        opened.close()
         if keep is None:
             shutil.rmtree(place, ignore_errors=True)

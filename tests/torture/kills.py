@@ -25,7 +25,7 @@ import orjson
 
 from drumline.failpoints import STEPS
 from drumline.verify import verify_run
-from tests.pipeline.support import Result, Running, assert_equal, eventually, records_of, runs_of, tree
+from tests.pipeline.support import Result, Running, assert_equal, records_of, runs_of, tree
 from tests.torture.attacks import Arena, Attack
 from tests.torture.expected import ChangingArchive, pool_of
 
@@ -52,7 +52,6 @@ class _Siege:
         self._runs_root = place / "runs"
         self._compression = random.choice(("zstd", "zstd", "zstd", "gzip", "none"))
         self._complete: dict[Path, object] = {}
-        self._shared_memory = _shared_memory()
         self.figures: Counter[str] = Counter()
 
     def run(self) -> Counter[str]:
@@ -193,7 +192,7 @@ class _Siege:
         return result
 
     def _look_at_what_is_there(self) -> None:
-        eventually(lambda: not self._left_in_shared_memory(), "end of what was left in /dev/shm", 5.0)
+        assert not self._arena.in_shared_memory()
         for directory, before in self._complete.items():
             assert tree(directory) == before, f"the complete run {directory.name} was changed"
         for run in runs_of(self._runs_root):
@@ -204,11 +203,6 @@ class _Siege:
             if self._random.random() < 0.5 and (run / "run.json").exists():
                 report = verify_run(run)
                 assert report.ok, report.findings
-
-    def _left_in_shared_memory(self) -> bool:
-        """Tell whether something new is there that no living process uses: others may be at work here."""
-        new = _shared_memory() - self._shared_memory
-        return bool(new) and not new <= _mapped()
 
     def _complete_it(self) -> None:
         result = self._ended(self._start())
@@ -233,19 +227,6 @@ class _Siege:
         self.figures["completed"] += 1
 
 
-def _shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
-
-
-def _mapped() -> set[str]:
-    """Return the names in /dev/shm that processes have mapped."""
-    found = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):
-            found |= set(re.findall(r"/dev/shm/(\S+)", maps.read_text()))
-    return found
-
-
 def _whole_lines(run: Path) -> list[bytes]:
     """Return the whole lines of an index as the compressor's own tool reads it, torn tail or not."""
     index = next(iter(run.glob("index.jsonl*")), None)
@@ -258,7 +239,7 @@ def _whole_lines(run: Path) -> list[bytes]:
     return done.stdout.split(b"\n")[:-1]
 
 
-def _episode(arena: Arena, random: Random) -> Counter[str]:
+def _episode(arena: Arena, random: Random, _number: int) -> Counter[str]:
     with arena.directory() as place:
         return _Siege(arena, random, place).run()
 

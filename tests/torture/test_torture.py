@@ -34,7 +34,7 @@ def test_attack(ground: Arena, name: str, capsys: pytest.CaptureFixture[str]) ->
     assert campaign.figures[attack.unit] >= attack.short
 
 
-def failing(_arena: Arena, random: Random) -> Counter[str]:
+def failing(_arena: Arena, random: Random, _number: int) -> Counter[str]:
     number = random.randrange(1_000_000)
     assert not number % 3, f"number {number}"
     return Counter(blows=1)

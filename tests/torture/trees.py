@@ -144,7 +144,7 @@ def _samples(out: Path) -> dict[bytes, object]:
     return {path: (entry[1], entry[3]) for path, entry in tree(out).items() if not path.startswith(b"_")}
 
 
-def _episode(arena: Arena, random: Random) -> Counter[str]:
+def _episode(arena: Arena, random: Random, _number: int) -> Counter[str]:
     with arena.directory() as place:
         return _Siege(arena, random, place).run()
 
