@@ -20,6 +20,7 @@ from drumline_convert.card import model_card
 from drumline_convert.cost import files_per_cpu_second
 from drumline_convert.crossval import figures
 from drumline_convert.export import OPSET, check_parity, export_onnx
+from drumline_convert.provenance import write_training_set
 from drumline_convert.workbench import ModelSettings, Report, Workbench, prepare
 
 __all__ = ["cross_validate", "make_model"]
@@ -56,6 +57,7 @@ def make_model(settings: ModelSettings, report: Report = print) -> dict[str, Any
         logits, bench.canonical, bench.taxonomy.collapse, _fitted_on(bench)
     )
     write_bundle(settings.out, graph, bench.taxonomy, _description(bench, metrics))
+    write_training_set(settings.out, bench.recordings)
     write_json(settings.build / "model" / "metrics.json", metrics)
     report(f"bundle {settings.out} written")
     return metrics

@@ -11,6 +11,7 @@ import pytest
 
 from drumline.bundle import Bundle, load_bundle
 from drumline.frontend import FrontEnd
+from drumline_convert.provenance import read_training_set
 from drumline_convert.taxonomy import TrainingTaxonomy
 
 DIRECTORY = Path(__file__).parents[2] / "models" / "mfcc-cnn"
@@ -67,3 +68,11 @@ def test_the_card_names_every_section_source_and_class(bundle: Bundle) -> None:
     assert f"# {bundle.name} {bundle.version}" in card
     assert "psemiletov/drum_sklad" in card
     assert "make model" in card
+
+
+def test_it_says_on_which_families_it_was_trained(bundle: Bundle) -> None:
+    trained_on = read_training_set(bundle.path)
+    assert trained_on is not None
+    fitted_on = read("calibration.json")["fitted_on"]
+    assert len(trained_on.families) == fitted_on["families"]
+    assert len(trained_on.hashes) <= fitted_on["recordings"]

@@ -38,6 +38,7 @@ TRAINING_COMMANDS = {
     "dataset": "drumline_convert.cli_dataset:dataset",
     "train": "drumline_convert.cli:train",
     "convert": "drumline_convert.cli_convert:convert",
+    "evaluate": "drumline_convert.cli_evaluate:evaluate",
 }
 """Commands of `drumline_convert`, shown when it is installed."""
 

@@ -1,0 +1,105 @@
+"""What a bundle was trained on: families and content, so that nobody is measured on what he has learnt.
+
+``training_set.json`` in a bundle::
+
+    {"recordings": 5018, "families": ["808", …], "hash_algorithm": "xxh3_64", "hashes": "base64 …"}
+
+``hashes`` are the first 48 bits of each content hash, sorted, six bytes each.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+
+from drumline.durable import write_json
+from drumline.errors import BundleError
+
+__all__ = ["Labelled", "TrainingSet", "read_training_set", "write_training_set"]
+
+_FILE = "training_set.json"
+_DIGITS = 12
+
+
+class Labelled(Protocol):
+    """What is needed of a manifest's row."""
+
+    @property
+    def family(self) -> str:
+        """Kits that share recordings or are the same machine."""
+
+    @property
+    def hash(self) -> str:
+        """XXH3-64 of the file, hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Families and content hashes that a model was trained or calibrated on.
+
+    Parameters
+    ----------
+    families
+        Their names.
+    hashes
+        First 12 hexadecimal digits of each content hash.
+    """
+
+    families: frozenset[str]
+    hashes: frozenset[str]
+
+    @classmethod
+    def of(cls, rows: Iterable[Labelled]) -> TrainingSet:
+        """Take families and hashes of `rows`."""
+        listed = list(rows)
+        return cls(frozenset(row.family for row in listed), frozenset(row.hash[:_DIGITS] for row in listed))
+
+    def holds(self, row: Labelled) -> bool:
+        """Whether the row's family or content was part of it."""
+        return row.family in self.families or row.hash[:_DIGITS] in self.hashes
+
+
+def write_training_set(bundle: Path, rows: Iterable[Labelled]) -> None:
+    """Write what a bundle was trained on into its directory.
+
+    Raises
+    ------
+    OutputError
+        When it cannot be written.
+    """
+    used = TrainingSet.of(rows)
+    packed = b"".join(bytes.fromhex(digits) for digits in sorted(used.hashes))
+    value = {
+        "recordings": len(used.hashes),
+        "families": sorted(used.families),
+        "hash_algorithm": "xxh3_64",
+        "hashes": base64.b64encode(packed).decode("ascii"),
+    }
+    write_json(bundle / _FILE, value)
+
+
+def read_training_set(bundle: Path) -> TrainingSet | None:
+    """Return what a bundle was trained on; None where it does not say.
+
+    Raises
+    ------
+    BundleError
+        When the file is there and cannot be understood.
+    """
+    path = bundle / _FILE
+    if not path.exists():
+        return None
+    try:
+        value: Any = orjson.loads(path.read_bytes())
+        packed = base64.b64decode(value["hashes"], validate=True).hex()
+        hashes = [packed[place : place + _DIGITS] for place in range(0, len(packed), _DIGITS)]
+        return TrainingSet(frozenset(map(str, value["families"])), frozenset(hashes))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"cannot understand {str(path)!r}: {error}", "Restore it, or train the bundle again."
+        ) from error
