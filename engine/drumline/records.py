@@ -237,63 +237,58 @@ def _nullable(kind: str) -> dict[str, Any]:
     return {"type": [kind, "null"]}
 
 
+def _object(**properties: Any) -> dict[str, Any]:
+    required = list(properties)
+    return {"properties": properties, "required": required, "additionalProperties": False}
+
+
+_STRING: Final = {"type": "string"}
+_BOOLEAN: Final = {"type": "boolean"}
+_PROBABILITY: Final = {"type": "number", "minimum": 0, "maximum": 1}
+_NULLABLE_PROBABILITY: Final = {"anyOf": [_PROBABILITY, {"type": "null"}]}
+
+_FIELDS: Final[dict[str, Any]] = {
+    "schema_version": {"const": SCHEMA_VERSION},
+    "relative_path": _STRING,
+    "relative_path_b64": _nullable("string"),
+    "abs_path": _STRING,
+    "abs_path_b64": _nullable("string"),
+    "hash": _nullable("string"),
+    "size": {"type": "integer", "minimum": 0},
+    "mtime": {"type": "number"},
+    "mtime_ns": {"type": "integer"},
+    "format": _STRING,
+    "sample_rate": _nullable("integer"),
+    "channels": _nullable("integer"),
+    "duration_sec": _nullable("number"),
+    "rms_db": _nullable("number"),
+    "spectral_centroid": _nullable("number"),
+    "spectral_rolloff": _nullable("number"),
+    "label_top1": _nullable("string"),
+    "conf_top1": _NULLABLE_PROBABILITY,
+    "topk": {"type": "array", "items": {"type": "object", **_object(label=_STRING, prob=_PROBABILITY)}},
+    "probs": {"type": ["object", "null"], "additionalProperties": _PROBABILITY},
+    "gate": _NULLABLE_PROBABILITY,
+    "assigned_label": _STRING,
+    "assigned_conf": _NULLABLE_PROBABILITY,
+    "assigned_reason": {"enum": list(get_args(Reason))},
+    "misc_routed": _BOOLEAN,
+    "below_misc_threshold": _BOOLEAN,
+    "out_of_target": _BOOLEAN,
+    "errors": {
+        "type": ["object", "null"],
+        **_object(type={"enum": list(get_args(ErrorType))}, message=_STRING),
+    },
+}
+
+
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a record."""
-    probability = {"type": "number", "minimum": 0, "maximum": 1}
-    text, count, number, flag = (
-        {"type": "string"},
-        {"type": "integer", "minimum": 0},
-        {"type": "number"},
-        {"type": "boolean"},
-    )
-    nullable_probability = {"anyOf": [probability, {"type": "null"}]}
-    top = {
-        "type": "object",
-        "properties": {"label": text, "prob": probability},
-        "required": ["label", "prob"],
-        "additionalProperties": False,
-    }
-    error = {
-        "type": ["object", "null"],
-        "properties": {"type": {"enum": list(get_args(ErrorType))}, "message": text},
-        "required": ["type", "message"],
-        "additionalProperties": False,
-    }
-    properties: dict[str, Any] = {
-        "schema_version": {"const": SCHEMA_VERSION},
-        "relative_path": text,
-        "relative_path_b64": _nullable("string"),
-        "abs_path": text,
-        "abs_path_b64": _nullable("string"),
-        "hash": _nullable("string"),
-        "size": count,
-        "mtime": number,
-        "mtime_ns": {"type": "integer"},
-        "format": text,
-        "sample_rate": _nullable("integer"),
-        "channels": _nullable("integer"),
-        "duration_sec": _nullable("number"),
-        "rms_db": _nullable("number"),
-        "spectral_centroid": _nullable("number"),
-        "spectral_rolloff": _nullable("number"),
-        "label_top1": _nullable("string"),
-        "conf_top1": nullable_probability,
-        "topk": {"type": "array", "items": top},
-        "probs": {"type": ["object", "null"], "additionalProperties": probability},
-        "gate": nullable_probability,
-        "assigned_label": text,
-        "assigned_conf": nullable_probability,
-        "assigned_reason": {"enum": list(get_args(Reason))},
-        "misc_routed": flag,
-        "below_misc_threshold": flag,
-        "out_of_target": flag,
-        "errors": error,
-    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "drumline record",
         "type": "object",
-        "properties": properties,
-        "required": [name for name in properties if name not in OPTIONAL_FIELDS],
+        "properties": _FIELDS,
+        "required": [name for name in _FIELDS if name not in OPTIONAL_FIELDS],
         "additionalProperties": False,
     }
