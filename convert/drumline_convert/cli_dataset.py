@@ -69,9 +69,9 @@ def _taxonomy(path: Path | None) -> TrainingTaxonomy:
 
 
 def _recordings(manifest: Path, taxonomy: TrainingTaxonomy) -> list[Recording]:
-    from drumline_convert.corpus import read_corpus
+    from drumline_convert.corpus import open_manifest, recordings_of
 
-    return read_corpus(manifest, taxonomy)
+    return recordings_of(open_manifest(manifest, taxonomy), taxonomy)
 
 
 @click.group(short_help="Make, split and check data sets to train on.")

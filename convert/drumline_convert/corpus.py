@@ -64,14 +64,20 @@ def open_manifest(source: Path, taxonomy: TrainingTaxonomy) -> Manifest:
 
 
 def read_corpus(source: Path, taxonomy: TrainingTaxonomy) -> list[Recording]:
-    """Read the recordings of a manifest, or of a directory that has its own metadata; see `open_manifest`.
+    """Read the recordings of a manifest (see `open_manifest`) that may be learnt from: all but ``test``.
 
     Raises
     ------
     ConfigError
         When there is none, it is wrong, or a label is not in the taxonomy.
     """
-    return recordings_of(open_manifest(source, taxonomy), taxonomy)
+    rows = [row for row in open_manifest(source, taxonomy) if row.split != "test"]
+    if not rows:
+        raise ConfigError(
+            f"all recordings of {str(source)!r} are on the side test: none may be learnt from",
+            "Give the manifest with the other sides, too.",
+        )
+    return recordings_of(rows, taxonomy)
 
 
 def recordings_of(rows: Iterable[Row], taxonomy: TrainingTaxonomy) -> list[Recording]:

@@ -139,25 +139,32 @@ def manifest_folds(rows: Sequence[Row]) -> NDArray[np.intp] | None:
         When a fold has no recordings.
     """
     folds = [row.fold for row in rows]
-    if any(fold is None for fold in folds):
+    if not folds or any(fold is None for fold in folds):
         return None
     assert_no_leak(rows, folds)
     found = np.array(folds, np.intp)
-    missing = sorted(set(range(int(found.max(initial=1)) + 1)) - set(found.tolist()))
+    missing = sorted(set(range(int(found.max()) + 1)) - set(found.tolist()))
     if missing:
         raise ConfigError(f"the manifest has no recordings of fold{missing[0]}", "Split it anew.")
     return found
 
 
 def family_folds(recordings: Sequence[Recording], folds: int = 5, seed: int = 0) -> NDArray[np.intp]:
-    """Assign every recording to a fold, (n,) in 0..folds-1, balanced by canonical label.
+    """Return the fold of every recording, (n,) in 0..folds-1: the manifest's own, or else a new one.
+
+    New folds are balanced by canonical label.
 
     Raises
     ------
     ConfigError
-        When there are fewer groups of families than folds.
+        When the manifest has another number of folds, or there are fewer groups of families than folds.
     """
-    return split_by_family(recordings, (1 / folds,) * folds, seed)
+    own = manifest_folds(recordings)
+    if own is None:
+        return split_by_family(recordings, (1 / folds,) * folds, seed)
+    if (there := int(own.max()) + 1) != folds:
+        raise ConfigError(f"the manifest has {there} folds, not {folds}", f"Ask for {there}: --folds {there}")
+    return own
 
 
 def split_by_family(

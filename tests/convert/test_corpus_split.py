@@ -111,6 +111,32 @@ def test_a_manifest_and_its_directory_give_the_same_recordings(
     assert by_path == {row.path: row for row in read_corpus(tiny_corpus, taxonomy)}
 
 
+def test_what_is_kept_for_testing_is_not_learnt_from(
+    tiny_corpus: Path, tmp_path: Path, taxonomy: TrainingTaxonomy
+) -> None:
+    rows = read_manifest(tiny_corpus / "manifest.jsonl").rows
+    sides = ["test" if row.family in ("family0", "family1") else None for row in rows]
+    path = tmp_path / "manifest.jsonl"
+    write_manifest(path, [replace(row, split=side) for row, side in zip(rows, sides, strict=True)])
+    assert {row.family for row in read_corpus(path, taxonomy)} == {f"family{n}" for n in range(2, 6)}
+    write_manifest(path, [replace(row, split="test") for row in rows])
+    with pytest.raises(ConfigError, match="none may be learnt from"):
+        read_corpus(path, taxonomy)
+
+
+def test_the_folds_of_a_manifest_are_used_as_they_are() -> None:
+    rows = [recording(f"f{n}", f"{n:x}", split=f"fold{n % 3}") for n in range(12)]
+    assert family_folds(rows, 3).tolist() == [n % 3 for n in range(12)]
+    with pytest.raises(ConfigError, match="the manifest has 3 folds, not 5"):
+        family_folds(rows, 5)
+    with pytest.raises(ConfigError, match="no recordings of fold1"):
+        family_folds([row for row in rows if row.fold != 1], 3)
+    with pytest.raises(DrumlineError, match="is on 2 sides"):
+        family_folds([*rows, recording("f0", "99", split="fold1")], 3)
+    partly = [*rows, recording("other", "99")]
+    assert len(family_folds(partly, 3)) == 13
+
+
 def test_a_label_outside_the_taxonomy_is_named(tiny_corpus: Path, taxonomy: TrainingTaxonomy) -> None:
     row = replace(read_manifest(tiny_corpus / "manifest.jsonl").rows[0], label="Theremin")
     with pytest.raises(ConfigError, match=r"the label 'Theremin' of .* is not in the taxonomy"):

@@ -129,6 +129,16 @@ def test_stats_count_and_draw(command: CommandLine, manifest: Path, place: Path)
     assert "72 recordings, 6 kits, 6 families" in command("dataset", "stats", manifest).out
 
 
+@pytest.mark.parametrize("name", ["dataset", "train", "convert"])
+def test_without_the_training_side_its_commands_say_how_to_get_it(
+    command: CommandLine, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("drumline.cli.find_spec", lambda module: None)
+    outcome = command(name, "--help")
+    assert outcome.code == 5
+    assert "pip install 'drumline[train,cpu]'" in outcome.err
+
+
 def test_plots_without_matplotlib_say_how_to_get_it(
     command: CommandLine, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from drumline.cli.stopping import GO_ON, stoppable
-from drumline.errors import DrumlineError, Interrupted, OutputError
+from drumline.errors import DrumlineError, Interrupted, OutputError, RuntimeMissingError
 
 __all__ = ["COMMANDS", "TRAINING_COMMANDS", "main"]
 
@@ -56,6 +56,11 @@ class LazyGroup(click.Group):
         place = {**COMMANDS, **TRAINING_COMMANDS}.get(cmd_name)
         if place is None:
             return None
+        if cmd_name in TRAINING_COMMANDS and not find_spec("drumline_convert"):
+            raise RuntimeMissingError(
+                f"'drumline {cmd_name}' is part of the training side, which is not installed",
+                "Install it with: pip install 'drumline[train,cpu]'",
+            )
         module, _, name = place.partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
