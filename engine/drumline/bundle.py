@@ -12,8 +12,9 @@ import orjson
 import xxhash
 
 from drumline.calibration import Calibrator, TemperatureScaling, read_calibrator
+from drumline.ensemble import Mean
 from drumline.errors import BundleError
-from drumline.frontend import FrontEnd
+from drumline.frontend import FrontEnd, row_shape
 from drumline.inputs import LARGEST_JSON_BYTES, read_regular
 from drumline.labels import Taxonomy, read_canonical_map, read_labels
 from drumline.thresholds import OperatingPoints, read_operating_points
@@ -30,6 +31,7 @@ __all__ = [
 
 DEFAULT_BUNDLE = "mfcc-cnn"
 BUNDLE_SCHEMA = 1
+_IS_NAME = re.compile(r"[\w][\w .-]*").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Bundle:
     name, version
         As its author calls it.
     front_end
-        Waveform → feature tensor.
+        Waveform → feature tensor; of an ensemble, that of its first member.
     taxonomy
         Fine labels in output order and the canonical label of each.
     calibrator
@@ -71,9 +73,11 @@ class Bundle:
     gate
         Tells kit drums from other sounds; None where the model has no gate.
     model_path
-        The ONNX file.
+        The ONNX file; of an ensemble, that of its first member.
     fingerprint
         Hexadecimal digest over model, front end, labels and calibration: what changes probabilities.
+    members, mean
+        Of an ensemble: its bundles, and the mean of their probabilities, whose logits `calibrator` takes.
     """
 
     path: Path
@@ -91,6 +95,25 @@ class Bundle:
     calibration: dict[str, Any] = field(default_factory=dict, compare=False)
     operating_points: OperatingPoints = field(default_factory=dict, compare=False)
     gate: Gate | None = None
+    members: tuple[Bundle, ...] = ()
+    mean: Mean | None = None
+
+    @property
+    def front_ends(self) -> tuple[FrontEnd, ...]:
+        """All front ends that are needed, each once."""
+        wanted = [member.front_end for member in self.members] or [self.front_end]
+        return tuple(dict.fromkeys(wanted))
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one sound's features; see `drumline.frontend.row_shape`."""
+        return row_shape(self.front_ends)
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of all ONNX files."""
+        paths = [member.model_path for member in self.members] or [self.model_path]
+        return sum(path.stat().st_size for path in paths)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -171,10 +194,11 @@ def load_bundle(
     """
     path = find_bundle(name)
     manifest = _read_manifest(path)
-    model_path = _member(path, manifest, "model", "model.onnx")
+    members, mean = _ensemble(path, manifest)
+    model_path = members[0].model_path if members else _member(path, manifest, "model", "model.onnx")
     taxonomy = _taxonomy(path, manifest, label_map, canonical_map)
     calibration = _read_calibration(path, manifest)
-    front_end = FrontEnd.from_json(manifest["front_end"])
+    front_end = members[0].front_end if members else FrontEnd.from_json(manifest["front_end"])
     calibrator = read_calibrator(calibration, len(taxonomy.fine))
     gate = _gate(path, manifest)
     return Bundle(
@@ -185,7 +209,7 @@ def load_bundle(
         taxonomy=taxonomy,
         calibrator=calibrator,
         model_path=model_path,
-        fingerprint=_fingerprint(model_path, front_end, taxonomy.fine, calibrator, gate),
+        fingerprint=_fingerprint(model_path, front_end, taxonomy.fine, calibrator, gate, members, mean),
         input_name=str(manifest.get("input", {}).get("name", "features")),
         logits_name=str(manifest.get("outputs", {}).get("logits", "logits")),
         probabilities_name=str(manifest.get("outputs", {}).get("probabilities", "probabilities")),
@@ -193,7 +217,37 @@ def load_bundle(
         calibration=calibration,
         operating_points=_operating_points(path, manifest, taxonomy, calibration),
         gate=gate,
+        members=members,
+        mean=mean,
     )
+
+
+def _ensemble(path: Path, manifest: dict[str, Any]) -> tuple[tuple[Bundle, ...], Mean | None]:
+    """Read the members of an ensemble: directories inside of its own, each a bundle."""
+    if manifest.get("kind") != "ensemble":
+        return (), None
+    try:
+        listed = list(manifest["members"])
+        weights = tuple(float(member["weight"]) for member in listed)
+        mean, names = Mean(manifest["mean"], weights), [member["bundle"] for member in listed]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"bundle {path.name} is an ensemble without mean, or members with bundle and weight: {error!r}"
+        ) from error
+    members = tuple(_ensemble_member(path, name) for name in names)
+    own = read_labels(_member(path, manifest, "labels", "label_mapping.json"))
+    for member in members:
+        if member.labels != own:
+            raise BundleError(f"bundle {path.name}: the labels of member {member.path.name} are not its own")
+    return members, mean
+
+
+def _ensemble_member(path: Path, name: object) -> Bundle:
+    if not isinstance(name, str) or not _IS_NAME(name):
+        raise BundleError(f"bundle {path.name}: a member must be a directory inside of it, not {name!r}")
+    if _read_json(path / name / "bundle.json").get("kind") == "ensemble":
+        raise BundleError(f"bundle {path.name}: its member {name} is an ensemble itself")
+    return load_bundle(path / name)
 
 
 def _gate(path: Path, manifest: dict[str, Any]) -> Gate | None:
@@ -236,7 +290,8 @@ def _sums(taxonomy: Taxonomy) -> list[str]:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     manifest = _read_json(path / "bundle.json")
-    missing = [key for key in ("name", "version", "front_end") if key not in manifest]
+    needed = ["name", "version"] + ["front_end"] * (manifest.get("kind") != "ensemble")
+    missing = [key for key in needed if key not in manifest]
     if missing:
         raise BundleError(f"{str(path / 'bundle.json')!r} lacks {', '.join(missing)}")
     schema = manifest.get("schema", BUNDLE_SCHEMA)
@@ -261,7 +316,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _member(path: Path, manifest: dict[str, Any], key: str, default: str) -> Path:
     name = manifest.get(key, default)
-    if not isinstance(name, str) or not re.fullmatch(r"[\w][\w .-]*", name):
+    if not isinstance(name, str) or not _IS_NAME(name):
         raise BundleError(f"bundle {path.name}: {key} must be a file name inside the bundle, not {name!r}")
     member = path / name
     if not member.is_file():
@@ -283,13 +338,16 @@ def _fingerprint(
     labels: tuple[str, ...],
     calibrator: Calibrator,
     gate: Gate | None,
+    members: tuple[Bundle, ...],
+    mean: Mean | None,
 ) -> str:
     parameters: Any = calibrator.parameters()
     if isinstance(calibrator, TemperatureScaling):
         parameters = calibrator.temperature
     # The threshold of a gate changes decisions, and nothing that is stored.
-    outputs = [] if gate is None else [gate.output]
-    facts = [front_end.to_json(), labels, parameters, *outputs]
+    facts = [front_end.to_json(), labels, parameters, *([] if gate is None else [gate.output])]
+    if mean is not None:
+        facts.append([mean.kind, mean.weights, [member.fingerprint for member in members]])
     digest = xxhash.xxh3_128(model_path.read_bytes())
     digest.update(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS))
     return digest.hexdigest()

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from drumline.audio import AudioError, Decoder, Waveform
 from drumline.bundle import Bundle, load_bundle
 from drumline.decide import Decision, DecisionSettings, decide, failed_decision
-from drumline.features import FeatureExtractor
 from drumline.inference import open_session
 from drumline.records import FileError, rounded_probability, sparse_probs
+from drumline.rows import RowReader
 from drumline.settings import Device
 from drumline.thresholds import Threshold, resolve_gate, resolve_threshold
 
@@ -108,8 +108,7 @@ class Classifier:
             taxonomy.canonical_of, believed, taxonomy.misc, targets, by_label, passes
         )
         self._session = open_session(self.bundle, device)
-        self._decoder = Decoder(self.bundle.front_end)
-        self._extractor = FeatureExtractor(self.bundle.front_end)
+        self._rows = RowReader(self.bundle.front_ends)
         self._batch_size = batch_size
 
     def __call__(self, sounds: Iterable[Sound]) -> Iterator[Prediction]:
@@ -121,7 +120,7 @@ class Classifier:
     def _classify(self, sounds: list[Sound]) -> Iterator[Prediction]:
         read = [self._features(sound) for sound in sounds]
         features = [item for item in read if isinstance(item, np.ndarray)]
-        shape = (len(features), *self.bundle.front_end.shape)
+        shape = (len(features), *self.bundle.row_shape)
         outputs = self._session.predict(np.reshape(features, shape).astype(np.float32))
         gates = [None] * len(features) if outputs.gate is None else outputs.gate.tolist()
         rows = zip(outputs.probabilities, gates, strict=True)
@@ -130,16 +129,11 @@ class Classifier:
 
     def _features(self, sound: Sound) -> NDArray[np.float32] | AudioError:
         try:
-            return self._extractor.features(self._waveform(sound).samples)
+            return self._rows.row(lambda decoder: _decoded(decoder, sound))
         except AudioError as error:
             return error
         except OSError as error:
             return AudioError("unreadable", error.strerror or str(error))
-
-    def _waveform(self, sound: Sound) -> Waveform:
-        if isinstance(sound, tuple):
-            return self._decoder.decode(_as_wav(*sound), b"")
-        return self._decoder.decode_path(os.fsencode(sound))
 
     def _failed(self, error: AudioError) -> Prediction:
         return Prediction(
@@ -150,6 +144,12 @@ class Classifier:
         probs = sparse_probs(self.bundle.labels, row.tolist())
         gate = None if gate is None else rounded_probability(gate)
         return Prediction(decide(probs, self.decisions, gate), probs, gate=gate)
+
+
+def _decoded(decoder: Decoder, sound: Sound) -> Waveform:
+    if isinstance(sound, tuple):
+        return decoder.decode(_as_wav(*sound), b"")
+    return decoder.decode_path(os.fsencode(sound))
 
 
 def _as_wav(samples: NDArray[np.floating], sample_rate: int) -> bytes:

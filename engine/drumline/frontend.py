@@ -6,12 +6,18 @@ Only values live here, so that a bundle can be read without importing NumPy. The
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from drumline.errors import BundleError
 
-__all__ = ["FEATURES_VERSION", "FrontEnd"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["FEATURES_VERSION", "FrontEnd", "row_parts", "row_shape"]
 
 FEATURES_VERSION = 1
 """Raised when the same file gives other features than before: what is known is then classified again."""
@@ -120,3 +126,24 @@ class FrontEnd:
         if unknown:
             raise BundleError(f"front end has unknown settings: {', '.join(unknown)}")
         return cls(**values)
+
+
+def row_shape(front_ends: Sequence[FrontEnd]) -> tuple[int, ...]:
+    """Return the shape of one sound's features: the front end's, or flat where there are several."""
+    shapes = [front_end.shape for front_end in front_ends]
+    return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+
+
+def row_parts(rows: NDArray[np.float32], front_ends: Sequence[FrontEnd]) -> Iterator[NDArray[np.float32]]:
+    """Iterate over the features of each front end, (n, coefficients, frames), as views of `rows`.
+
+    Parameters
+    ----------
+    rows
+        Shape (n, *row_shape(front_ends)).
+    """
+    flat, start = rows.reshape(len(rows), -1), 0
+    for front_end in front_ends:
+        end = start + math.prod(front_end.shape)
+        yield flat[:, start:end].reshape(len(rows), *front_end.shape)
+        start = end

@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.bundle import Bundle
+from drumline.ensemble import SMALLEST_PROBABILITY
 from drumline.errors import BundleError, RuntimeMissingError
+from drumline.frontend import row_parts
 from drumline.onnxfile import OnnxFormatError, has_external_data
 from drumline.settings import Device
 
@@ -41,7 +43,6 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _INSTALL = 'Install one: pip install "drumline[cpu]", or "drumline[gpu]" on a machine with an NVIDIA GPU.'
 # Whatever it would log as an error comes as an exception, too.
 _FATAL = 4
-_SMALLEST = np.float32(1e-30)
 _CPU_FILES = 16
 """Files of one call on the CPU: with more, layers leave the caches (12 % slower at 64), and memory
 would follow the size of each batch."""
@@ -94,7 +95,7 @@ class Session:
         Parameters
         ----------
         features
-            Shape (n, *front_end.shape), float32.
+            Shape (n, *bundle.row_shape), float32.
 
         Returns
         -------
@@ -113,7 +114,7 @@ class Session:
             return [logits] if self.bundle.gate is None else [logits, gate]
         outputs = self._run(np.ascontiguousarray(features, np.float32).reshape(len(features), *self._shape))
         if self._gives_probabilities:
-            outputs[0] = np.log(np.maximum(outputs[0], _SMALLEST))
+            outputs[0] = np.log(np.maximum(outputs[0], SMALLEST_PROBABILITY))
         return outputs
 
 
@@ -180,6 +181,8 @@ def open_session(bundle: Bundle, device: Device = "auto", threads: int = 1) -> S
     BundleError
         When the model cannot be read or does not fit the front end and labels.
     """
+    if bundle.members:
+        return _open_members(bundle, [open_session(member, device, threads) for member in bundle.members])
     runtime = import_runtime()
     if device == "cpu" or (device == "auto" and _CUDA not in runtime.get_available_providers()):
         return _open_cpu(runtime, bundle, threads)
@@ -201,6 +204,24 @@ def _open_cpu(runtime: ModuleType, bundle: Bundle, threads: int) -> Session:
         return [np.concatenate(outputs) for outputs in zip(*runs, strict=True)]
 
     return _checked(bundle, "cpu", graph, run)
+
+
+def _open_members(bundle: Bundle, sessions: list[Session]) -> Session:
+    """Return the session of an ensemble: each member gets its part of every row."""
+    mean = bundle.mean
+    assert mean is not None
+    if bundle.gate is not None and not any(session.bundle.gate for session in sessions):
+        raise BundleError(f"bundle {bundle.name} names a gate, and none of its members has one")
+
+    def run(rows: Floats) -> list[Floats]:
+        parts = dict(zip(bundle.front_ends, row_parts(rows, bundle.front_ends), strict=True))
+        said = [session.predict(parts[session.bundle.front_end]) for session in sessions]
+        logits = mean.logits([outputs.probabilities for outputs in said])
+        if bundle.gate is None:
+            return [logits]
+        return [logits, mean.over_some([outputs.gate for outputs in said])]
+
+    return Session(bundle, sessions[0].device, sessions[0].providers, run, bundle.row_shape)
 
 
 def _options(runtime: ModuleType, threads: int) -> Any:

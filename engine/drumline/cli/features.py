@@ -37,14 +37,19 @@ def features_command(files: tuple[Path, ...], out: Path, model: str | None, as_j
     audio files below it. Files that cannot be read are listed and left out; then the exit code is 6.
     """
     from drumline.bundle import load_bundle
-    from drumline.errors import ArchiveError, UsageError
+    from drumline.errors import ArchiveError, BundleError, UsageError
     from drumline.records import display_path
     from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
     from drumline.tensors import audio_files, write_tensors
 
     if out.suffix != ".npz":
         raise UsageError(f"--out must end with .npz, not {out.name!r}", "So that no sample is overwritten.")
-    front_end = load_bundle(model).front_end
+    front_end, *others = load_bundle(model).front_ends
+    if others:
+        raise BundleError(
+            f"{model} is an ensemble whose members have {1 + len(others)} front ends",
+            "Name one of its members: the directories inside of it.",
+        )
     found = audio_files(map(os.fsencode, files), SOUNDFILE_FORMATS + FFMPEG_FORMATS)
     report = write_tensors(found, out, front_end)
     if as_json:

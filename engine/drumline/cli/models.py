@@ -75,15 +75,24 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "canonical_labels": list(bundle.taxonomy.canonical),
         "label_checksum": bundle.taxonomy.checksum,
         "front_end": bundle.front_end.to_json(),
-        "front_end_name": bundle.front_end.name,
-        "input_shape": list(bundle.front_end.shape),
-        "model_bytes": bundle.model_path.stat().st_size,
+        "front_end_name": " and ".join(front_end.name for front_end in bundle.front_ends),
+        "input_shape": list(bundle.row_shape),
+        "model_bytes": bundle.model_bytes,
+        "ensemble": _ensemble(bundle),
         "temperature": bundle.temperature,
         "operating_points": {name: dict(point) for name, point in bundle.operating_points.items()},
         "gate": None if bundle.gate is None else {"threshold": bundle.gate.threshold},
         "calibration": bundle.calibration,
         "fingerprint": bundle.fingerprint,
     }
+
+
+def _ensemble(bundle: Bundle) -> dict[str, Any] | None:
+    if bundle.mean is None:
+        return None
+    pairs = zip(bundle.members, bundle.mean.weights, strict=True)
+    members = [{"name": member.name, "weight": weight} for member, weight in pairs]
+    return {"mean": bundle.mean.kind, "members": members}
 
 
 def _print_list(bundles: list[dict[str, Any]]) -> None:

@@ -36,13 +36,13 @@ from drumline.audio import WHOLE_FILE_BYTES, AudioError, Decoder, Waveform
 from drumline.cache import Cache
 from drumline.errors import DrumlineError
 from drumline.failpoints import step
-from drumline.features import FeatureExtractor
 from drumline.index import codec_of, parse_record, read_frame, split_lines
 from drumline.laps import Lap, Step, no_lap
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import NO_SLOT, SlotTable, State
 from drumline.records import WORKER_ERRORS, Record
+from drumline.rows import RowReader
 from drumline.runs import open_run
 from drumline.walk import mtime_of
 
@@ -190,8 +190,7 @@ class _Worker:
 
     def __init__(self, job: Job, table: SlotTable, lap: Lap, number: int) -> None:
         self._table, self._job, self._lap, self._number = table, job, lap, number
-        self._decoder = Decoder(job.bundle.front_end, lap)
-        self._extractor = FeatureExtractor(job.bundle.front_end, lap)
+        self._rows = RowReader(job.bundle.front_ends, lap)
         largest = job.settings.max_file_mb * _MB
         self._reader = _Reader(job.settings.hash_algorithm, lap, largest, self._note_progress)
         self._twins = _Twins(job) if job.settings.dedup_hash else None
@@ -230,17 +229,20 @@ class _Worker:
         self._analyse(fields, self._decode(content.data, path))
         return True
 
-    def _decode(self, data: bytes | None, path: bytes) -> Waveform:
+    def _decode(self, data: bytes | None, path: bytes) -> dict[int, Waveform]:
+        def decode(decoder: Decoder) -> Waveform:
+            return decoder.decode_path(path) if data is None else decoder.decode(data, path)
+
         try:
-            return self._decoder.decode_path(path) if data is None else self._decoder.decode(data, path)
+            return self._rows.waveforms(decode)
         except (AudioError, OSError, MemoryError):
             raise
         except Exception as error:  # one bad file must cost one record, whatever a decoder raises
             raise AudioError("decode_error", _described(error)) from error
 
-    def _analyse(self, fields: np.void, waveform: Waveform) -> None:
-        analysis = self._extractor.extract(
-            waveform.samples, fields["features"], audio_stats=self._job.settings.include_audio_stats
+    def _analyse(self, fields: np.void, waveforms: dict[int, Waveform]) -> None:
+        waveform, analysis = self._rows.fill(
+            waveforms, fields["features"], audio_stats=self._job.settings.include_audio_stats
         )
         fields["format"], fields["sample_rate"] = waveform.format, waveform.sample_rate
         fields["channels"], fields["duration_sec"] = waveform.channels, waveform.duration_sec

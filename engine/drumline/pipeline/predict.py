@@ -36,7 +36,7 @@ def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     """Predict until there are no more features."""
     session: Session | None = None
     # One input for all batches: new ones of ever other sizes would fragment the heap.
-    rows = np.empty((job.settings.batch_size, *job.bundle.front_end.shape), np.float32)
+    rows = np.empty((job.settings.batch_size, *job.bundle.row_shape), np.float32)
     while (slots := _next_batch(queues, job.settings.batch_size)) is not None:
         lap(Step.WAIT_INPUT, 0)
         if slots := table.take(slots, State.READY, State.PREDICTING):

@@ -106,7 +106,7 @@ class _Supervisor:
         self._table = SlotTable.create(
             slots,
             self._workers_wanted,
-            job.bundle.front_end.shape,
+            job.bundle.row_shape,
             len(job.bundle.labels),
             len(self._labels),
         )
