@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text
+from drumline.cli.common import Command, comma_separated, echo_json, json_option, path_type, safe_text
 from drumline.errors import RuntimeMissingError
 
-__all__ = ["convert"]
+__all__ = ["convert", "ensemble"]
 
 
 def require(*packages: str) -> None:
@@ -89,3 +89,62 @@ def convert(
         f"largest difference in a probability: {parity['probabilities']:.1e} from the original, "
         f"{parity['batch']:.1e} between batch sizes"
     )
+
+
+@click.command(
+    "ensemble",
+    cls=Command,
+    examples=(
+        "drumline ensemble models/a models/b --out models/both --weights 0.6,0.4",
+        "drumline ensemble models/a models/b --out models/both --manifest manifest.jsonl --split validation",
+    ),
+)
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLES...")
+@click.option("--out", type=path_type(), required=True, help="Bundle to make; nothing may stand there.")
+@click.option(
+    "--mean",
+    type=click.Choice(["geometric", "arithmetic"]),
+    default="geometric",
+    show_default=True,
+    help="Of the members' calibrated probabilities.",
+)
+@click.option("--weights", callback=comma_separated, help="One for each member: A,B. [fitted, or all equal]")
+@click.option(
+    "--manifest", type=path_type(), help="Recordings to fit weights and temperature on, seen by no member."
+)
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    default=("validation",),
+    show_default=True,
+    help="Side of the manifest to use; several may be named.",
+)
+@click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the bundle.")
+@json_option
+def ensemble(bundles: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Make one bundle of several BUNDLES: the weighted mean of what they say.
+
+    Members that share a front end become one graph. Otherwise the bundle holds copies of its members, and
+    each front end is computed once for every file. Weights are divided by their sum. With a manifest, weights
+    that are not given are fitted, and the mean is calibrated by one temperature.
+
+    Exits with 4 when the bundles have not the same labels, with 8 when something stands at --out.
+    """
+    require("onnx")
+    from drumline_convert.combine import combine
+
+    report = combine(bundles, **options)
+    if as_json:
+        echo_json(report)
+        return
+    for member in report["members"]:
+        click.echo(f"{member['weight']:.4f}  {safe_text(member['name'])}{_figures(member)}")
+    form = "one graph" if report["merged"] else "naming its members"
+    click.echo(f"bundle {safe_text(str(options['out']))} written, {form}{_figures(report)}")
+
+
+def _figures(values: dict[str, Any]) -> str:
+    if "accuracy" not in values:
+        return ""
+    return f"; accuracy {values['accuracy']:.4f}, negative log-likelihood {values['nll']:.4f}"

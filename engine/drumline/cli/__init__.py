@@ -39,6 +39,7 @@ TRAINING_COMMANDS = {
     "train": "drumline_convert.cli:train",
     "convert": "drumline_convert.cli_convert:convert",
     "evaluate": "drumline_convert.cli_evaluate:evaluate",
+    "ensemble": "drumline_convert.cli_convert:ensemble",
 }
 """Commands of `drumline_convert`, shown when it is installed."""
 
