@@ -20,7 +20,7 @@ from drumline.rows import RowReader
 from drumline.runs import open_run
 from drumline_convert.combine import combine
 from drumline_convert.manifest import Row, write_manifest
-from tests.convert.conftest import LABELS, drum
+from tests.convert.drums import LABELS, drum
 from tests.convert.graphs import onnx
 from tests.making import CommandLine, gated_model, linear_model, make_bundle
 
