@@ -1,57 +1,113 @@
-"""The network: a small residual CNN that is fed raw MFCC and sees smoothed log-mel bands.
+"""The networks: raw features in, logits of the fine labels out.
 
-The first layer undoes the DCT: 40 coefficients become `bands` log-mel values per frame, standardised by
-the training set's mean and deviation. It is one fixed matrix, so a bundle on plain MFCC gets what a
-convolution over frequency needs, neighbours that are neighbours, for 0.25 million multiplications.
+*Model 1* (``cnn``) is a small residual CNN. *Model 2* (``autoencoder``) classifies the codes of a
+convolutional encoder that has first learnt to rebuild what it hears (`drumline_convert.autoencoder`).
+
+Both see standardised log-mel bands. On an MFCC front end a fixed first layer undoes the DCT: 40 coefficients
+become `bands` log-mel values per frame. It is one matrix, so a bundle on plain MFCC gets what a convolution
+over frequency needs, neighbours that are neighbours, for 0.25 million multiplications. Deltas become further
+channels of the same image.
+
+Layers whose name begins with ``head`` belong to the classifier; all others to the body, which can be frozen
+and taken over from an earlier model, name by name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drumline.errors import ConfigError
 from drumline.frontend import FrontEnd
+from drumline_convert.layers import (
+    SpectralSettings,
+    attention_pool,
+    convolution,
+    joint_logits,
+    residual,
+    spectral_augment,
+)
 
-__all__ = ["Architecture", "Standardisation", "build_model", "inverse_dct", "multiply_adds"]
+__all__ = [
+    "Architecture",
+    "Standardisation",
+    "band_matrix",
+    "build_model",
+    "inverse_dct",
+    "log_mel_image",
+    "multiply_adds",
+]
+
+Kind = Literal["cnn", "autoencoder"]
+Pooling = Literal["average+max", "attention+max"]
+Heads = Literal["fine", "fine+canonical"]
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Size of the network.
+    """Kind and size of the network.
 
     Parameters
     ----------
+    kind
+        ``"cnn"`` (Model 1) or ``"autoencoder"`` (Model 2).
     bands
-        Log-mel bands per frame after the inverse DCT.
+        Log-mel bands per frame that the network sees.
     stem
         Channels of the first convolution (5 × 5, stride 2).
     widths
-        Channels of the residual blocks; each block halves frames and bands.
+        Channels of the blocks that follow; each block halves frames and bands.
+    squeeze
+        Reduction of the squeeze-and-excite gate in every block of Model 1; 0 for none.
+    pooling
+        How Model 1 sums up time: the maximum next to the plain or to a learnt, weighted average.
+    heads
+        ``"fine"``: one softmax, whose sums are the canonical probabilities; ``"fine+canonical"``: a canonical
+        head and a fine head within each canonical label, multiplied in the graph.
+    code
+        Size of Model 2's code.
     dropout
-        Share of the pooled features that is dropped in training.
+        Share of what the head is fed that is dropped in training.
     """
 
+    kind: Kind = "cnn"
     bands: int = 64
     stem: int = 16
     widths: tuple[int, ...] = (16, 48, 96)
+    squeeze: int = 0
+    pooling: Pooling = "average+max"
+    heads: Heads = "fine"
+    code: int = 128
     dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name, choices in (("kind", Kind), ("pooling", Pooling), ("heads", Heads)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(
+                    f"architecture.{name} {getattr(self, name)!r} is none of {', '.join(get_args(choices))}"
+                )
+        if min(self.bands, self.stem, self.code, *self.widths) < 1 or self.squeeze < 0:
+            raise ConfigError("sizes in architecture must be positive")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"architecture.dropout {self.dropout} is not within 0..1")
 
 
 @dataclass(frozen=True, slots=True)
 class Standardisation:
-    """Mean and deviation of every log-mel band over a training set, each (bands,) float32."""
+    """Mean and deviation of every band and channel over a training set, each (channels, bands) float32."""
 
     mean: NDArray[np.float32]
     deviation: NDArray[np.float32]
 
     @classmethod
-    def of(cls, features: NDArray[np.float32], bands: int, n_mels: int) -> Standardisation:
-        """Measure over MFCC `features` (n, coefficients, frames), dB, that were made from `n_mels` bands."""
-        matrix = inverse_dct(features.shape[1], bands, n_mels)
-        mel = np.einsum("ncf,cb->nfb", features, matrix).reshape(-1, bands)
+    def of(cls, features: NDArray[np.float32], bands: int, front_end: FrontEnd) -> Standardisation:
+        """Measure over `features` (n, rows, frames) of `front_end`, in dB."""
+        matrix = band_matrix(front_end, bands)
+        channels = features.reshape(len(features), -1, len(matrix), front_end.frames)
+        mel = np.einsum("nkcf,cb->nfkb", channels, matrix).reshape(-1, channels.shape[1], bands)
         return cls(mel.mean(axis=0), mel.std(axis=0) + np.float32(1.0))
 
 
@@ -67,45 +123,89 @@ def inverse_dct(coefficients: int, bands: int, n_mels: int) -> NDArray[np.float3
     return np.asarray(scale * np.cos(np.pi * order * position), np.float32)
 
 
+def resizing(size: int, wanted: int) -> NDArray[np.float32]:
+    """Return the matrix (size, wanted) of linear interpolation between the centres of evenly wide cells."""
+    position = np.clip((np.arange(wanted) + 0.5) * size / wanted - 0.5, 0, size - 1)
+    return np.asarray(np.maximum(0.0, 1.0 - np.abs(np.arange(size)[:, None] - position)), np.float32)
+
+
+def band_matrix(front_end: FrontEnd, bands: int) -> NDArray[np.float32]:
+    """Return the matrix (coefficients, bands) from one frame of the front end to log-mel bands in dB."""
+    if front_end.kind == "mfcc":
+        return inverse_dct(front_end.n_mfcc, bands, front_end.n_mels)
+    return resizing(front_end.n_mels, bands)
+
+
 def build_model(
-    architecture: Architecture, front_end: FrontEnd, classes: int, standardisation: Standardisation
+    architecture: Architecture,
+    front_end: FrontEnd,
+    collapse: NDArray[np.float32],
+    standardisation: Standardisation,
+    spectral: SpectralSettings | None = None,
 ) -> Any:
-    """Build the Keras model: MFCC (batch, coefficients, frames) → logits (batch, classes)."""
+    """Build the Keras model: features (batch, rows, frames) → logits (batch, fine).
+
+    Parameters
+    ----------
+    collapse
+        Matrix (fine, canonical) of 0 and 1.
+    spectral
+        What is done to the image in training; None leaves the layer out.
+    """
     import keras
     from keras import layers
 
-    coefficients, frames = front_end.shape
-    features = keras.Input((coefficients, frames), name="features")
-    x = layers.Permute((2, 1))(features)
-    bands = layers.Dense(architecture.bands, trainable=False, name="log_mel")
-    x = layers.Reshape((frames, architecture.bands, 1))(bands(x))
-    matrix = inverse_dct(coefficients, architecture.bands, front_end.n_mels)
-    bands.set_weights([matrix / standardisation.deviation, -standardisation.mean / standardisation.deviation])
-    x = _convolution(x, architecture.stem, kernel=5, stride=2)
-    for width in architecture.widths:
-        x = _residual(x, width)
-    x = layers.Reshape((x.shape[1], x.shape[2] * x.shape[3]))(x)
-    x = layers.Concatenate()([layers.GlobalAveragePooling1D()(x), layers.GlobalMaxPooling1D()(x)])
+    features, x = log_mel_image(architecture.bands, front_end, standardisation)
+    if spectral is not None:
+        x = spectral_augment(spectral, standardisation.deviation)(x)
+    if architecture.kind == "cnn":
+        x = _cnn(x, architecture)
+    else:
+        from drumline_convert.autoencoder import encoder, resized
+
+        code = encoder(resized(x), architecture)
+        x = layers.ReLU()(layers.Dense(architecture.code, name="head_hidden")(code))
     x = layers.Dropout(architecture.dropout)(x)
-    return keras.Model(features, layers.Dense(classes, name="logits")(x))
+    logits = layers.Dense(len(collapse), name="head_logits")(x)
+    if architecture.heads == "fine+canonical":
+        canonical = layers.Dense(collapse.shape[1], name="head_canonical")(x)
+        logits = joint_logits(logits, canonical, collapse)
+    return keras.Model(features, logits)
 
 
-def _convolution(x: Any, channels: int, kernel: int, stride: int = 1, relu: bool = True) -> Any:
+def log_mel_image(bands: int, front_end: FrontEnd, standardisation: Standardisation) -> tuple[Any, Any]:
+    """Return the input and the standardised image (frames, bands, channels) that the network sees of it."""
+    import keras
     from keras import layers
 
-    x = layers.Conv2D(channels, kernel, strides=stride, padding="same", use_bias=False)(x)
-    x = layers.BatchNormalization()(x)
-    return layers.ReLU()(x) if relu else x
+    matrix = band_matrix(front_end, bands)
+    features = keras.Input(front_end.shape, name="features")
+    rows = layers.Permute((2, 1))(features)
+    channels = []
+    for number, (mean, deviation) in enumerate(
+        zip(standardisation.mean, standardisation.deviation, strict=True)
+    ):
+        first = number * len(matrix)
+        # A slice of everything would be one more node in the graph.
+        part = rows if front_end.shape[0] == len(matrix) else rows[:, :, first : first + len(matrix)]
+        layer = layers.Dense(bands, trainable=False, name=f"log_mel{number or ''}")
+        channels.append(layers.Reshape((front_end.frames, bands, 1))(layer(part)))
+        layer.set_weights([matrix / deviation, -mean / deviation])
+    return features, channels[0] if len(channels) == 1 else layers.Concatenate()(channels)
 
 
-def _residual(x: Any, channels: int) -> Any:
+def _cnn(x: Any, architecture: Architecture) -> Any:
     from keras import layers
 
-    y = _convolution(x, channels, kernel=3, stride=2)
-    y = _convolution(y, channels, kernel=3, relu=False)
-    shortcut = layers.AveragePooling2D(2, padding="same")(x)
-    shortcut = _convolution(shortcut, channels, kernel=1, relu=False)
-    return layers.ReLU()(layers.Add()([y, shortcut]))
+    x = convolution(x, architecture.stem, kernel=5, stride=2, name="stem")
+    for number, width in enumerate(architecture.widths, start=1):
+        x = residual(x, width, architecture.squeeze, name=f"block{number}")
+    x = layers.Reshape((x.shape[1], x.shape[2] * x.shape[3]))(x)
+    if architecture.pooling == "attention+max":
+        average = attention_pool(x, name="attention")
+    else:
+        average = layers.GlobalAveragePooling1D()(x)
+    return layers.Concatenate()([average, layers.GlobalMaxPooling1D()(x)])
 
 
 def multiply_adds(model: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drumline.durable import write_json
+from drumline.durable import write_bytes, write_json
 from drumline_convert.architecture import multiply_adds
 from drumline_convert.bundle_writer import BundleDescription, write_bundle
 from drumline_convert.calibration import calibration_json
@@ -21,6 +21,7 @@ from drumline_convert.cost import files_per_cpu_second
 from drumline_convert.crossval import figures
 from drumline_convert.export import OPSET, check_parity, export_onnx
 from drumline_convert.provenance import write_training_set
+from drumline_convert.transfer import KERAS_NAME
 from drumline_convert.workbench import ModelSettings, Report, Workbench, prepare
 
 __all__ = ["cross_validate", "make_model"]
@@ -45,7 +46,8 @@ def make_model(settings: ModelSettings, report: Report = print) -> dict[str, Any
     """
     bench = prepare(settings, report)
     logits = bench.held_out_logits()
-    model = bench.final_model()
+    keras_model = bench.final_model()
+    model = _load(keras_model)
     graph = bench.directory / f"model.opset{OPSET}.onnx"
     # tf2onnx numbers its nodes anew each time: exported once, the same training stays the same file.
     if not graph.exists():
@@ -58,9 +60,16 @@ def make_model(settings: ModelSettings, report: Report = print) -> dict[str, Any
     )
     write_bundle(settings.out, graph, bench.taxonomy, _description(bench, metrics))
     write_training_set(settings.out, bench.recordings)
+    write_bytes(settings.out / KERAS_NAME, keras_model.read_bytes())
     write_json(settings.build / "model" / "metrics.json", metrics)
     report(f"bundle {settings.out} written")
     return metrics
+
+
+def _load(path: Path) -> Any:
+    import keras
+
+    return keras.models.load_model(path)
 
 
 def cross_validate(settings: ModelSettings, report: Report = print) -> dict[str, Any]:

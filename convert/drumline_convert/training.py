@@ -1,8 +1,9 @@
 """One training: features and labels in, Keras model out.
 
-The loss is the cross-entropy of the fine labels plus that of the canonical ones, whose probability is the
-sum of their fine probabilities; so what the engine decides by is trained directly. Weights are averaged
-exponentially over the steps, and the averages are the result.
+In order: Model 2's encoder learns to rebuild what it hears; the weights of an earlier model are taken over;
+the head is fitted while the body is frozen; everything is fitted. Each step is a `fit` in a directory of its
+own, so a stopped training goes on where it was. Where teachers are asked for, they are trained first; where
+members are, each is trained so, and the result is their mean.
 """
 
 from __future__ import annotations
@@ -10,18 +11,29 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drumline.errors import ConfigError
 from drumline.frontend import FrontEnd
 from drumline_convert.architecture import Architecture, Standardisation, build_model
+from drumline_convert.autoencoder import build_autoencoder, reconstruction_loss
+from drumline_convert.batches import SamplingSettings, TrainingData, batches, targets
+from drumline_convert.fitting import FitSettings, OnEpoch, fit
+from drumline_convert.layers import SpectralSettings
+from drumline_convert.losses import LossSettings, canonical_accuracy, classification_loss
 
-__all__ = ["TrainingData", "TrainingSettings", "predict_logits", "prepare_tensorflow", "train"]
+__all__ = ["Start", "TrainingData", "TrainingSettings", "predict_logits", "prepare_tensorflow", "train"]
 
-OnEpoch = Callable[[int, float], None]
+Start = Callable[[Any], None]
+"""Gives a network that was just built the weights of an earlier one."""
+
+_TEACHER_SEED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,55 +44,49 @@ class TrainingSettings:
     ----------
     epochs
         Passes over the recordings; every pass sees one variant of each.
-    batch_size
-        Recordings per step.
-    learning_rate
-        Peak of the cosine schedule, after one epoch of warm-up.
-    weight_decay
-        Decoupled weight decay of AdamW.
-    label_smoothing
-        Share of the fine target that is spread over all fine labels.
-    canonical_weight
-        Weight of the canonical cross-entropy next to the fine one.
-    average
-        Momentum of the weight average per step.
+    pretrain_epochs
+        Passes in which Model 2's autoencoder learns to rebuild its input, before any label counts.
+    frozen_epochs
+        Passes in which only the head is fitted, before the others.
+    validation
+        Share of the recordings, in whole families, that is kept from training to watch the loss on.
+    members
+        Networks, each from another seed, whose mean is the result.
+    teachers
+        Networks, each from another seed, whose mean the network is trained to say after them.
     seed
         Seed of weights, order and variants.
+    fit, loss, sampling, spectral
+        See `FitSettings`, `LossSettings`, `SamplingSettings`, `SpectralSettings`.
     """
 
     epochs: int = 40
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 5e-3
-    label_smoothing: float = 0.05
-    canonical_weight: float = 1.0
-    average: float = 0.995
+    pretrain_epochs: int = 15
+    frozen_epochs: int = 0
+    validation: float = 0.0
+    members: int = 1
+    teachers: int = 0
     seed: int = 0
+    fit: FitSettings = field(default_factory=FitSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    spectral: SpectralSettings = field(default_factory=SpectralSettings)
 
-
-@dataclass(frozen=True, slots=True)
-class TrainingData:
-    """What is learnt from.
-
-    Parameters
-    ----------
-    features
-        (n, variants, coefficients, frames) float32, perhaps memory-mapped; the first variant is unaltered.
-    rows
-        Indices into `features` of the recordings to use, (m,).
-    fine
-        Fine label index of each of them, (m,).
-    weight
-        Weight in the loss of each of them, (m,).
-    collapse
-        Matrix (fine, canonical) of 0 and 1.
-    """
-
-    features: NDArray[np.float32]
-    rows: NDArray[np.intp]
-    fine: NDArray[np.intp]
-    weight: NDArray[np.float32]
-    collapse: NDArray[np.float32]
+    def __post_init__(self) -> None:
+        if (
+            min(self.epochs, self.members) < 1
+            or min(self.pretrain_epochs, self.frozen_epochs, self.teachers) < 0
+        ):
+            raise ConfigError(
+                "training: epochs and members must be at least 1, the other counts not negative"
+            )
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"training.validation {self.validation} is not within 0..1")
+        if self.fit.patience and not self.validation:
+            raise ConfigError(
+                "fit.patience watches the loss of validation families, and there are none",
+                "Set training.validation, for instance to 0.1.",
+            )
 
 
 def prepare_tensorflow(threads: int = 2) -> None:
@@ -114,105 +120,192 @@ def train(
     front_end: FrontEnd,
     architecture: Architecture,
     settings: TrainingSettings,
+    *,
+    start: Start | None = None,
+    directory: Path | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Any:
-    """Train a network.
+    """Train what the settings ask for: teachers, then members, and return the members' mean.
 
     Parameters
     ----------
+    start
+        Where the weights come from; None: from the seed.
+    directory
+        Where a stopped training goes on from; None keeps nothing.
     on_epoch
         Called after every epoch with its number, from 1, and the training loss.
 
     Returns
     -------
     keras.Model
-        MFCC (batch, coefficients, frames) → logits (batch, fine), with averaged weights, not compiled.
+        features (batch, rows, frames) → logits (batch, fine), with averaged weights, not compiled.
     """
+    with contextlib.ExitStack() as stack:
+        place = directory or Path(stack.enter_context(TemporaryDirectory()))
+
+        def network(taught: TrainingData, seed: int, name: str) -> Any:
+            one = replace(settings, seed=seed)
+            return _network(taught, front_end, architecture, one, start, place / name, on_epoch)
+
+        if settings.teachers:
+            seeds = range(settings.seed + _TEACHER_SEED, settings.seed + _TEACHER_SEED + settings.teachers)
+            data = replace(
+                data,
+                teacher=_taught(
+                    data, place, lambda: [network(data, seed, f"teacher{seed}") for seed in seeds]
+                ),
+            )
+        members = range(settings.seed, settings.seed + settings.members)
+        return _mean([network(data, seed, f"member{seed}") for seed in members], front_end)
+
+
+def _taught(data: TrainingData, directory: Path, teachers: Callable[[], list[Any]]) -> NDArray[np.float32]:
+    """Return the mean log-probabilities that the teachers give to every variant, (m, variants, fine)."""
+    path = directory / "teacher.npy"
+    if not path.exists():
+        networks = teachers()
+        variants = range(data.features.shape[1])
+        logits = [_mean_log_probs(networks, data.features[data.rows, variant]) for variant in variants]
+        partial = directory / "partial.npy"
+        np.save(partial, np.stack(logits, axis=1))
+        partial.replace(path)
+    return np.asarray(np.load(path), np.float32)
+
+
+def _mean_log_probs(networks: list[Any], features: NDArray[np.float32]) -> NDArray[np.float32]:
+    from scipy.special import log_softmax
+
+    logits = [network.predict(np.asarray(features), batch_size=256, verbose=0) for network in networks]
+    return np.asarray(np.mean([log_softmax(part, axis=1) for part in logits], axis=0), np.float32)
+
+
+def _mean(networks: list[Any], front_end: FrontEnd) -> Any:
+    """Return one model whose logits are the mean of the networks': their geometric mean as probabilities."""
+    import keras
+
+    if len(networks) == 1:
+        return networks[0]
+    features = keras.Input(front_end.shape, name="features")
+    for number, network in enumerate(networks):
+        network.name = f"member{number}"
+    return keras.Model(features, keras.layers.Average(name="logits")([net(features) for net in networks]))
+
+
+def _network(
+    data: TrainingData,
+    front_end: FrontEnd,
+    architecture: Architecture,
+    settings: TrainingSettings,
+    start: Start | None,
+    directory: Path,
+    on_epoch: OnEpoch | None,
+) -> Any:
+    """Train one network."""
     import keras
 
     keras.utils.set_random_seed(settings.seed)
-    some = np.sort(data.rows)[:: max(len(data.rows) // 1000, 1)]
-    clean = np.asarray(data.features[some, 0])
-    standardisation = Standardisation.of(clean, architecture.bands, front_end.n_mels)
-    model = build_model(architecture, front_end, len(data.collapse), standardisation)
-    batches = _batches(data, settings)
-    model.compile(_optimizer(settings, len(batches)), _loss(data.collapse, settings))
-    model.fit(batches, epochs=settings.epochs, verbose=0, shuffle=False, callbacks=_callbacks(on_epoch))
-    # A model that was never compiled can be saved and loaded without our loss.
-    result = build_model(architecture, front_end, len(data.collapse), standardisation)
+    standardisation = _standardisation(data, front_end, architecture)
+    spectral = settings.spectral if settings.spectral.active else None
+    model = build_model(architecture, front_end, data.collapse, standardisation, spectral)
+    if start is not None:
+        start(model)
+    elif architecture.kind == "autoencoder" and settings.pretrain_epochs:
+        _pretrain(model, data, front_end, architecture, standardisation, settings, directory, on_epoch)
+    shown, watched = _split(data, settings)
+    if settings.frozen_epochs:
+        with _frozen(model):
+            _fit(model, shown, watched, settings, settings.frozen_epochs, directory / "head", on_epoch)
+    _fit(model, shown, watched, settings, settings.epochs, directory / "whole", on_epoch)
+    # A model that was never compiled can be saved and loaded without our loss and our layers.
+    result = build_model(architecture, front_end, data.collapse, standardisation)
     result.set_weights(model.get_weights())
     return result
 
 
-def _callbacks(on_epoch: OnEpoch | None) -> list[Any]:
-    import keras
-
-    if on_epoch is None:
-        return []
-    return [
-        keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1, logs["loss"]))
-    ]
+def _standardisation(data: TrainingData, front_end: FrontEnd, architecture: Architecture) -> Standardisation:
+    some = np.sort(data.rows)[:: max(len(data.rows) // 1000, 1)]
+    return Standardisation.of(np.asarray(data.features[some, 0]), architecture.bands, front_end)
 
 
-def _optimizer(settings: TrainingSettings, steps: int) -> Any:
-    import keras
-
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=settings.learning_rate / 20,
-        decay_steps=max(steps * (settings.epochs - 1), 1),
-        alpha=0.01,
-        warmup_target=settings.learning_rate,
-        warmup_steps=steps,
+def _pretrain(
+    model: Any,
+    data: TrainingData,
+    front_end: FrontEnd,
+    architecture: Architecture,
+    standardisation: Standardisation,
+    settings: TrainingSettings,
+    directory: Path,
+    on_epoch: OnEpoch | None,
+) -> None:
+    """Let an autoencoder learn to rebuild its input, and give its encoder to `model`."""
+    autoencoder = build_autoencoder(architecture, front_end, standardisation)
+    shown = batches(replace(data, teacher=None), replace(settings.sampling, mixup=0.0), settings.seed)
+    plain = replace(settings.fit, patience=0)
+    fit(
+        autoencoder,
+        shown,
+        reconstruction_loss,
+        plain,
+        settings.pretrain_epochs,
+        directory / "autoencoder",
+        on_epoch=on_epoch,
     )
-    return keras.optimizers.AdamW(
-        schedule, weight_decay=settings.weight_decay, use_ema=True, ema_momentum=settings.average
+    for layer in model.layers:
+        if layer.name.startswith("encoder"):
+            layer.set_weights(autoencoder.get_layer(layer.name).get_weights())
+
+
+def _fit(
+    model: Any,
+    shown: TrainingData,
+    watched: TrainingData | None,
+    settings: TrainingSettings,
+    epochs: int,
+    directory: Path,
+    on_epoch: OnEpoch | None,
+) -> None:
+    fit(
+        model,
+        batches(shown, settings.sampling, settings.seed),
+        classification_loss(shown.collapse, settings.loss),
+        settings.fit,
+        epochs,
+        directory,
+        metrics=(canonical_accuracy(shown.collapse),),
+        validation=None if watched is None else (watched.clean(), targets(watched)),
+        on_epoch=on_epoch,
     )
 
 
-def _loss(collapse: NDArray[np.float32], settings: TrainingSettings) -> Any:
-    import tensorflow as tf
-
-    classes = len(collapse)
-    # log of a sum of probabilities = logsumexp of log-probabilities; -1e9 stands for "not in this class".
-    outside = tf.constant((1 - collapse) * -1e9)
-    canonical_of = tf.constant(collapse.argmax(axis=1))
-
-    def loss(target: Any, logits: Any) -> Any:
-        fine = tf.cast(tf.reshape(target, (-1,)), tf.int32)
-        log_fine = tf.nn.log_softmax(logits)
-        smooth = settings.label_smoothing
-        wanted = tf.one_hot(fine, classes) * (1 - smooth) + smooth / classes
-        log_canonical = tf.reduce_logsumexp(log_fine[:, :, None] + outside[None], axis=1)
-        canonical = tf.gather(log_canonical, tf.gather(canonical_of, fine), axis=1, batch_dims=1)
-        return -tf.reduce_sum(wanted * log_fine, axis=1) - settings.canonical_weight * canonical
-
-    return loss
+@contextlib.contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """Keep all but the head from moving."""
+    body = [layer for layer in model.layers if layer.trainable and not layer.name.startswith("head")]
+    for layer in body:
+        layer.trainable = False
+    try:
+        yield
+    finally:
+        for layer in body:
+            layer.trainable = True
 
 
-def _batches(data: TrainingData, settings: TrainingSettings) -> Any:
-    """Return a Keras data set that draws another variant of every recording in every epoch."""
-    import keras
-
-    class Batches(keras.utils.PyDataset):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self._rng = np.random.default_rng(settings.seed)
-            self.on_epoch_end()
-
-        def on_epoch_end(self) -> None:
-            self._order = self._rng.permutation(len(data.rows))
-            self._variant = self._rng.integers(0, data.features.shape[1], len(data.rows))
-
-        def __len__(self) -> int:
-            # A smaller last batch would compile a second graph; the next epoch draws what is left out.
-            return max(len(data.rows) // settings.batch_size, 1)
-
-        def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
-            part = self._order[index * settings.batch_size :][: settings.batch_size]
-            features = data.features[data.rows[part], self._variant[part]]
-            return np.asarray(features, np.float32), data.fine[part], data.weight[part]
-
-    return Batches()
+def _split(data: TrainingData, settings: TrainingSettings) -> tuple[TrainingData, TrainingData | None]:
+    """Return what is trained on and what the loss is watched on: whole families, seeded."""
+    if not settings.validation:
+        return data, None
+    if data.family is None:
+        raise ConfigError("training.validation keeps whole families apart, but the recordings state none")
+    families = np.random.default_rng(settings.seed).permutation(np.unique(data.family))
+    size = np.cumsum([np.count_nonzero(data.family == family) for family in families])
+    kept = families[: 1 + int(np.searchsorted(size, settings.validation * len(data.rows)))]
+    if len(kept) == len(families):
+        raise ConfigError(
+            f"{len(families)} families are too few to keep a share of {settings.validation} for validation"
+        )
+    watched = np.isin(data.family, kept)
+    return data.only(np.flatnonzero(~watched)), data.only(np.flatnonzero(watched))
 
 
 def predict_logits(model: Any, features: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,17 +23,19 @@ from drumline_convert.architecture import Architecture
 from drumline_convert.augment import AugmentSettings
 from drumline_convert.corpus import Recording, read_corpus
 from drumline_convert.dataset import FeatureStore
-from drumline_convert.split import family_folds
+from drumline_convert.split import family_folds, family_groups
 from drumline_convert.taxonomy import DEFAULT_TAXONOMY, TrainingTaxonomy, read_taxonomy
 from drumline_convert.training import (
+    Start,
     TrainingData,
     TrainingSettings,
     predict_logits,
     prepare_tensorflow,
     train,
 )
+from drumline_convert.transfer import load_earlier, take_over
 
-__all__ = ["ModelSettings", "Report", "Workbench", "prepare"]
+__all__ = ["ModelSettings", "Report", "Workbench", "prepare", "save_model"]
 
 Report = Callable[[str], None]
 
@@ -58,6 +60,8 @@ class ModelSettings:
         Folds by family.
     threads
         Cores used.
+    start
+        Bundle or ``.keras`` file whose weights training starts from.
     """
 
     corpus: Path
@@ -67,6 +71,7 @@ class ModelSettings:
     taxonomy: Path = DEFAULT_TAXONOMY
     folds: int = 5
     threads: int = 2
+    start: Path | None = None
     front_end: FrontEnd = field(default_factory=FrontEnd)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     architecture: Architecture = field(default_factory=Architecture)
@@ -115,48 +120,80 @@ class Workbench:
         """How many families there are."""
         return len({recording.family for recording in self.recordings})
 
-    def held_out_logits(self) -> NDArray[np.float32]:
-        """Return the logits (n, fine) of every recording by the network that did not see its fold."""
-        logits = np.empty((len(self.recordings), len(self.taxonomy.fine)), np.float32)
-        for fold in range(self.settings.folds):
+    def held_out_logits(self, folds: Iterable[int] | None = None) -> NDArray[np.float32]:
+        """Return the logits (n, fine) of every recording by the network that did not see its fold.
+
+        Rows of recordings outside `folds` (None: all) are NaN.
+        """
+        logits = np.full((len(self.recordings), len(self.taxonomy.fine)), np.nan, np.float32)
+        for fold in range(self.settings.folds) if folds is None else folds:
             logits[self.fold_of == fold] = self._fold_logits(fold)
         return logits
 
     def _fold_logits(self, fold: int) -> NDArray[np.float32]:
         path = self.directory / f"fold{fold}.npy"
         if not path.exists():
-            model = self._train(np.flatnonzero(self.fold_of != fold), f"fold {fold + 1}")
+            model = self.trained(np.flatnonzero(self.fold_of != fold), f"fold {fold + 1}", f"fold{fold}")
             logits = predict_logits(model, self.features, self.rows[self.fold_of == fold])
             partial = path.with_name("partial.npy")
             np.save(partial, logits)
             partial.replace(path)
         return np.asarray(np.load(path), np.float32)
 
-    def final_model(self) -> Any:
-        """Return the Keras model that is trained on all recordings."""
-        import keras
-
+    def final_model(self) -> Path:
+        """Return the Keras model, as a file, that is trained on all recordings."""
         path = self.directory / "final.keras"
         if not path.exists():
-            model = self._train(np.arange(len(self.recordings)), "all recordings")
-            partial = path.with_name("partial.keras")
-            model.save(partial)
-            partial.replace(path)
-        return keras.models.load_model(path)
+            save_model(self.trained(np.arange(len(self.recordings)), "all recordings", "final"), path)
+        return path
 
-    def _train(self, chosen: NDArray[np.intp], what: str) -> Any:
-        """Train on the recordings numbered `chosen`."""
+    def trained(self, chosen: NDArray[np.intp], what: str, name: str) -> Any:
+        """Return the Keras model that is trained on the recordings numbered `chosen`.
+
+        Parameters
+        ----------
+        what
+            What it is called in reports.
+        name
+            Directory below this training's where it goes on from when it was stopped.
+        """
         weight = np.array([recording.weight for recording in self.recordings], np.float32)
         data = TrainingData(
-            self.features, self.rows[chosen], self.fine[chosen], weight[chosen], self.taxonomy.collapse
+            self.features,
+            self.rows[chosen],
+            self.fine[chosen],
+            weight[chosen],
+            self.taxonomy.collapse,
+            family_groups(self.recordings)[chosen],
         )
-        settings, epochs = self.settings, self.settings.training.epochs
+        settings = self.settings
 
         def on_epoch(epoch: int, loss: float) -> None:
-            if epoch % 10 == 0 or epoch == epochs:
-                self.report(f"{what}: epoch {epoch} of {epochs}, loss {loss:.3f}")
+            if epoch % 10 == 0 or epoch == settings.training.epochs:
+                self.report(f"{what}: epoch {epoch} of {settings.training.epochs}, loss {loss:.3f}")
 
-        return train(data, settings.front_end, settings.architecture, settings.training, on_epoch)
+        return train(
+            data,
+            settings.front_end,
+            settings.architecture,
+            settings.training,
+            start=self._start(),
+            directory=self.directory / name,
+            on_epoch=on_epoch,
+        )
+
+    def _start(self) -> Start | None:
+        if self.settings.start is None:
+            return None
+        earlier, labels = load_earlier(self.settings.start), self.taxonomy.fine
+        return lambda model: take_over(model, earlier, labels)
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Write a Keras model, whole or not at all."""
+    partial = path.with_name("partial.keras")
+    model.save(partial)
+    partial.replace(path)
 
 
 def prepare(settings: ModelSettings, report: Report) -> Workbench:
@@ -194,8 +231,10 @@ def _fingerprint(
     recordings: list[Recording],
     fold_of: NDArray[np.intp],
 ) -> str:
+    earlier = load_earlier(settings.start).path.read_bytes() if settings.start else b""
     decisive = [
         store,
+        hashlib.sha256(earlier).hexdigest(),
         asdict(settings.architecture),
         asdict(settings.training),
         taxonomy.labels.checksum,

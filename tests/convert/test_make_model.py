@@ -14,6 +14,7 @@ from drumline.bundle import load_bundle
 from drumline.errors import BundleError, ConfigError
 from drumline_convert.architecture import Architecture
 from drumline_convert.augment import AugmentSettings
+from drumline_convert.batches import SamplingSettings
 from drumline_convert.training import TrainingSettings
 from drumline_convert.workbench import ModelSettings
 
@@ -43,7 +44,7 @@ def made(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
         folds=2,
         augment=AugmentSettings(variants=3),
         architecture=Architecture(bands=16, stem=4, widths=(8, 8)),
-        training=TrainingSettings(epochs=2, batch_size=8),
+        training=TrainingSettings(epochs=2, sampling=SamplingSettings(batch_size=8)),
     )
     lines: list[str] = []
     return Made(settings, make_model(settings, lines.append), lines)
@@ -92,7 +93,7 @@ def test_a_second_run_trains_nothing_again(made: Made, monkeypatch: pytest.Monke
     from drumline_convert import workbench
     from drumline_convert.make_model import cross_validate, make_model
 
-    def forbidden(*_: object) -> None:
+    def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(workbench, "train", forbidden)

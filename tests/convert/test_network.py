@@ -10,8 +10,8 @@ import scipy.fft
 
 from drumline.frontend import FrontEnd
 from drumline_convert.architecture import Architecture, Standardisation, build_model, inverse_dct
+from drumline_convert.losses import LossSettings, classification_loss
 from drumline_convert.taxonomy import TrainingTaxonomy
-from drumline_convert.training import TrainingSettings
 
 FRONT_END = FrontEnd()
 SMALL = Architecture(bands=16, stem=4, widths=(8,))
@@ -37,7 +37,8 @@ def test_standardised_bands_have_mean_0_and_deviation_1() -> None:
     import keras
 
     features = np.random.default_rng(0).normal(0, 60, (30, *FRONT_END.shape)).astype(np.float32)
-    model = build_model(SMALL, FRONT_END, 5, Standardisation.of(features, SMALL.bands, FRONT_END.n_mels))
+    standardisation = Standardisation.of(features, SMALL.bands, FRONT_END)
+    model = build_model(SMALL, FRONT_END, np.eye(5, dtype=np.float32), standardisation)
     bands = np.asarray(keras.Model(model.input, model.get_layer("log_mel").output)(features))
     assert bands.shape == (30, 98, 16)
     assert np.abs(bands.mean(axis=(0, 1))).max() < 1e-3
@@ -47,16 +48,16 @@ def test_standardised_bands_have_mean_0_and_deviation_1() -> None:
 def test_the_loss_is_fine_plus_canonical_cross_entropy(taxonomy: TrainingTaxonomy) -> None:
     pytest.importorskip("tensorflow", reason="tensorflow is not installed: pip install 'drumline[train]'")
     from drumline_convert.metrics import softmax
-    from drumline_convert.training import _loss
 
     collapse = taxonomy.collapse
     logits = np.random.default_rng(0).normal(0, 3, (6, len(collapse))).astype(np.float32)
     fine = np.array([0, 1, 2, 30, 40, 5])
-    settings = TrainingSettings(label_smoothing=0.0, canonical_weight=0.7)
+    settings = LossSettings(label_smoothing=0.0, canonical_weight=0.7)
     probs = softmax(logits)
     canonical = (probs @ collapse)[np.arange(6), collapse.argmax(axis=1)[fine]]
     expected = -np.log(probs[np.arange(6), fine]) - 0.7 * np.log(canonical)
-    assert np.allclose(np.asarray(_loss(collapse, settings)(fine[:, None], logits)), expected, atol=1e-4)
+    target = np.eye(len(collapse), dtype=np.float32)[fine]
+    assert np.allclose(classification_loss(collapse, settings)(target, logits), expected, atol=1e-4)
 
 
 def test_the_shipped_model_is_measured_as_the_engine_runs_it() -> None:
