@@ -210,8 +210,12 @@ def _cnn(x: Any, architecture: Architecture) -> Any:
 
 def multiply_adds(model: Any) -> int:
     """Multiply-adds of the model's convolutions for one file."""
-    return sum(
-        int(np.prod(layer.kernel.shape)) * layer.output.shape[1] * layer.output.shape[2]
-        for layer in model.layers
-        if type(layer).__name__ == "Conv2D"
-    )
+    return sum(_multiply_adds(layer) for layer in model.layers)
+
+
+def _multiply_adds(layer: Any) -> int:
+    if hasattr(layer, "layers"):
+        return multiply_adds(layer)
+    if type(layer).__name__ != "Conv2D":
+        return 0
+    return int(np.prod(layer.kernel.shape)) * int(layer.output.shape[1] * layer.output.shape[2])

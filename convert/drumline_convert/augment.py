@@ -16,10 +16,13 @@ __all__ = ["AugmentSettings", "variants"]
 
 Waveform = NDArray[np.float32]
 
+# Shorter frames than librosa's own: an attack must not smear over 46 ms.
+_STRETCH_FFT = 512
+
 
 @dataclass(frozen=True, slots=True)
 class AugmentSettings:
-    """How many variants, and how far each effect goes.
+    """How many variants, and how far each effect goes; 0 leaves an effect out.
 
     Parameters
     ----------
@@ -27,6 +30,10 @@ class AugmentSettings:
         Variants per recording; the first is the recording itself.
     semitones
         Largest change of pitch and length by resampling, both directions.
+    stretch
+        Largest change of length alone, by a phase vocoder, as a share of the length.
+    gain_db
+        Largest change of level, both directions; a front end that normalises the peak takes it back.
     eq_db
         Deviation of the random equaliser's points, dB.
     noise_db
@@ -41,6 +48,8 @@ class AugmentSettings:
 
     variants: int = 17
     semitones: float = 4.0
+    stretch: float = 0.0
+    gain_db: float = 0.0
     eq_db: float = 4.0
     noise_db: tuple[float, float] = (30.0, 75.0)
     drive: float = 6.0
@@ -71,8 +80,9 @@ def variants(
 
 
 def _augmented(x: Waveform, rate: int, settings: AugmentSettings, rng: np.random.Generator) -> Waveform:
-    for probability, effect in _EFFECTS:
-        if len(x) and rng.random() < probability:
+    for probability, effect, reach in _EFFECTS:
+        # An effect that is left out draws no number, so the others stay what they were.
+        if len(x) and (not reach or getattr(settings, reach)) and rng.random() < probability:
             x = effect(x, rate, settings, rng)
     return np.asarray(x, np.float32)
 
@@ -82,6 +92,21 @@ def _speed(x: Waveform, rate: int, settings: AugmentSettings, rng: np.random.Gen
 
     factor = 2.0 ** (rng.uniform(-settings.semitones, settings.semitones) / 12)
     return np.asarray(soxr.resample(x, rate * factor, rate, quality="LQ"), np.float32)
+
+
+def _stretch(x: Waveform, rate: int, settings: AugmentSettings, rng: np.random.Generator) -> Waveform:
+    from librosa.effects import time_stretch
+
+    if len(x) < _STRETCH_FFT:
+        return x
+    factor = 1.0 + rng.uniform(-settings.stretch, settings.stretch)
+    return np.asarray(time_stretch(x, rate=1 / factor, n_fft=_STRETCH_FFT), np.float32)
+
+
+def _gain(x: Waveform, rate: int, settings: AugmentSettings, rng: np.random.Generator) -> Waveform:
+    return np.asarray(
+        x * np.float32(10 ** (rng.uniform(-settings.gain_db, settings.gain_db) / 20)), np.float32
+    )
 
 
 def _shorter_tail(x: Waveform, rate: int, settings: AugmentSettings, rng: np.random.Generator) -> Waveform:
@@ -167,14 +192,17 @@ def _shift(x: Waveform, rate: int, settings: AugmentSettings, rng: np.random.Gen
     return np.concatenate([np.zeros(int(rng.uniform(0, settings.shift_seconds) * rate), np.float32), x])
 
 
-_EFFECTS: tuple[tuple[float, Effect], ...] = (
-    (0.8, _speed),
-    (0.3, _shorter_tail),
-    (0.2, _truncate),
-    (0.2, _drive),
-    (0.6, _filter),
-    (0.15, _low_rate),
-    (0.15, _low_depth),
-    (0.5, _shift),
-    (0.35, _noise),
+_EFFECTS: tuple[tuple[float, Effect, str], ...] = (
+    (0.8, _speed, "semitones"),
+    (0.5, _stretch, "stretch"),
+    (0.3, _shorter_tail, ""),
+    (0.2, _truncate, ""),
+    (0.2, _drive, "drive"),
+    (0.6, _filter, ""),
+    (0.15, _low_rate, ""),
+    (0.15, _low_depth, ""),
+    (0.5, _shift, "shift_seconds"),
+    (0.35, _noise, ""),
+    (1.0, _gain, "gain_db"),
 )
+"""Chance, effect, and the setting that leaves it out when it is 0; in the order in which they act."""

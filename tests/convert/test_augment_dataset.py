@@ -39,6 +39,31 @@ def test_variants_of_silence_stay_finite() -> None:
     assert all(np.isfinite(wave).all() for wave in made)
 
 
+def test_stretching_changes_the_length_and_not_the_pitch() -> None:
+    pytest.importorskip("librosa", reason="librosa is not installed: pip install 'drumline[train]'")
+    from drumline_convert.augment import _stretch
+
+    tone = np.sin(2 * np.pi * 1_000 * np.arange(44_100) / 44_100).astype(np.float32)
+    for seed in range(3):
+        made = _stretch(tone, 44_100, AugmentSettings(stretch=0.3), np.random.default_rng(seed))
+        middle = np.abs(np.fft.rfft(made[5_000:25_000] * np.hanning(20_000)))
+        assert len(made) != len(tone)
+        assert middle.argmax() * 44_100 / 20_000 == pytest.approx(1_000, rel=0.01)
+
+
+def test_gain_changes_the_level_and_nothing_of_the_other_effects() -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, 4_000).astype(np.float32)
+    samples /= np.abs(samples).max()
+    plain, louder = (
+        list(variants(samples, 44_100, AugmentSettings(gain_db=gain, variants=6), "ab"))
+        for gain in (0.0, 12.0)
+    )
+    for a, b in zip(plain[1:], louder[1:], strict=True):
+        ratio = np.abs(b).max() / np.abs(a).max()
+        assert 10 ** (-12 / 20) <= ratio <= 10 ** (12 / 20)
+        assert np.allclose(a * ratio, b, atol=1e-4)
+
+
 def test_variants_depend_on_the_content_alone() -> None:
     samples = np.random.default_rng(0).standard_normal(3_000).astype(np.float32)
     first, again = (list(variants(samples, 44_100, AUGMENT, "ab")) for _ in range(2))
