@@ -15,7 +15,7 @@ from drumline.calibration import Calibrator, TemperatureScaling, read_calibrator
 from drumline.ensemble import Mean
 from drumline.errors import BundleError
 from drumline.frontend import FrontEnd, row_shape
-from drumline.inputs import LARGEST_JSON_BYTES, read_regular
+from drumline.inputs import read_json_object
 from drumline.labels import Taxonomy, read_canonical_map, read_labels
 from drumline.thresholds import OperatingPoints, read_operating_points
 
@@ -167,7 +167,8 @@ def find_bundle(name: str | Path | None) -> Path:
 
 def _bundle_of_model(model: Path) -> Path:
     manifest = model.parent / "bundle.json"
-    if not model.is_file() or not manifest.is_file() or _read_json(manifest).get("model") != model.name:
+    named = read_json_object(manifest, BundleError).get("model") if manifest.is_file() else None
+    if not model.is_file() or named != model.name:
         raise BundleError(
             f"{str(model)!r} is no bundle's model; a bundle is a directory with model, labels and settings",
             "Give the bundle's directory or name; 'drumline models' lists them.",
@@ -245,7 +246,7 @@ def _ensemble(path: Path, manifest: dict[str, Any]) -> tuple[tuple[Bundle, ...],
 def _ensemble_member(path: Path, name: object) -> Bundle:
     if not isinstance(name, str) or not _IS_NAME(name):
         raise BundleError(f"bundle {path.name}: a member must be a directory inside of it, not {name!r}")
-    if _read_json(path / name / "bundle.json").get("kind") == "ensemble":
+    if read_json_object(path / name / "bundle.json", BundleError).get("kind") == "ensemble":
         raise BundleError(f"bundle {path.name}: its member {name} is an ensemble itself")
     return load_bundle(path / name)
 
@@ -289,7 +290,7 @@ def _sums(taxonomy: Taxonomy) -> list[str]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = _read_json(path / "bundle.json")
+    manifest = read_json_object(path / "bundle.json", BundleError)
     needed = ["name", "version"] + ["front_end"] * (manifest.get("kind") != "ensemble")
     missing = [key for key in needed if key not in manifest]
     if missing:
@@ -300,18 +301,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"bundle {path.name} has schema {schema}; this drumline reads {BUNDLE_SCHEMA}", "Update drumline."
         )
     return manifest
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
-    except OSError as error:
-        raise BundleError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except orjson.JSONDecodeError as error:
-        raise BundleError(f"{str(path)!r} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BundleError(f"{str(path)!r} holds no JSON object")
-    return value
 
 
 def _member(path: Path, manifest: dict[str, Any], key: str, default: str) -> Path:
@@ -329,7 +318,7 @@ def _member(path: Path, manifest: dict[str, Any], key: str, default: str) -> Pat
 def _read_calibration(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if "calibration" not in manifest and not (path / "calibration.json").exists():
         return {}
-    return _read_json(_member(path, manifest, "calibration", "calibration.json"))
+    return read_json_object(_member(path, manifest, "calibration", "calibration.json"), BundleError)
 
 
 def _fingerprint(

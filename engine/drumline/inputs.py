@@ -9,9 +9,13 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-__all__ = ["LARGEST_JSON_BYTES", "open_regular", "read_regular"]
+import orjson
+
+from drumline.errors import DrumlineError
+
+__all__ = ["LARGEST_JSON_BYTES", "open_regular", "read_json", "read_json_object", "read_regular"]
 
 LARGEST_JSON_BYTES = 32 << 20
 """run.json, summary.json and a bundle's members: thousands of labels fit ten times over."""
@@ -63,3 +67,32 @@ def read_regular(path: str | bytes | Path, largest: int) -> bytes:
     if len(data) > largest:
         raise OSError(errno.EFBIG, f"it holds more than {largest >> 20} MiB", path)
     return data
+
+
+def read_json(path: Path, error: type[DrumlineError], what: str = "") -> Any:
+    """Return what a JSON file holds.
+
+    Parameters
+    ----------
+    path
+        The file.
+    error
+        Raised when it cannot be read, holds no JSON, or more than `LARGEST_JSON_BYTES`.
+    what
+        What the file is, for the message: ``"label map"``.
+    """
+    named = f"the {what} {str(path)!r}" if what else f"{str(path)!r}"
+    try:
+        return orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
+    except OSError as cause:
+        raise error(f"cannot read {named}: {cause.strerror}") from cause
+    except orjson.JSONDecodeError as cause:
+        raise error(f"{named} is no JSON: {cause}") from cause
+
+
+def read_json_object(path: Path, error: type[DrumlineError]) -> dict[str, Any]:
+    """Return the object that a JSON file holds; raise `error` as `read_json` does, and for what is none."""
+    value = read_json(path, error)
+    if not isinstance(value, dict):
+        raise error(f"{str(path)!r} holds no JSON object")
+    return value

@@ -10,10 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import orjson
-
 from drumline.errors import BundleError
-from drumline.inputs import LARGEST_JSON_BYTES, read_regular
+from drumline.inputs import read_json
 
 __all__ = [
     "CANONICAL_LABELS",
@@ -76,15 +74,6 @@ class Taxonomy:
         return label_checksum(self.fine)
 
 
-def _read_object(path: Path, what: str) -> Any:
-    try:
-        return orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
-    except OSError as error:
-        raise BundleError(f"cannot read the {what} {str(path)!r}: {error.strerror}") from error
-    except orjson.JSONDecodeError as error:
-        raise BundleError(f"the {what} {str(path)!r} is no JSON: {error}") from error
-
-
 def is_label(value: object) -> bool:
     """Return whether `value` can be a label: printable text without ``/`` that does not begin with a dot."""
     # A label becomes a directory name: neither "a/b" nor ".." may leave the output directory.
@@ -98,7 +87,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
     Accepts ``{"labels": [...]}``, a plain list, ``{"0": "Kick", ...}`` and ``{"Kick": 0, ...}``.
     """
-    value = _read_object(path, "label file")
+    value = read_json(path, BundleError, "label file")
     if isinstance(value, dict) and "labels" in value:
         checksum, value = value.get("sha256"), value["labels"]
         if checksum is not None and isinstance(value, list) and checksum != label_checksum(map(str, value)):
@@ -130,7 +119,7 @@ def _in_order(mapping: dict[str, Any], path: Path) -> list[str]:
 
 def read_canonical_map(path: Path) -> tuple[dict[str, str], str]:
     """Read (fine label → canonical label, name of misc) from a canonical mapping file."""
-    value = _read_object(path, "canonical mapping")
+    value = read_json(path, BundleError, "canonical mapping")
     misc = MISC
     if isinstance(value, dict) and isinstance(value.get("map"), dict):
         misc, value = value.get("misc", MISC), value["map"]

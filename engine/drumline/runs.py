@@ -17,13 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from drumline.decide import DecisionSettings
 from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import IndexFormatError
 from drumline.failpoints import step
-from drumline.inputs import LARGEST_JSON_BYTES, read_regular
+from drumline.inputs import read_json_object
 from drumline.labels import MISC
 from drumline.records import SCHEMA_VERSION, path_fields
 from drumline.thresholds import OperatingPoints
@@ -123,19 +121,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """Read summary.json."""
-        return _read_object(self.summary_path)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
-    except OSError as error:
-        raise IndexFormatError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except orjson.JSONDecodeError as error:
-        raise IndexFormatError(f"{str(path)!r} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise IndexFormatError(f"{str(path)!r} holds no JSON object")
-    return value
+        return read_json_object(self.summary_path, IndexFormatError)
 
 
 def open_run(path: Path) -> Run:
@@ -166,7 +152,7 @@ def open_run(path: Path) -> Run:
 
 
 def _read_info(directory: Path) -> dict[str, Any]:
-    info = _read_object(directory / "run.json")
+    info = read_json_object(directory / "run.json", IndexFormatError)
     version = info.get("schema_version")
     if version != SCHEMA_VERSION:
         raise IndexFormatError(
