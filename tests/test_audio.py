@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import math
 import os
@@ -338,6 +339,20 @@ def test_what_the_decoder_prints_is_kept_from_the_terminal(capfd: pytest.Capture
     decode(bytes(data[:-700]))
     os.write(2, b"stderr works")
     assert capfd.readouterr() == ("", "stderr works")
+
+
+def test_what_the_decoder_prints_does_not_get_into_what_a_program_reads(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Libsndfile prints a line on stdout for each bad block of an SDS file, by the C library's buffer."""
+    data = bytearray(encoded(drum(20_000), 44_100, "SDS", "PCM_16"))
+    for place in range(100, len(data), 50):
+        data[place] ^= 0x7F
+    with contextlib.suppress(AudioError):
+        decode(bytes(data))
+    ctypes.CDLL(None).fflush(None)
+    os.write(1, b"stdout works")
+    assert capfd.readouterr() == ("stdout works", "")
 
 
 def m4a(path: Path, samples: NDArray[np.float64]) -> Path:

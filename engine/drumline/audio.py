@@ -7,6 +7,7 @@ can be decoded of a damaged file is analysed; a file that gives nothing is an `A
 
 from __future__ import annotations
 
+import ctypes
 import io
 import math
 import os
@@ -34,6 +35,7 @@ __all__ = ["WHOLE_FILE_BYTES", "AudioError", "Decoder", "Waveform", "read_wavefo
 WHOLE_FILE_BYTES = 64 << 20
 """Larger files are hashed in pieces and decoded from the path."""
 
+_C = ctypes.CDLL(None)
 _LOWEST_RATE, _HIGHEST_RATE = 100, 4_000_000
 # Frames decoded past the last one needed: with them, resampling the start gives bit for bit what resampling
 # the whole file gives (measured for 8 kHz to 1 MHz).
@@ -167,7 +169,7 @@ class Decoder:
 
     def _coded_start(self, source: _Bytes | int, path: bytes) -> _Start:
         try:
-            with _silent_stderr(), _Stream(source, closefd=False) as stream:
+            with _silenced(), _Stream(source, closefd=False) as stream:
                 return self._stream_start(stream)
         except soundfile.LibsndfileError as error:
             return self._ffmpeg_start(path, error)
@@ -338,21 +340,30 @@ def _opened(path: bytes) -> Iterator[int]:
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Send what C code prints to nowhere: libsndfile's MP3 decoder comments on every damaged file."""
+def _silenced() -> Iterator[None]:
+    """Send what C code prints to nowhere: libsndfile's decoders comment on damaged files, some on stdout."""
     try:
-        saved = os.dup(2)
+        saved = {stream: os.dup(stream) for stream in (1, 2)}
     except OSError:
         yield
         return
+    _flush_c_streams()
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
+        for stream in saved:
+            os.dup2(nowhere, stream)
         os.close(nowhere)
         yield
     finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+        _flush_c_streams()
+        for stream, copy in saved.items():
+            os.dup2(copy, stream)
+            os.close(copy)
+
+
+def _flush_c_streams() -> None:
+    # What stays in the C library's buffer would come out later.
+    _C.fflush(None)
 
 
 def _duration_in_log(log: bytes) -> float:

@@ -25,6 +25,9 @@ Encoding = Literal["uint", "int", "float"]
 _MAX_CHUNKS = 1000
 _MAX_CHANNELS = 64
 _ESSENTIAL = frozenset((b"fmt ", b"data", b"COMM", b"SSND"))
+_SAMPLES = frozenset((b"data", b"SSND"))
+_ONLY_ONCE = _ESSENTIAL | {b"PEAK"}
+_CONTAINERS = frozenset((b"RIFF", b"FORM"))  # two files in one, at which libsndfile gives up
 _WAVE_PCM, _WAVE_FLOAT, _WAVE_EXTENSIBLE = 1, 3, 0xFFFE
 # The last 14 bytes of KSDATAFORMAT_SUBTYPE_PCM and _IEEE_FLOAT; the first two are the format tag.
 _SUBTYPE_TAIL = bytes.fromhex("000000001000800000aa00389b71")
@@ -102,15 +105,17 @@ def parse_pcm(data: Buffer) -> Pcm | None:
 
 
 def _chunks(data: Buffer, header: str) -> dict[bytes, tuple[int, int]] | None:
-    """Return name → (offset, claimed size) of the chunks; None where an essential one is there twice."""
+    """Return name → (offset, claimed size) of the chunks; None where they are not regular."""
     found: dict[bytes, tuple[int, int]] = {}
     position = 12
     for _ in range(_MAX_CHUNKS):
         if position + 8 > len(data):
             return None if bytes(data[position : position + 4]) in _ESSENTIAL else found
         name, size = struct.unpack_from(header, data, position)
-        if name in found and name in _ESSENTIAL:
+        if (name in found and name in _ONLY_ONCE) or name in _CONTAINERS:
             return None
+        if not (name.isascii() and name.decode().isprintable()) and not found.keys() & _SAMPLES:
+            return None  # libsndfile gives up at a name that is no text
         found[name] = (position + 8, size)
         position += 8 + size + (size & 1)
     return None
@@ -131,6 +136,8 @@ def _parse_wav(data: Buffer) -> Pcm | None:
         return None
     encoding: Encoding = "float" if tag == _WAVE_FLOAT else "uint" if bits == 8 else "int"
     if not _is_plain(encoding, bits, channels, block) or sample_rate == 0:
+        return None
+    if _has_odd_peaks(chunks, fmt, channels):
         return None
     frames = min(size, len(data) - offset) // block
     return Pcm("wav", sample_rate, channels, frames, data, offset, "<", encoding, bits // 8)
@@ -162,9 +169,17 @@ def _parse_aiff(data: Buffer, *, compressed: bool) -> Pcm | None:
     sample_rate = _extended_to_int(bytes(data[comm + 8 : comm + 18]))
     if not _is_plain(encoding, bits, channels, block) or sample_rate == 0:
         return None
+    if _has_odd_peaks(chunks, comm, channels):
+        return None
     if frames != min(size - 8, len(data) - ssnd - 8) // block:
         return None
     return Pcm("aiff", sample_rate, channels, frames, data, ssnd + 8, order, encoding, bits // 8)
+
+
+def _has_odd_peaks(chunks: dict[bytes, tuple[int, int]], header: int, channels: int) -> bool:
+    """Whether there is a list of peaks that libsndfile refuses, and the file with it."""
+    place, size = chunks.get(b"PEAK", (header, 8 + 8 * channels))
+    return place < header or size != 8 + 8 * channels
 
 
 def _is_plain(encoding: Encoding, bits: int, channels: int, block: int) -> bool:

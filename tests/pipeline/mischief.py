@@ -61,6 +61,26 @@ def _slow_reading(seconds: float) -> None:
     reader.read = _then(wait, reader.read)
 
 
+def _no_ffmpeg(_on: bool) -> None:
+    """There is no ffmpeg on the path."""
+    _module("drumline.audio").shutil = _Instead(_module("shutil"), which=lambda _name: None)
+
+
+def _peaks(path: str) -> None:
+    """Each worker that comes to its end notes the most megabytes that it had in a file."""
+    import resource
+
+    module = _module("drumline.pipeline.extract")
+    extract = module.extract
+
+    def noting(*args: Any) -> None:
+        extract(*args)
+        with open(path, "a") as stream:
+            stream.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10}\n")
+
+    module.extract = noting
+
+
 def _slow_disk(seconds: float) -> None:
     """Each megabyte takes some seconds to come."""
     module = _module("drumline.pipeline.extract")

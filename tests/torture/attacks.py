@@ -29,6 +29,7 @@ ATTACKS = {
     "kills": "tests.torture.kills",
     "trees": "tests.torture.trees",
     "writes": "tests.torture.writes",
+    "fuzz": "tests.torture.fuzz",
 }
 """Attack → the module whose `ATTACK` it is."""
 
