@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from drumline.cache import Cache, Failure, FileRow, KnownFile
+from drumline.cache import Cache, Failure, FileRow, KnownFile, cache_way_out
 from drumline.errors import OutputError
 from drumline.tally import Tally
 from tests.making import make_record, paths, records
@@ -283,3 +283,20 @@ def test_what_a_failure_is_worth_depends_on_its_kind() -> None:
     assert found["decode_error"].hash is None
     good = file_row(make_record(b"a/b.wav"), 3)
     assert good == FileRow(b"a", b"b.wav", 88_244, 1_700_000_000_000_000_000, "0123456789abcdef", 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("SQLITE_FULL", "free space"),
+        ("SQLITE_IOERR_SHMSIZE", "free space"),
+        ("SQLITE_READONLY", "permissions"),
+        ("SQLITE_CORRUPT", "Delete cache.sqlite"),
+        ("SQLITE_NOTADB", "Delete cache.sqlite"),
+    ],
+)
+def test_the_way_out_of_an_error_fits_it(name: str, way_out: str) -> None:
+    error = sqlite3.OperationalError("it fails")
+    error.sqlite_errorname = name
+    assert way_out in cache_way_out(error)
+    assert "same command again" in cache_way_out(error)

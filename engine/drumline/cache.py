@@ -30,7 +30,16 @@ from drumline.failpoints import step
 from drumline.records import TRANSIENT_ERRORS, WORKER_ERRORS, Record, display_path, relative_path
 from drumline.tally import Tally
 
-__all__ = ["Cache", "Failure", "FileRow", "FrameRow", "KnownFile", "cache_errors", "file_row"]
+__all__ = [
+    "Cache",
+    "Failure",
+    "FileRow",
+    "FrameRow",
+    "KnownFile",
+    "cache_errors",
+    "cache_way_out",
+    "file_row",
+]
 
 CACHE_VERSION: Final = 1
 
@@ -109,8 +118,18 @@ def cache_errors(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         raise OutputError(
             f"cannot use the cache {display_path(bytes(path))!r}: {error}",
-            "Check space and permissions. The cache can be deleted: it is made anew from the index.",
+            cache_way_out(error),
         ) from error
+
+
+def cache_way_out(error: sqlite3.DatabaseError) -> str:
+    """Return what can be done about an error of SQLite; a full disk is no reason to delete anything."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_NOMEM")):
+        return "Check the disk, its free space and quotas, then give the same command again."
+    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_LOCKED")):
+        return "Check the permissions and that no other program uses it, then give the same command again."
+    return "Delete cache.sqlite in the runs root and give the same command again: it is made anew."
 
 
 def file_row(record: Record, line: int) -> FileRow:

@@ -213,6 +213,7 @@ class Server:
             if "code" in answer:
                 self._codes[answer["pid"]] = answer["code"]
             else:
+                self._codes.pop(answer["pid"], None)  # after some ten thousand processes, numbers come again
                 self._started.append(answer["pid"])
 
 

@@ -30,6 +30,9 @@ ATTACKS = {
     "trees": "tests.torture.trees",
     "writes": "tests.torture.writes",
     "fuzz": "tests.torture.fuzz",
+    "tails": "tests.torture.tails",
+    "power": "tests.torture.power",
+    "space": "tests.torture.space",
 }
 """Attack → the module whose `ATTACK` it is."""
 

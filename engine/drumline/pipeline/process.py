@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import orjson
 
 from drumline import errors
+from drumline.cache import cache_way_out
 from drumline.errors import DrumlineError, OutputError, StageError
 from drumline.pipeline.queues import LifelineCut
 
@@ -152,13 +153,14 @@ def _run(name: str, body: Callable[[], None], reports: Reports, supervisor: int)
     except DrumlineError as error:
         reports.send(name, error)
     except sqlite3.DatabaseError as error:
-        reports.send(name, OutputError(f"the {name} stage cannot use the cache: {error}", _CACHE_WAY_OUT))
+        reports.send(
+            name, OutputError(f"the {name} stage cannot use the cache: {error}", cache_way_out(error))
+        )
     except BaseException:
         reports.send(name, StageError(f"the {name} stage failed:\n{traceback.format_exc(limit=-4)}", _REPORT))
     finally:
         os._exit(code)
 
 
-_CACHE_WAY_OUT = "Delete cache.sqlite in the runs root and give the same command again: it is made anew."
 _FORK_WAY_OUT = "Use fewer --workers, or raise the limits of processes and memory."
 _REPORT = "This is a fault in drumline: please report it. The same command goes on where it stopped."
