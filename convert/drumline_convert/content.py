@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from drumline.audio import WHOLE_FILE_BYTES, Decoder, Waveform
+from drumline.inputs import open_regular
 
 __all__ = ["MANIFEST_HASH", "content_hash", "hash_file", "hash_files", "read_recording"]
 
@@ -32,22 +33,19 @@ def hash_file(path: Path, constructor: Callable[[], Any] = xxhash.xxh3_64) -> st
     Parameters
     ----------
     path
-        The file; a named pipe or a device is not waited for.
+        The file.
     constructor
         Of the hash: ``xxhash.xxh3_64`` (a manifest's) or another that `hashlib` or `xxhash` has.
 
     Raises
     ------
     OSError
-        When it cannot be read.
+        When it cannot be read, or is a pipe or a device.
     """
     digest = constructor()
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        while piece := os.read(descriptor, _PIECE_BYTES):
+    with open_regular(path, buffering=0) as stream:
+        while piece := stream.read(_PIECE_BYTES):
             digest.update(piece)
-    finally:
-        os.close(descriptor)
     return str(digest.hexdigest())
 
 
@@ -70,11 +68,12 @@ def read_recording(path: Path, decoder: Decoder) -> tuple[str, Waveform]:
     Raises
     ------
     OSError
-        When it cannot be read.
+        When it cannot be read, or is a pipe or a device.
     AudioError
         When it cannot be decoded.
     """
-    if path.stat().st_size > WHOLE_FILE_BYTES:
+    with open_regular(path) as stream:
+        data = stream.read(WHOLE_FILE_BYTES + 1)
+    if len(data) > WHOLE_FILE_BYTES:
         return hash_file(path), decoder.decode_path(os.fsencode(path))
-    data = path.read_bytes()
     return content_hash(data), decoder.decode(data, os.fsencode(path))

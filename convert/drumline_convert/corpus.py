@@ -49,7 +49,7 @@ def open_manifest(source: Path, taxonomy: TrainingTaxonomy) -> Manifest:
         )
     if not source.is_dir():
         return read_manifest(source)
-    if not (source / METADATA_NAME).is_file():
+    if not (source / METADATA_NAME).exists():
         raise ConfigError(
             f"the directory {str(source)!r} has no {METADATA_NAME}",
             f"Make a manifest and give that: drumline dataset scan {source} --out manifest.jsonl",

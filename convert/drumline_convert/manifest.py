@@ -33,11 +33,13 @@ import orjson
 
 from drumline.durable import write_bytes
 from drumline.errors import ConfigError
+from drumline.inputs import open_regular
 from drumline.labels import is_label
 from drumline.records import path_fields
 
 __all__ = ["Manifest", "Row", "read_manifest", "write_manifest"]
 
+_LONGEST_LINE = 1 << 20
 _HASH = re.compile(r"[0-9a-f]{16}")
 _SPLIT = re.compile(r"train|validation|test|fold(0|[1-9][0-9]*)")
 
@@ -195,9 +197,10 @@ def _directory(path: Path) -> bytes:
     return os.path.dirname(os.path.abspath(os.fsencode(path)))
 
 
-def _lines(path: Path) -> list[bytes]:
+def _lines(path: Path) -> Iterator[bytes]:
     try:
-        return path.read_bytes().split(b"\n")
+        with open_regular(path) as stream:
+            yield from iter(lambda: stream.readline(_LONGEST_LINE), b"")
     except OSError as error:
         raise ConfigError(
             f"cannot read the manifest {str(path)!r}: {error.strerror}",

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from drumline.durable import output_errors
 from drumline.errors import ArchiveError, IndexFormatError, OutputError
 from drumline.index import read_index, record_errors
+from drumline.inputs import open_regular
 from drumline.records import absolute_path
 from drumline.runs import Run
 from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
@@ -174,7 +175,7 @@ def _place(copy: Copy) -> bool:
 
 def _copy_checked(copy: Copy, temporary: Path) -> None:
     try:
-        source = open(copy.source, "rb")  # noqa: SIM115  (its errors are the archive's, those below the output's)
+        source = open_regular(copy.source)
     except OSError as error:
         raise ArchiveError(f"cannot read {str(copy.source)!r}: {error.strerror}") from error
     with source, open(temporary, "wb") as target:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from drumline.errors import ConfigError
+from drumline.inputs import LARGEST_JSON_BYTES, read_regular
 
 __all__ = ["DEFAULT_RULES", "LabelRules", "Phrase", "read_rules", "words_of"]
 
@@ -141,7 +142,7 @@ def read_rules(path: Path = DEFAULT_RULES) -> LabelRules:
         When it cannot be read, or naming what in it is wrong.
     """
     try:
-        value = yaml.safe_load(path.read_text("utf-8"))
+        value = yaml.safe_load(read_regular(path, LARGEST_JSON_BYTES))
         return _rules(value)
     except OSError as error:
         raise ConfigError(f"cannot read the label rules {str(path)!r}: {error.strerror}") from error

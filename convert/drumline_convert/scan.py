@@ -32,6 +32,7 @@ import xxhash
 
 from drumline.durable import write_bytes
 from drumline.errors import ConfigError
+from drumline.inputs import open_regular
 from drumline.records import path_fields
 from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
 from drumline.walk import Walk
@@ -57,6 +58,7 @@ Reason = Literal[
 OnFile = Callable[[int, int], None]
 
 METADATA_NAME = "manifest.jsonl"
+_LONGEST_LINE = 1 << 20
 _TRAINING_DATA = "TrainingData"
 _FORMATS = frozenset(name.encode() for name in SOUNDFILE_FORMATS + FFMPEG_FORMATS)
 _COUNTER = re.compile(r"[\W_]*(0\d*|\d{0,2})[\W_]*")
@@ -209,7 +211,7 @@ class _Tree:
     @property
     def kind(self) -> By:
         """The first kind that fits."""
-        if (self.root / METADATA_NAME).is_file():
+        if (self.root / METADATA_NAME).exists():
             return "metadata"
         return "folders" if self._label_folders() else "names"
 
@@ -251,12 +253,13 @@ class _Tree:
         """Take everything from the directory's own manifest.jsonl."""
         place = self.root / METADATA_NAME
         try:
-            lines = place.read_bytes().split(b"\n")
+            with open_regular(place) as stream:
+                lines = iter(lambda: stream.readline(_LONGEST_LINE), b"")
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        yield self._from_metadata(line, f"{str(place)!r}, line {number}")
         except OSError as error:
             raise ConfigError(f"cannot read the metadata {str(place)!r}: {error.strerror}") from error
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield self._from_metadata(line, f"{str(place)!r}, line {number}")
 
     def _files(self, root: Path) -> Iterator[tuple[Path, list[str]]]:
         """Iterate over (audio file, the folders between `root` and it)."""

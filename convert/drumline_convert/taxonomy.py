@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.errors import ConfigError
+from drumline.inputs import LARGEST_JSON_BYTES, read_regular
 from drumline.labels import Taxonomy
 
 __all__ = ["DEFAULT_TAXONOMY", "TrainingTaxonomy", "read_taxonomy"]
@@ -95,7 +96,7 @@ def read_taxonomy(path: Path = DEFAULT_TAXONOMY) -> TrainingTaxonomy:
         When the file is missing, no JSON, or folds into a label that it does not have.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(read_regular(path, LARGEST_JSON_BYTES))
         labels = Taxonomy(tuple(value["canonical"]), value["canonical"], value["misc"])
         fold, stand_in = dict(value["fold"]), dict(value.get("stand_in", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,15 @@ def test_files_that_cannot_be_used_are_errors(
     assert kinds == {str(silent.path): "silent"} | {
         str(row.path): kind for row, kind in zip(sound_rows, expected, strict=False)
     }
+
+
+def test_a_recording_that_is_a_pipe_is_not_waited_for(
+    sound_rows: list[Row], taxonomy: TrainingTaxonomy
+) -> None:
+    sound_rows[0].path.unlink()
+    os.mkfifo(sound_rows[0].path)
+    (finding,) = findings_of(sound_rows, taxonomy)
+    assert (finding.kind, finding.what) == ("unreadable", str(sound_rows[0].path))
 
 
 def test_a_clipped_file_is_a_warning(

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from drumline_convert import cli_dataset
+from drumline_convert import cli_dataset, cli_dataset_look
 from drumline_convert import dataset as features
 from drumline_convert.content import hash_file
 from drumline_convert.manifest import read_manifest, write_manifest
@@ -142,7 +142,7 @@ def test_without_the_training_side_its_commands_say_how_to_get_it(
 def test_plots_without_matplotlib_say_how_to_get_it(
     command: CommandLine, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_dataset, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli_dataset_look, "find_spec", lambda name: None)
     outcome = command("dataset", "stats", manifest, "--plots", "plots")
     assert outcome.code == 5
     assert "pip install 'drumline[train,cpu]'" in outcome.err

@@ -123,6 +123,13 @@ def test_a_path_that_stands_twice_names_both_lines(tmp_path: Path) -> None:
         Manifest((Row(**{**GOOD, "path": tmp_path}),) * 2)
 
 
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="a pipe or a device"):
+            read_manifest(path)
+
+
 def test_an_empty_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no rows"):
         read_manifest(written(tmp_path / "m.jsonl", ""))
