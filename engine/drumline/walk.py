@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 __all__ = ["Directory", "Entry", "FollowLinks", "Walk", "mtime_of"]
@@ -15,6 +16,7 @@ FollowLinks = Literal["all", "inside", "none"]
 _APPLE_DOUBLE = b"._"  # macOS keeps resource forks in files of this prefix: never audio, whatever the suffix
 
 _LAST_NS = 2**63 - 1
+_BY_NAME = attrgetter("name")
 
 
 class Entry(NamedTuple):
@@ -88,7 +90,7 @@ class Walk:
     def _entries(self, path: bytes) -> list[os.DirEntry[bytes]] | None:
         try:
             with os.scandir(os.path.join(self.root, path)) as listing:
-                return sorted(listing, key=lambda entry: entry.name)
+                return sorted(listing, key=_BY_NAME)
         except OSError as error:
             self.unreadable.append((path, error.strerror or str(error)))
             return None
@@ -171,4 +173,5 @@ def mtime_of(found: os.stat_result) -> int:
 
     File systems know years that 63 bits do not hold, after 2262; those count as the last that they hold.
     """
-    return max(-_LAST_NS, min(found.st_mtime_ns, _LAST_NS))
+    mtime_ns = found.st_mtime_ns
+    return mtime_ns if -_LAST_NS <= mtime_ns <= _LAST_NS else max(-_LAST_NS, min(mtime_ns, _LAST_NS))

@@ -59,11 +59,11 @@ class _Lines:
 
 
 class SourceFrame(NamedTuple):
-    """A frame of an earlier run: its row, its bytes as they lie there, its lines, and in which index."""
+    """A frame of an earlier run: its row, its bytes as they lie there and unpacked, and in which index."""
 
     row: FrameRow
     raw: bytes
-    lines: list[bytes]
+    data: bytes
     path: Path
 
 
@@ -84,10 +84,10 @@ class _Source:
         frame, run = found
         descriptor, codec, path = self._file(run)
         try:
-            lines = split_lines(read_frame(descriptor, frame.place, frame.length, codec))
+            data = read_frame(descriptor, frame.place, frame.length, codec)
         except IndexFormatError as error:
             self._forget(frame, path, error)
-        return SourceFrame(frame, os.pread(descriptor, frame.length, frame.place), lines, path)
+        return SourceFrame(frame, os.pread(descriptor, frame.length, frame.place), data, path)
 
     def _forget(self, frame: FrameRow, path: Path, error: IndexFormatError) -> NoReturn:
         with self._cache.transaction():
@@ -166,7 +166,7 @@ class _Writer:
         if self._may_be_copied(source.row, mask):
             self._carried.append((source.row.id, self._index.append(source.raw)))
         else:
-            for number, line in enumerate(source.lines):
+            for number, line in enumerate(split_lines(source.data)):
                 if mask >> number & 1:
                     record = parse_record(line, source.path)
                     self._add(redecide(record, self._job.decisions, self._job.settings.top_k), carried=True)
