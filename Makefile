@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORPUS ?= $(or $(DRUMLINE_CORPUS),../shared/corpus)
 DEMO := build/demo
+PEERS := build/peers/.done
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help demo test torture lint docs model bench bench-quick bench-compare soak clean
@@ -33,14 +34,14 @@ docs: $(VENV)/.demo  ## Write docs/cli.md anew from the commands' own help.
 model: $(VENV)/.dev  ## Train, convert, calibrate and measure the default bundle from scratch.
 	$(BIN)/python -m drumline_convert.make_model --corpus "$(CORPUS)" --out models/mfcc-cnn
 
-bench: $(VENV)/.dev  ## Measure speed and memory against the plain way and others: bench/REPORT.md
-	DRUMLINE_CORPUS="$(CORPUS)" $(BIN)/python -m bench.run
+bench: $(VENV)/.dev $(PEERS)  ## Measure speed and memory against peers, in about ten minutes: bench/REPORT.md
+	PYTHONPATH=build/peers DRUMLINE_CORPUS="$(CORPUS)" $(BIN)/python -m bench.run
 
 soak: $(VENV)/.dev  ## Classify a million files and rescan them fifty times; fit what should not grow.
 	$(BIN)/python -m bench.soak
 
-bench-quick: $(VENV)/.dev  ## The same on a small scale, in about a minute.
-	DRUMLINE_CORPUS="$(CORPUS)" $(BIN)/python -m bench.run --quick
+bench-quick: $(VENV)/.dev $(PEERS)  ## The same on a small scale, in about a minute.
+	PYTHONPATH=build/peers DRUMLINE_CORPUS="$(CORPUS)" $(BIN)/python -m bench.run --quick --out build/bench
 
 bench-compare: $(VENV)/.dev  ## Measure the single steps; say what became slower since the last time.
 	$(BIN)/python -m bench.compare
@@ -63,3 +64,8 @@ $(VENV)/.dev: setup.cfg constraints.txt | $(VENV)/bin/python
 	@echo "Installing drumline with everything that the tests and the training need …"
 	@$(PIP) install --constraint constraints.txt --editable '.[cpu,train,dev]'
 	@touch $@ $(VENV)/.demo
+
+$(PEERS): bench/peers/requirements.txt | $(VENV)/.dev
+	@echo "Installing what drumline is compared with …"
+	@$(PIP) install --upgrade --no-deps --target build/peers --requirement $< || echo "not all peers can be had here; they are left out"
+	@mkdir -p build/peers && touch $@

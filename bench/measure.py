@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-__all__ = ["CommandFailed", "Outcome", "interleaved", "median", "run_command", "tree_pss"]
+__all__ = [
+    "CommandFailed",
+    "Outcome",
+    "evict",
+    "interleaved",
+    "median",
+    "run_command",
+    "seconds_text",
+    "spread_text",
+    "tree_pss",
+]
 
 Argument = str | os.PathLike[str]
 
@@ -32,12 +43,15 @@ class Outcome:
         Wall clock from start to end, the interpreter's start included.
     stdout
         What it printed.
+    cpu_sec
+        CPU time of it and of all its descendants that it waited for.
     pss
         Samples of the memory of the command and all of its descendants, in bytes; empty when not asked for.
     """
 
     seconds: float
     stdout: bytes
+    cpu_sec: float = 0.0
     pss: tuple[int, ...] = ()
 
     @property
@@ -47,7 +61,11 @@ class Outcome:
 
 
 def run_command(
-    command: Sequence[Argument], *, cwd: Path | None = None, pss_every: float | None = None
+    command: Sequence[Argument],
+    *,
+    cwd: Path | None = None,
+    pss_every: float | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run a command to its end.
 
@@ -59,14 +77,19 @@ def run_command(
         Where it runs.
     pss_every
         Seconds between two samples of its memory; None takes none.
+    env
+        Variables of its environment, besides those of this process.
 
     Raises
     ------
     CommandFailed
         The exit code is not 0; what it said on stderr is in the message.
     """
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd)
+    start, cpu = time.perf_counter(), _cpu_of_children()
+    variables = {**os.environ, **(env or {})}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd, env=variables
+    )
     sampler = _Sampler(process.pid, pss_every) if pss_every else None
     stdout, stderr = process.communicate()
     seconds = time.perf_counter() - start
@@ -75,7 +98,12 @@ def run_command(
         name = " ".join(os.fspath(part) for part in command)
         said = stderr.decode(errors="replace")[-2000:]
         raise CommandFailed(f"{name}: exit code {process.returncode}\n{said}")
-    return Outcome(seconds, stdout, samples)
+    return Outcome(seconds, stdout, _cpu_of_children() - cpu, samples)
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 class _Sampler:
@@ -138,6 +166,27 @@ def _summed_up(process: psutil.Process) -> int:
 def median(values: Sequence[float]) -> float:
     """Return the median."""
     return float(statistics.median(values))
+
+
+def evict(directory: Path) -> None:
+    """Ask the system to drop a tree's files from its page cache; their inodes and names may stay cached."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
+def spread_text(seconds: Sequence[float]) -> str:
+    """Return the smallest and the largest in brackets; empty for a single one."""
+    return f" ({min(seconds):.2f}–{max(seconds):.2f} s)" if len(seconds) > 1 else ""
+
+
+def seconds_text(seconds: Sequence[float]) -> str:
+    """Return the median with its spread."""
+    return f"{median(seconds):.2f} s{spread_text(seconds)}"
 
 
 def interleaved(repeats: int, *sides: Callable[[], float]) -> list[list[float]]:

@@ -7,7 +7,9 @@ import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
@@ -16,7 +18,17 @@ from drumline.machine import usable_cpus
 
 __all__ = ["Measure", "describe_machine", "write_report"]
 
-_PACKAGES = ("drumline", "numpy", "scipy", "soundfile", "soxr", "onnxruntime", "librosa")
+_PACKAGES = (
+    "drumline",
+    "numpy",
+    "scipy",
+    "soundfile",
+    "soxr",
+    "onnxruntime",
+    "librosa",
+    *("tensorflow", "audioflux", "spdl"),
+)
+_PLOT = "speed.svg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +51,8 @@ class Measure:
         Whether the bar is met; None where there is none.
     details
         Everything measured: all repetitions, sizes, checks.
+    label
+        The other side's name in the plot of first runs; empty: it is not in there.
     """
 
     name: str
@@ -49,6 +63,7 @@ class Measure:
     bar: str
     met: bool | None
     details: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
 
 
 def describe_machine() -> dict[str, Any]:
@@ -82,13 +97,34 @@ def write_report(directory: Path, measures: list[Measure], command: str) -> str:
     """Write ``REPORT.md`` and ``report.json``; returns the text of the first."""
     machine = describe_machine()
     values = {"command": command, "machine": machine, "measures": [asdict(measure) for measure in measures]}
+    _draw_plot(directory, measures)
     (directory / "report.json").write_text(json.dumps(values, indent=2) + os.linesep, encoding="utf-8")
-    text = _markdown(machine, measures, command)
+    text = _markdown(machine, measures, command, plot=(directory / _PLOT).exists())
     (directory / "REPORT.md").write_text(text, encoding="utf-8")
     return text
 
 
-def _markdown(machine: dict[str, Any], measures: list[Measure], command: str) -> str:
+def _draw_plot(directory: Path, measures: list[Measure]) -> None:
+    """Draw ``speed.svg``: files/s of first runs, drumline and its peers."""
+    with_rates = [measure for measure in measures if "theirs_sec" in measure.details and measure.label]
+    if not with_rates or find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+
+    first = with_rates[0].details
+    rates = {"drumline": first["files"] / median(first["ours_sec"])}
+    rates |= {one.label: one.details["files"] / median(one.details["theirs_sec"]) for one in with_rates}
+    figure = Figure(figsize=(7.5, 0.4 * len(rates) + 0.9), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(list(rates), list(rates.values()), color=["#2a7f62", *["#9aa5b1"] * (len(rates) - 1)])
+    axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("files/s, first run, files in the page cache")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(directory / _PLOT, metadata={"Date": None})
+
+
+def _markdown(machine: dict[str, Any], measures: list[Measure], command: str, plot: bool) -> str:
     packages = ", ".join(f"{name} {found}" for name, found in machine["packages"].items())
     lines = [
         "# Measured",
@@ -100,10 +136,12 @@ def _markdown(machine: dict[str, Any], measures: list[Measure], command: str) ->
         "|---|---|---|---|---|---|",
         *(_row(measure) for measure in measures),
         "",
-        "Medians of interleaved repetitions (A B A B …); every repetition is in `report.json`. Times are of "
-        "whole commands, the interpreter's start included. Memory is the proportional set size of all "
-        "processes together.",
+        "Medians of interleaved repetitions (A B A B …), smallest and largest in brackets; every repetition is "
+        "in `report.json`. Times are of whole commands, the interpreter's start included. Memory is the "
+        "proportional set size of all processes together. A bar stands only with as many files as it is meant "
+        "for.",
         "",
+        *([f"![files/s of first runs]({_PLOT})", ""] if plot else []),
     ]
     return "\n".join(lines)
 

@@ -1,0 +1,141 @@
+"""Rescans and rebuilds, against the programs that look at trees and copy them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from bench.measure import Outcome, interleaved, median, run_command, seconds_text
+from bench.report import Measure
+from bench.workshop import Sizes, Workshop, say, verdict
+
+__all__ = ["measure_rebuild", "measure_rescan"]
+
+
+def measure_rescan(workshop: Workshop) -> list[Measure]:
+    """Compare the rescan of an unchanged archive with what else looks at every file of a tree."""
+    files = workshop.sizes.rescan_files
+    with workshop.room("rescan") as room:
+        archive, same, runs = room / "archive", room / "same", room / "runs"
+        workshop.tiny_archive(archive, files)
+        run_command(("cp", "-al", archive, same))
+        say("rescan: first run")
+        workshop.infer(archive, runs)
+        carried: list[int] = []
+
+        def ours() -> float:
+            outcome = workshop.infer(archive, runs)
+            carried.append(json.loads(outcome.stdout)["counts"]["carried_over"])
+            return outcome.seconds
+
+        rescanners = _rescanners(archive, same)
+        say("rescan: repetitions")
+        sides = [partial(_timed, command) for command in rescanners.values()]
+        rescans, *others = interleaved(workshop.sizes.repeats, ours, *sides)
+        changed = _changed_rescan(workshop, archive, runs)
+    theirs = dict(zip(rescanners, others, strict=True))
+    details: dict[str, object] = {"files": files, "ours_sec": rescans, "carried": carried, **theirs}
+    against = [_rescan_against(name, files, rescans, seconds, details) for name, seconds in theirs.items()]
+    ratio = changed / median(rescans)
+    return [
+        *against,
+        Measure(
+            "rescan-changed",
+            f"rescan of {files:,} files with 1 % changed, against unchanged",
+            f"{ratio:.2f}× its time",
+            f"{changed:.2f} s",
+            f"{median(rescans):.2f} s",
+            "",
+            None,
+            {"changed_sec": changed, "ratio": ratio},
+        ),
+    ]
+
+
+def _rescanners(archive: Path, same: Path) -> dict[str, tuple[str | Path, ...]]:
+    """Return the commands that are there to look at every file of `archive`, by name."""
+    commands: dict[str, tuple[str | Path, ...]] = {
+        "rsync -an": ("rsync", "-an", f"{archive}/", f"{same}/"),
+        "find -printf": ("find", archive, "-type", "f", "-printf", "%p %s %T@\n"),
+        "fclones group": ("fclones", "group", "--cache", "--quiet", archive),
+        "czkawka dup": ("czkawka_cli", "dup", "--directories", archive),
+    }
+    return {name: command for name, command in commands.items() if shutil.which(str(command[0]))}
+
+
+def _timed(command: tuple[str | Path, ...]) -> float:
+    return run_command(command).seconds
+
+
+def _changed_rescan(workshop: Workshop, archive: Path, runs: Path) -> float:
+    """Give each hundredth file other content, as if it were saved anew, and return the time of the rescan."""
+    sounds = sorted(path for path in archive.rglob("*.wav") if path.is_file() and not path.is_symlink())
+    for number, path in enumerate(sounds[::100]):
+        content = path.read_bytes()
+        path.unlink()  # the copy that other commands look at shares its inode
+        path.write_bytes(content + f"changed {number}".encode())
+    return workshop.infer(archive, runs).seconds
+
+
+def _rescan_against(
+    name: str, files: int, ours: list[float], theirs: list[float], details: dict[str, object]
+) -> Measure:
+    ratio, first = median(ours) / median(theirs), name == "rsync -an"
+    return Measure(
+        f"rescan-{name.split()[0]}",
+        f"rescan of {files:,} unchanged files against {name}",
+        f"{ratio:.2f}× its time",
+        seconds_text(ours),
+        seconds_text(theirs),
+        "≤ 1.3×" if first else "",
+        verdict(ratio <= 1.3, files >= Sizes().rescan_files) if first else None,
+        {**details, "ratio": ratio},
+    )
+
+
+def measure_rebuild(workshop: Workshop) -> list[Measure]:
+    """Compare ``drumline rebuild`` by hardlink with ``cp -al``, and by copy with ``cp -a``."""
+    files = workshop.sizes.rescan_files
+    with workshop.room("rebuild") as room:
+        archive, runs = room / "archive", room / "runs"
+        workshop.tiny_archive(archive, files)
+        say("rebuild: first run")
+        workshop.infer(archive, runs)
+        ways = [("hardlink", ("cp", "-al")), ("hardlink", ("rsync", "-a", f"--link-dest={archive}"))]
+        ways.append(("copy", ("cp", "-a")))
+        return [_rebuild_against(workshop, room, mode, way) for mode, way in ways if shutil.which(way[0])]
+
+
+def _rebuild_against(workshop: Workshop, room: Path, mode: str, way: tuple[str, ...]) -> Measure:
+    archive, out, files = room / "archive", room / "out", workshop.sizes.rescan_files
+    # cp makes `out` itself; rsync is to fill it.
+    command = (*way, f"{archive}/" if way[0] == "rsync" else archive, out)
+    shown = " ".join(part.partition("=")[0] for part in way)
+    say(f"rebuild: {mode} and {shown}")
+    ours, theirs = interleaved(
+        workshop.sizes.repeats,
+        lambda: _into_nothing(out, lambda: workshop.rebuild(room / "runs", out, mode)),
+        lambda: _into_nothing(out, lambda: run_command(command)),
+    )
+    ratio, promised = median(ours) / median(theirs), way[0] == "cp"
+    return Measure(
+        f"rebuild-{mode}-{way[0]}",
+        f"rebuild of {files:,} files by {mode} against {shown}",
+        f"{ratio:.1f}× its time",
+        seconds_text(ours),
+        seconds_text(theirs),
+        "≤ 1.5×" if promised else "",
+        verdict(ratio <= 1.5, files >= Sizes().rescan_files) if promised else None,
+        {"files": files, "ours_sec": ours, "theirs_sec": theirs, "ratio": ratio},
+    )
+
+
+def _into_nothing(out: Path, action: Callable[[], Outcome]) -> float:
+    """Run what makes `out`, which is removed before and after, and return its time."""
+    shutil.rmtree(out, ignore_errors=True)
+    seconds = action().seconds
+    shutil.rmtree(out)
+    return seconds
