@@ -86,6 +86,8 @@ class _Contest:
         seconds, cpu = _seconds(ours), [outcome.cpu_sec for outcome in ours]
         details: dict[str, Any] = {"files": files, "ours_sec": seconds, "ours_cpu_sec": cpu, **same}
         details |= {"theirs_sec": _seconds(theirs), "theirs_cpu_sec": [one.cpu_sec for one in theirs]}
+        if peer.name == "floor":
+            details |= {"theirs_sec": self._floor("elapsed_sec"), "theirs_cpu_sec": self._floor("cpu_sec")}
         title = f"{what}, against {peer.title}; same label for {same['same_label']:.2%}"
         if peer.name == "floor":
             return self._against_floor(title, files, details)
@@ -115,9 +117,13 @@ class _Contest:
             {**details, "ratio": ours / floor},
         )
 
+    def _floor(self, what: str) -> list[float]:
+        """Return what the floor says of its work, without the start of the interpreter."""
+        return [json.loads(outcome.stdout)[what] for outcome in self.theirs["floor"]]
+
     def efficiency(self, files: int) -> Measure:
         """Compare files/s with what the floor would do on every core at once."""
-        cores, floor = usable_cpus(), median(_seconds(self.theirs["floor"]))
+        cores, floor = usable_cpus(), median(self._floor("elapsed_sec"))
         share = floor / cores / median(_seconds(self.ours))
         return Measure(
             "efficiency",

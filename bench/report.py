@@ -136,10 +136,10 @@ def _markdown(machine: dict[str, Any], measures: list[Measure], command: str, pl
         "|---|---|---|---|---|---|",
         *(_row(measure) for measure in measures),
         "",
-        "Medians of interleaved repetitions (A B A B …), smallest and largest in brackets; every repetition is "
-        "in `report.json`. Times are of whole commands, the interpreter's start included. Memory is the "
-        "proportional set size of all processes together. A bar stands only with as many files as it is meant "
-        "for.",
+        "Medians of interleaved repetitions (A B A B …), smallest and largest in brackets; every repetition "
+        "is in `report.json`. Times are of whole commands, the interpreter's start included, but for the "
+        "floor's, which are of its work alone. Memory is the proportional set size of all processes "
+        "together. A bar counts only with as many files as it is meant for.",
         "",
         *([f"![files/s of first runs]({_PLOT})", ""] if plot else []),
     ]
