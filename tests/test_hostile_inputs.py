@@ -9,6 +9,7 @@ import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from drumline.errors import BundleError, ConfigError, DrumlineError, IndexFormat
 from drumline.index import MAX_LINE_BYTES, Codec, read_frame, read_frames, read_index
 from drumline.inputs import open_regular, read_regular
 from drumline.labels import read_labels
+from drumline.onnxfile import _bytes_field, foreign_domains
 from drumline.records import misfit
 from drumline.runs import open_run
 from drumline.stub import create_stub
@@ -286,3 +288,102 @@ def test_settings_errors_name_what_stands_in_the_way(tmp_path: Path, irregular: 
         load_config(irregular)
     with pytest.raises(DrumlineError, match=NO_REGULAR):
         read_labels(irregular)
+
+
+ESCAPES = "\x1b]0;owned\x07\x9b31m\u202e"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("infer", f"nowhere{ESCAPES}"),
+        ("infer", "here", f"more{ESCAPES}"),
+        ("infer", "here", f"--no-such-option{ESCAPES}"),
+        (f"no-command{ESCAPES}",),
+        ("stats", f"nowhere{ESCAPES}"),
+        ("rebuild", f"nowhere{ESCAPES}", "--out", "o", "--copy-mode", f"x{ESCAPES}"),
+        ("verify", f"nowhere{ESCAPES}"),
+        ("undo", f"nowhere{ESCAPES}"),
+        ("infer", "here", "--config", f"nowhere{ESCAPES}"),
+        ("infer", "here", "--labels", f"x{ESCAPES}"),
+        ("infer", "here", "--model", f"nowhere{ESCAPES}"),
+    ],
+    ids=lambda arguments: arguments[0][:10],
+)
+def test_what_was_typed_comes_back_without_its_escapes(
+    command: CommandLine, arguments: tuple[str, ...]
+) -> None:
+    """A shell makes arguments of the names of files, which may be anybody's."""
+    outcome = command(*arguments)
+    assert outcome.code != 0
+    assert not set(ESCAPES) - set("]0;owned31m") & set(outcome.out + outcome.err)
+
+
+def test_labels_that_look_like_markup_are_shown_as_they_are(command: CommandLine, tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    archive.add(b"kick.wav", assigned_label="[/red] [bold]")
+    run = archive.run()
+    for arguments in (
+        ("rebuild", run.directory, "--out", tmp_path / "out"),
+        ("stats", run.index_path),
+        ("diff", run.directory, run.index_path),
+    ):
+        outcome = command(*arguments)
+        assert outcome.code == 0, outcome.err
+    assert "[/red] [bold]" in command("stats", run.index_path).out
+
+
+def test_labels_in_the_progress_panel_are_shown_as_they_are() -> None:
+    from rich.console import Console
+
+    from drumline.progress import _label_lines
+
+    snapshot: Any = SimpleNamespace(labels={"[/red]": 3})
+    console = Console(width=60)
+    with console.capture() as shown:
+        console.print(*_label_lines(snapshot))
+    assert "[/red]" in shown.get()
+
+
+def test_a_label_cannot_hide_its_directory(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    archive.add(b"kick.wav", assigned_label=".drumline")
+    archive.rebuild()
+    assert list(archive.tree()) == [b"label_drumline/kick.wav"]
+
+
+def test_a_manifest_holds_no_byte_that_steers_a_terminal(tmp_path: Path) -> None:
+    names = [b"a\x1b[31m", b"b\xc2\x9b31m", b"c\xe2\x80\xae", b"d\xe2\x81\xa6", b"e\xff", b"f\n", b"g\\x"]
+    archive = Archive(tmp_path)
+    for name in [*names, "plain Bébé ス".encode()]:
+        archive.add(name + b".wav")
+    archive.rebuild()
+    text = (archive.out / "_manifests/Kick.txt").read_text("utf-8")
+    lines = text.splitlines()
+    assert len(lines) == len(names) + 1
+    assert "Kick/plain Bébé ス.wav" in lines
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert lines[1] == r"Kick/b\xc2\x9b31m.wav"
+
+
+def custom_model(domain: str, *, defined: bool = False) -> bytes:
+    """Return a model with one node of a domain, which the model defines itself or not."""
+    node = _bytes_field(1, "features") + _bytes_field(2, "logits") + _bytes_field(4, "Evil")
+    graph = _bytes_field(1, node + _bytes_field(7, domain)) + _bytes_field(2, "graph")
+    function = _bytes_field(25, _bytes_field(1, "Evil") + _bytes_field(10, domain))
+    return _bytes_field(7, graph) + (function if defined else b"")
+
+
+def test_a_model_with_operators_of_its_own_is_refused(command: CommandLine, tmp_path: Path) -> None:
+    assert foreign_domains(custom_model("evil")) == ["evil"]
+    assert foreign_domains(custom_model("com.microsoft")) == foreign_domains(custom_model("")) == []
+    assert foreign_domains(custom_model("evil", defined=True)) == []
+    shipped = [path.read_bytes() for path in (ROOT / "models").glob("*/*.onnx")]
+    assert shipped
+    assert [foreign_domains(model) for model in shipped] == [[]] * len(shipped)
+    create_stub(tmp_path / "stub")
+    (tmp_path / "stub/model.onnx").write_bytes(custom_model("evil"))
+    write_tone(tmp_path / "kick.wav")
+    outcome = command("infer", tmp_path, "--model", tmp_path / "stub", "--runs-root", tmp_path / "runs")
+    assert outcome.code == BundleError.exit_code
+    assert "operators of 'evil'" in outcome.err

@@ -24,7 +24,7 @@ from drumline.bundle import Bundle
 from drumline.ensemble import SMALLEST_PROBABILITY
 from drumline.errors import BundleError, RuntimeMissingError
 from drumline.frontend import row_parts
-from drumline.onnxfile import OnnxFormatError, has_external_data
+from drumline.onnxfile import OnnxFormatError, foreign_domains, has_external_data
 from drumline.settings import Device
 
 __all__ = [
@@ -252,7 +252,7 @@ def _create(runtime: ModuleType, model_path: Path, threads: int, providers: list
 def _read_model(model_path: Path) -> bytes:
     try:
         data = model_path.read_bytes()
-        outside = has_external_data(data)
+        outside, foreign = has_external_data(data), foreign_domains(data)
     except OSError as error:
         raise BundleError(f"cannot read the model {str(model_path)!r}: {error.strerror}") from error
     except OnnxFormatError as error:
@@ -263,6 +263,11 @@ def _read_model(model_path: Path) -> bytes:
         raise BundleError(
             f"{str(model_path)!r} keeps its weights in other files, which is refused",
             "Export it as one file (external_data=False).",
+        )
+    if foreign:
+        raise BundleError(
+            f"{str(model_path)!r} uses operators of {', '.join(foreign)[:200]!r}, which is refused",
+            "They would need code of their own: export the model with ONNX's operators only.",
         )
     return data
 

@@ -12,7 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["OnnxFormatError", "encode_model", "encode_node", "has_external_data", "message_fields"]
+__all__ = [
+    "OnnxFormatError",
+    "encode_model",
+    "encode_node",
+    "foreign_domains",
+    "has_external_data",
+    "message_fields",
+]
 
 Shape = Sequence[int | str]
 
@@ -31,6 +38,8 @@ _CHILDREN = {
 """Message → its fields that lead to tensors."""
 
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_NODE_DOMAIN, _FUNCTION_DOMAIN = 7, 10
+_KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _OPSET, _IR_VERSION = 17, 8
 _FLOAT, _ATTRIBUTE_INT, _ATTRIBUTE_INTS = 1, 2, 7
 
@@ -175,3 +184,32 @@ def _leads_outside(message: memoryview, kind: str, depth: int) -> bool:
         if child and isinstance(value, memoryview) and _leads_outside(value, child, depth + 1):
             return True
     return False
+
+
+def foreign_domains(model: bytes) -> list[str]:
+    """Return the domains of operators that neither ONNX, ONNX Runtime nor the model itself defines, sorted.
+
+    Raises
+    ------
+    OnnxFormatError
+        When `model` is no ONNX model.
+    """
+    used: set[str] = set()
+    own: set[str] = set()
+    _gather_domains(memoryview(model), "model", 0, used, own)
+    return sorted(used - own - _KNOWN_DOMAINS)
+
+
+def _gather_domains(message: memoryview, kind: str, depth: int, used: set[str], own: set[str]) -> None:
+    if depth > _DEEPEST:
+        raise OnnxFormatError("graphs are nested too deep")
+    for number, value in message_fields(message):
+        if not isinstance(value, memoryview):
+            continue
+        if (kind, number) == ("node", _NODE_DOMAIN):
+            used.add(bytes(value).decode("utf-8", "replace"))
+        elif (kind, number) == ("function", _FUNCTION_DOMAIN):
+            own.add(bytes(value).decode("utf-8", "replace"))
+        child = _CHILDREN[kind].get(number)
+        if child not in (None, "tensor", "sparse"):
+            _gather_domains(value, str(child), depth + 1, used, own)

@@ -27,6 +27,9 @@ _MAX_CHANNELS = 64
 _ESSENTIAL = frozenset((b"fmt ", b"data", b"COMM", b"SSND"))
 _SAMPLES = frozenset((b"data", b"SSND"))
 _ONLY_ONCE = _ESSENTIAL | {b"PEAK"}
+# libsndfile reads so much of these, whatever their size says.
+_LEAST_BYTES = {b"fact": 4, b"cue ": 4, b"smpl": 36, b"inst": 7, b"acid": 24, b"bext": 602, b"LIST": 4}
+_LEAST_BYTES |= {b"FVER": 4, b"MARK": 2, b"INST": 20, b"COMT": 2, b"basc": 84}
 _CONTAINERS = frozenset((b"RIFF", b"FORM"))  # two files in one, at which libsndfile gives up
 _WAVE_PCM, _WAVE_FLOAT, _WAVE_EXTENSIBLE = 1, 3, 0xFFFE
 # The last 14 bytes of KSDATAFORMAT_SUBTYPE_PCM and _IEEE_FLOAT; the first two are the format tag.
@@ -114,8 +117,8 @@ def _chunks(data: Buffer, header: str) -> dict[bytes, tuple[int, int]] | None:
         name, size = struct.unpack_from(header, data, position)
         if (name in found and name in _ONLY_ONCE) or name in _CONTAINERS:
             return None
-        if not (name.isascii() and name.decode().isprintable()) and not found.keys() & _SAMPLES:
-            return None  # libsndfile gives up at a name that is no text
+        if not found.keys() & _SAMPLES and _misleads(name, size):
+            return None
         found[name] = (position + 8, size)
         position += 8 + size + (size & 1)
     return None
@@ -174,6 +177,11 @@ def _parse_aiff(data: Buffer, *, compressed: bool) -> Pcm | None:
     if frames != min(size - 8, len(data) - ssnd - 8) // block:
         return None
     return Pcm("aiff", sample_rate, channels, frames, data, ssnd + 8, order, encoding, bits // 8)
+
+
+def _misleads(name: bytes, size: int) -> bool:
+    """Whether libsndfile does not find what follows a chunk: after a name that is no text, or a short one."""
+    return not name.isascii() or not name.decode().isprintable() or size < _LEAST_BYTES.get(name, 0)
 
 
 def _has_odd_peaks(chunks: dict[bytes, tuple[int, int]], header: int, channels: int) -> bool:

@@ -199,6 +199,7 @@ def _speed_line(snapshot: Snapshot, rates: Rates) -> Any:
 def _label_lines(snapshot: Snapshot) -> list[Any]:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
     counts = {label: count for label, count in snapshot.labels.items() if count}
     if not counts:
@@ -207,7 +208,7 @@ def _label_lines(snapshot: Snapshot) -> list[Any]:
     largest = max(counts.values())
     for label, count in sorted(counts.items(), key=lambda item: -item[1])[:10]:
         table.add_row(
-            label,
+            Text(label),
             ProgressBar(largest, count, width=24, complete_style="green", finished_style="green"),
             f"{count:,}",
         )

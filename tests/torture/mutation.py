@@ -239,7 +239,7 @@ def _insert(data: bytearray, random: Random, _others: list[Seed]) -> None:
     """A chunk that nobody expects, of a size that it has not."""
     chunks = _chunks(bytes(data))
     place = random.choice(chunks).start if chunks else random.randrange(len(data) + 1)
-    content = random.randbytes(random.choice((0, 1, 3, 40, 200)))
+    content = random.randbytes(random.choice((0, 1, 3, 4, 7, 40, 200)))
     form = ">I" if data[:4] in (b"FORM", b"caff") else "<I"
     size = random.choice((len(content), len(content) + 1, *_SIZES))
     data[place:place] = random.choice(_NAMES) + struct.pack(form, size) + content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from contextlib import suppress
@@ -121,7 +122,7 @@ def _run(arguments: list[str] | None) -> int:
         _report(error.what, error.way_out)
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _report("stopped", GO_ON)
@@ -141,6 +142,16 @@ def _arm_failpoints() -> None:
 
     if text := os.environ.get(VARIABLE):
         arm(text)
+
+
+def _show(error: click.ClickException) -> None:
+    from drumline.cli.common import safe_text
+
+    # The message repeats what was typed, which a shell may have made of the names of files.
+    shown = io.StringIO()
+    error.show(shown)
+    for line in shown.getvalue().split("\n")[:-1]:
+        click.echo(safe_text(line), err=True)
 
 
 def _cause(error: OSError) -> str:

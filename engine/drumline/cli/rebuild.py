@@ -275,6 +275,7 @@ def _show_actions(plan: Plan, most: int | None) -> None:
 
 def _label_table(plan: Plan) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     from drumline.charts import Bar
 
@@ -286,7 +287,7 @@ def _label_table(plan: Plan) -> Table:
     filled = [(label, total) for label, total in plan.labels.items() if total.files]
     for label, total in sorted(filled, key=lambda item: (-item[1].files, item[0])):
         table.add_row(
-            f"  {safe_text(label)}/", f"{total.files:,}", _size(total.bytes), Bar(total.files / largest)
+            Text(f"  {safe_text(label)}/"), f"{total.files:,}", _size(total.bytes), Bar(total.files / largest)
         )
     return table
 

@@ -1,7 +1,8 @@
 r"""Manifests, statistics and summary: what `rebuild` tells about a tree, as files at its top.
 
-A manifest lists one file a line, relative to the tree. In names, a backslash is written ``\\``, and a control
-character or a byte that is no UTF-8 ``\xNN``; every other name stands as it is.
+A manifest lists one file a line, relative to the tree. In names, a backslash is written ``\\``, and each byte
+of a control character, of a mark that turns the direction of writing, or that is no UTF-8, ``\xNN``; every
+other name stands as it is.
 
 A report that somebody edited, or a file of that name that somebody put there, is left alone.
 """
@@ -32,7 +33,10 @@ ERRORS = MANIFESTS + b"/errors.txt"
 STATS = b"_stats.json"
 SUMMARY = b"_rebuild_summary.json"
 _STAGED = STAGING + b"/0"
-_SPECIAL = re.compile(rb"[\x00-\x1f\x7f\\]")
+# ASCII's controls and backslash; in UTF-8 the controls U+0080 to 9F, and what begins lines or turns writing.
+_SPECIAL = re.compile(
+    rb"[\x00-\x1f\x7f\\]|\xc2[\x80-\x9f]|\xd8\x9c|\xe2\x80[\x8e\x8f\xa8-\xae]|\xe2\x81[\xa6-\xa9]"
+)
 _PLAIN = re.compile(rb"[\x20-\x5b\x5d-\x7e]*")
 _BLOCK = 1 << 20
 _ROWS = 1_000
@@ -42,8 +46,12 @@ def escaped(name: bytes) -> bytes:
     """Return a name as it stands in a manifest."""
     if _PLAIN.fullmatch(name):
         return name
-    name = _SPECIAL.sub(lambda found: b"\\\\" if found[0] == b"\\" else b"\\x%02x" % found[0][0], name)
+    name = _SPECIAL.sub(_escape, name)
     return name.decode("utf-8", "backslashreplace").encode()
+
+
+def _escape(found: re.Match[bytes]) -> bytes:
+    return b"\\\\" if found[0] == b"\\" else b"".join(b"\\x%02x" % byte for byte in found[0])
 
 
 def manifest_name(label: str) -> bytes:

@@ -51,14 +51,15 @@ def label_directory(label: str) -> bytes | None:
 
     Notes
     -----
-    Names that start with an underscore, and ``errors``, are taken: such a label gets ``label_`` in front.
+    Names that start with an underscore or a dot, and ``errors``, are taken or hidden: such a label gets
+    ``label_`` in front.
     """
     usable = label.strip() and label.isprintable() and "/" not in label and label not in (".", "..")
     encoded = label.encode("utf-8", "replace")
     if not usable or len(encoded) > _MAX_LABEL:
         return None
-    if label.startswith(RESERVED_LABEL_PREFIX) or label.casefold() == "errors":
-        return b"label_" + encoded.lstrip(b"_")
+    if label.startswith((RESERVED_LABEL_PREFIX, ".")) or label.casefold() == "errors":
+        return b"label_" + encoded.lstrip(b"_.")
     return encoded
 
 
