@@ -15,7 +15,7 @@ from drumline_convert.bootstrap import Resampling, interval
 from drumline_convert.manifest import Row
 from drumline_convert.metrics import Outcomes, measure
 
-__all__ = ["at_threshold", "by_group", "confused_labels", "rounded"]
+__all__ = ["believed_at", "by_group", "confused_labels", "effect_of", "rounded"]
 
 _PAIRS, _PATHS = 20, 5
 
@@ -100,13 +100,13 @@ def _group(outcomes: Outcomes, families: list[str], resampling: Resampling | Non
     return {**figures, "interval": interval(sample, resampling.level)}
 
 
-def at_threshold(
+def believed_at(
     outcomes: Outcomes,
     names: Sequence[str],
     decisions: DecisionSettings,
     gate: NDArray[np.float64] | None = None,
-) -> dict[str, Any]:
-    """Say what decision settings would do to recordings, as `drumline.decide` does it.
+) -> NDArray[np.bool_]:
+    """Return which recordings are believed to be a drum, (n,), as `drumline.decide` decides it.
 
     Parameters
     ----------
@@ -118,6 +118,17 @@ def at_threshold(
         Thresholds.
     gate
         What the model's gate says of each recording, (n,); None where there is none.
+    """
+    limits = [decisions.thresholds.get(label, decisions.threshold) for label in names[:-1]]
+    limit = np.array([np.inf if value is None else value for value in limits] + [np.inf])
+    believed = outcomes.confidence.round(6) >= limit[outcomes.decided]
+    if gate is not None and decisions.gate_threshold is not None:
+        believed &= gate >= decisions.gate_threshold
+    return np.asarray(believed)
+
+
+def effect_of(outcomes: Outcomes, names: Sequence[str], believed: NDArray[np.bool_]) -> dict[str, Any]:
+    """Say what comes of it when `believed` (n,) recordings keep their label, and the others go to misc.
 
     Returns
     -------
@@ -125,11 +136,6 @@ def at_threshold(
         ``precision`` (of what is believed to be a drum), ``recall`` (drums kept under their label),
         ``misc_believed`` (misc taken for a drum), and ``labels`` with precision and recall of each.
     """
-    limits = [decisions.thresholds.get(label, decisions.threshold) for label in names[:-1]]
-    limit = np.array([np.inf if value is None else value for value in limits] + [np.inf])
-    believed = outcomes.confidence.round(6) >= limit[outcomes.decided]
-    if gate is not None and decisions.gate_threshold is not None:
-        believed &= gate >= decisions.gate_threshold
     right = believed & outcomes.correct
     called = [outcomes.decided == place for place in range(len(names))]
     true = [outcomes.canonical == place for place in range(len(names))]

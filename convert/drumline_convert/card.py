@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from drumline_convert.corpus import Recording
 from drumline_convert.taxonomy import TrainingTaxonomy
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "with_calibration"]
 
 _FEW = 25
 
@@ -165,3 +166,60 @@ The recordings are not part of this bundle. Licences as each source states them:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def with_calibration(card: str, calibration: dict[str, Any]) -> str:
+    """Return a card with a section on its calibration, in place of the one that it had."""
+    parts = re.split(r"(?m)^(?=## )", card)
+    kept = [part for part in parts if not part.startswith(_CALIBRATION)]
+    place = next((number for number, part in enumerate(kept) if part.startswith("## Per class")), len(kept))
+    kept.insert(place, _calibration_section(calibration))
+    return "".join(part.rstrip("\n") + "\n\n" for part in kept).rstrip("\n") + "\n"
+
+
+_CALIBRATION = "## Calibration"
+
+
+def _calibration_section(calibration: dict[str, Any]) -> str:
+    fitted_on, before, after = (calibration.get(key, {}) for key in ("fitted_on", "before", "after"))
+    held = (calibration.get("cross_fitted") or {}).get(calibration.get("method"))
+    rows = [
+        (name, *(_number(figures.get(key)) for key in ("ece", "nll")))
+        for name, figures in (
+            ("before", before),
+            ("after, on what it was fitted on", after),
+            ("after, on families that it was not fitted on", held or {}),
+        )
+    ]
+    ranking = "" if calibration.get("keeps_ranking", True) else " It can change the ranking of fine labels."
+    points = calibration.get("operating_points", {})
+    return f"""{_CALIBRATION}
+
+By {calibration.get("method")}, version {calibration.get("version")}, fitted on
+{fitted_on.get("recordings", 0):,} recordings of {fitted_on.get("families", 0):,} families:
+{fitted_on.get("what", "not said")}.{ranking}
+
+{_table(("", "ECE, 15 bins", "negative log-likelihood"), rows)}{_points(points)}
+"""
+
+
+def _points(points: dict[str, Any]) -> str:
+    if not points:
+        return ""
+    rows = []
+    for name, point in points.items():
+        found = point.get("held_out") or point["fitted"]
+        limits = ", ".join(
+            f"{label} {'never' if limit is None else f'{limit:.2f}'}"
+            for label, limit in point["thresholds"].items()
+        )
+        rows.append((f"`{name}`", *(_number(found[key]) for key in _EFFECTS), limits))
+    header = ("`--threshold`", "right of the believed", "drums kept", "misc believed", "thresholds")
+    return f"\n\nOn families that the thresholds were not fitted on:\n\n{_table(header, rows)}"
+
+
+_EFFECTS = ("precision", "recall", "misc_believed")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
 from drumline.cli.common import Command, comma_separated, echo_json, json_option, path_type, safe_text
-from drumline.errors import RuntimeMissingError
+from drumline_convert.cli_common import require
 
 __all__ = ["convert", "ensemble"]
-
-
-def require(*packages: str) -> None:
-    """Raise `RuntimeMissingError` where one of the packages of the extra is missing."""
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise RuntimeMissingError(
-            f"this command needs {', '.join(missing)}", "Install it with: pip install 'drumline[train,cpu]'"
-        )
 
 
 @click.command(

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text
 from drumline.cli.meter import meter
-from drumline.errors import RuntimeMissingError
+from drumline_convert.cli_common import require, telling
 
 __all__ = ["evaluate"]
-
-
-class _Step(NamedTuple):
-    phase: str
-    done: int
-    total: int
-
-
-def require(*packages: str) -> None:
-    """Raise `RuntimeMissingError` where one of the packages of the extra is missing."""
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise RuntimeMissingError(
-            f"this command needs {', '.join(missing)}", "Install it with: pip install 'drumline[train,cpu]'"
-        )
 
 
 @click.command(
@@ -111,16 +95,12 @@ def evaluate(
         **{name: tuple(values) for name, values in chosen.items()},
     )
     with meter(quiet or as_json) as show:
-        report = evaluate_manifest(settings, _telling(show))
+        report = evaluate_manifest(settings, telling(show))
     write_report(report, out)
     if as_json:
         echo_json(report)
     else:
         _show(report, out)
-
-
-def _telling(show: Any) -> Any:
-    return None if show is None else lambda phase, done, total: show(_Step(phase, done, total))
 
 
 def _show(report: dict[str, Any], out: Path) -> None:

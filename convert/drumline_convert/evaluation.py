@@ -20,7 +20,7 @@ from drumline.bundle import load_bundle
 from drumline.decide import DecisionSettings
 from drumline.errors import ConfigError, UsageError
 from drumline_convert.bootstrap import Resampling, interval
-from drumline_convert.breakdown import at_threshold, by_group, confused_labels, rounded
+from drumline_convert.breakdown import believed_at, by_group, confused_labels, effect_of, rounded
 from drumline_convert.corpus import Recording, open_manifest, recordings_of
 from drumline_convert.manifest import Row
 from drumline_convert.metrics import (
@@ -381,10 +381,10 @@ def _thresholds(model: _Model, names: Sequence[str]) -> list[dict[str, Any]]:
     if predictions.decided is not None:
         asked["as the run decided"] = predictions.decided
     gate = None if predictions.gate is None else predictions.gate[model.judged]
-    return [
-        {"threshold": name, **at_threshold(model.outcomes, names, decisions, gate)}
-        for name, decisions in asked.items()
-    ]
+    believed = {
+        name: believed_at(model.outcomes, names, decisions, gate) for name, decisions in asked.items()
+    }
+    return [{"threshold": name, **effect_of(model.outcomes, names, kept)} for name, kept in believed.items()]
 
 
 def _differences(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from drumline.audio import AudioError, Decoder
 from drumline.bundle import Bundle, load_bundle
-from drumline.calibration import TemperatureScaling
+from drumline.calibration import Calibrator
 from drumline.decide import DecisionSettings
 from drumline.errors import BundleError, ConfigError
 from drumline.features import FeatureExtractor
@@ -29,7 +29,8 @@ from drumline.labels import Taxonomy
 from drumline.machine import usable_cpus
 from drumline.runs import Run, open_run
 from drumline.thresholds import OperatingPoints
-from drumline_convert.calibration import fit_temperature
+from drumline_convert.calibration import cross_fitted, fit_calibrator
+from drumline_convert.corpus import Recording
 from drumline_convert.manifest import Row
 from drumline_convert.metrics import softmax
 from drumline_convert.provenance import TrainingSet, read_training_set
@@ -38,10 +39,13 @@ from drumline_convert.taxonomy import TrainingTaxonomy
 
 __all__ = [
     "BundleOutputs",
+    "HeldOut",
     "Predictions",
+    "collapse_of",
     "predictions_of_bundles",
     "predictions_of_held_out",
     "predictions_of_index",
+    "read_held_out",
     "refuse_leaks",
     "run_bundles",
     "save_held_out",
@@ -334,8 +338,29 @@ def save_held_out(
     )
 
 
-def predictions_of_held_out(rows: Sequence[Row], path: Path, taxonomy: TrainingTaxonomy) -> Predictions:
-    """Take held-out logits by content hash; each fold is calibrated by a temperature from the other folds.
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out logits of those rows of a manifest that a cross-validation had.
+
+    Parameters
+    ----------
+    name, labels
+        Of the model, and its fine labels in the order of the columns.
+    places
+        Which rows of the manifest those are, (m,).
+    folds, logits
+        Fold and logits of each, (m,) and (m, labels).
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    places: NDArray[np.intp]
+    folds: NDArray[np.intp]
+    logits: NDArray[np.float32]
+
+
+def read_held_out(rows: Sequence[Row], path: Path) -> HeldOut:
+    """Read what `save_held_out` wrote, for the rows of a manifest.
 
     Raises
     ------
@@ -343,51 +368,66 @@ def predictions_of_held_out(rows: Sequence[Row], path: Path, taxonomy: TrainingT
         When the file cannot be read, has nothing in common with the manifest, or a family or a content hash
         is in two folds.
     """
-    held = _read_held_out(path)
-    place_of = {str(digest): place for place, digest in enumerate(held["hashes"])}
-    source = np.array([place_of.get(row.hash, -1) for row in rows])
+    stored = _stored_held_out(path)
+    place_of = {str(digest): place for place, digest in enumerate(stored["hashes"])}
+    source = np.array([place_of.get(row.hash, -1) for row in rows], np.intp)
     known = np.flatnonzero(source >= 0)
     if not len(known):
         raise ConfigError(f"{str(path)!r} holds logits for none of the manifest's recordings")
-    folds = held["folds"][source[known]]
+    folds = stored["folds"][source[known]].astype(np.intp)
     refuse_leaks([rows[place] for place in known.tolist()], folds.tolist(), repr(str(path)))
-    labels = Taxonomy(tuple(map(str, held["labels"])), taxonomy.labels.canonical_of, taxonomy.labels.misc)
-    plain = np.full((len(rows), len(labels.fine)), np.nan)
+    labels = tuple(map(str, stored["labels"]))
+    return HeldOut(str(stored["name"]), labels, known, folds, stored["logits"][source[known]])
+
+
+def _stored_held_out(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            held = {name: stored[name] for name in ("name", "labels", "hashes", "folds", "logits")}
+        if held["logits"].shape != (len(held["hashes"]), len(held["labels"])):
+            raise ValueError("logits are not one row for each hash")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"cannot read held-out logits from {str(path)!r}: {error}",
+            "'drumline train crossval' writes them.",
+        ) from error
+    return held
+
+
+def predictions_of_held_out(rows: Sequence[Recording], path: Path, taxonomy: TrainingTaxonomy) -> Predictions:
+    """Take held-out logits by content hash; each fold is calibrated by a temperature from the other folds.
+
+    Raises as `read_held_out`.
+    """
+    held = read_held_out(rows, path)
+    labels = Taxonomy(held.labels, taxonomy.labels.canonical_of, taxonomy.labels.misc)
+    plain = np.full((len(rows), len(held.labels)), np.nan)
     probs = plain.copy()
-    logits = held["logits"][source[known]]
-    plain[known] = softmax(logits)
-    true = np.array([_canonical(taxonomy, rows[place].label) for place in known.tolist()])
-    probs[known] = _calibrated_by_other_folds(logits, folds, true, collapse_of(labels, taxonomy))
+    plain[held.places] = softmax(held.logits)
+    probs[held.places] = _calibrated_by_other_folds(held, rows, collapse_of(labels, taxonomy))
+    missing = sorted(set(range(len(rows))) - set(held.places.tolist()))
     return Predictions(
-        name=str(held["name"]),
-        about={"kind": "held-out", "folds": int(folds.max()) + 1, "calibration": "temperature"},
+        name=held.name,
+        about={"kind": "held-out", "folds": len(set(held.folds.tolist())), "calibration": "temperature"},
         taxonomy=labels,
         probs=probs,
         plain=plain,
-        failed={
-            place: f"{rows[place].path}: not in {path.name}" for place in np.flatnonzero(source < 0).tolist()
-        },
+        failed={place: f"{rows[place].path}: not in {path.name}" for place in missing},
         trained_on=TrainingSet(frozenset(), frozenset()),
     )
 
 
-def _canonical(taxonomy: TrainingTaxonomy, label: str) -> int:
-    index = taxonomy.canonical_index(label)
-    if index is None:
-        raise ConfigError(f"the label {label!r} is not in the taxonomy")
-    return index
-
-
 def _calibrated_by_other_folds(
-    logits: NDArray[np.float32], folds: NDArray[Any], true: NDArray[np.intp], collapse: NDArray[np.float32]
+    held: HeldOut, rows: Sequence[Recording], collapse: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    probs = np.empty(logits.shape)
-    for fold in np.unique(folds):
-        inside = folds == fold
-        others = ~inside if (~inside).any() else inside
-        temperature = fit_temperature(logits[others], true[others], collapse)
-        probs[inside] = TemperatureScaling(temperature)(logits[inside])
-    return probs
+    true = np.array([rows[place].canonical for place in held.places.tolist()], np.intp)
+    if len(set(held.folds.tolist())) == 1:
+        return softmax(held.logits)
+
+    def fit(chosen: NDArray[np.intp]) -> Calibrator:
+        return fit_calibrator("temperature", held.logits[chosen], true[chosen], collapse)
+
+    return cross_fitted(fit, held.logits, held.folds.tolist())
 
 
 def collapse_of(labels: Taxonomy, taxonomy: TrainingTaxonomy) -> NDArray[np.float32]:
@@ -410,17 +450,3 @@ def collapse_of(labels: Taxonomy, taxonomy: TrainingTaxonomy) -> NDArray[np.floa
         name = labels.canonical_of[label]
         matrix[row, taxonomy.canonical.index(taxonomy.labels.misc if name == labels.misc else name)] = 1
     return matrix
-
-
-def _read_held_out(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            held = {name: stored[name] for name in ("name", "labels", "hashes", "folds", "logits")}
-        if held["logits"].shape != (len(held["hashes"]), len(held["labels"])):
-            raise ValueError("logits are not one row for each hash")
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"cannot read held-out logits from {str(path)!r}: {error}",
-            "'drumline train crossval' writes them.",
-        ) from error
-    return held

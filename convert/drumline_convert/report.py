@@ -183,9 +183,7 @@ def _model_about(model: dict[str, Any]) -> str:
 def _calibration(model: dict[str, Any]) -> str:
     if model["reliability"]["before"] is None:
         return "An index holds calibrated probabilities only: there is no before."
-    changes = (
-        "" if model.get("keeps_ranking", True) else " It can change which label is the most probable one."
-    )
+    changes = "" if model.get("keeps_ranking", True) else " It can change the ranking of fine labels."
     return f"Method: {model.get('calibration')}.{changes}"
 
 

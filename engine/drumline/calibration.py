@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ __all__ = [
     "PlattScaling",
     "TemperatureScaling",
     "VectorScaling",
+    "group_log_odds",
     "read_calibrator",
     "softmax",
 ]
@@ -123,17 +124,27 @@ class PlattScaling:
 
     def __call__(self, logits: Floats) -> Floats:
         """Return probabilities, (n, labels) float32, of `logits` (n, labels)."""
-        members = np.equal.outer(self.groups, np.arange(len(self.slope)))
         exact = np.asarray(logits, np.float64)
-        inside = _log_sums(exact, members)
-        odds = inside - _log_sums(exact, ~members)
+        odds = group_log_odds(exact, self.groups)
         sigmoid = -np.logaddexp(0.0, -(odds * self.slope + np.asarray(self.intercept)))
+        inside = _log_sums(exact, _members(self.groups))
         return softmax((exact + (sigmoid - inside)[:, list(self.groups)]).astype(np.float32))
 
     def parameters(self) -> dict[str, Any]:
         """Return the method and its parameters, as ``calibration.json`` holds them."""
         lists = {"groups": self.groups, "slope": self.slope, "intercept": self.intercept}
         return {"method": "platt", **{name: list(values) for name, values in lists.items()}}
+
+
+def group_log_odds(logits: NDArray[np.floating], groups: Sequence[int]) -> NDArray[np.float64]:
+    """Return the logarithm of each group's odds under the softmax of `logits` (n, labels), (n, groups)."""
+    exact, members = np.asarray(logits, np.float64), _members(groups)
+    return _log_sums(exact, members) - _log_sums(exact, ~members)
+
+
+def _members(groups: Sequence[int]) -> NDArray[np.bool_]:
+    """Matrix (labels, groups): which labels are in which group."""
+    return np.equal.outer(groups, np.arange(1 + max(groups)))
 
 
 def _log_sums(logits: NDArray[np.float64], members: NDArray[np.bool_]) -> NDArray[np.float64]:
