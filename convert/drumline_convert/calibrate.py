@@ -166,8 +166,10 @@ def calibrate(
         rows = recordings_of(manifest.side(*settings.splits), taxonomy)
         _refuse_what_was_learnt(bundle, rows, settings)
         held = _of_model(bundle, rows, taxonomy, told)
-        what = f"recordings of the side {', '.join(settings.splits)} that the model was not trained on"
-    made = full_calibration(held, what, settings.method, settings.precisions)
+        unknown = read_training_set(bundle.path) is None
+        known = "the model does not say what it was trained on" if unknown else "the model never heard them"
+        what = f"recordings of the side {', '.join(settings.splits)}; {known}"
+    made = full_calibration(held, {"what": what}, settings.method, settings.precisions)
     earlier = bundle.calibration_version
     return {**made, "version": earlier + 1 if isinstance(earlier, int) else made["version"]}
 
@@ -219,7 +221,10 @@ def _of_cross_validation(
 
 
 def full_calibration(
-    held: HeldOutLogits, what: str, method: Method = "temperature", precisions: Sequence[float] = PRECISIONS
+    held: HeldOutLogits,
+    fitted_on: dict[str, Any],
+    method: Method = "temperature",
+    precisions: Sequence[float] = PRECISIONS,
 ) -> dict[str, Any]:
     """Fit calibration and operating points, and say how they do on families that they were not fitted on.
 
@@ -227,8 +232,10 @@ def full_calibration(
     ----------
     held
         Logits of recordings that the networks never saw.
-    what
-        What those are, for people.
+    fitted_on
+        What those are, for people; how many recordings and families is added.
+    method, precisions
+        As in `CalibrationSettings`.
 
     Returns
     -------
@@ -237,28 +244,30 @@ def full_calibration(
         ``changed`` (recordings whose canonical label is another one after calibration), ``cross_fitted``
         (ECE and likelihood of every method, each fold by the others) and ``operating_points``.
     """
-    canonical = held.canonical
-    fitted_on = {
-        "what": f"{what}; the likelihood is that of the canonical label",
-        "recordings": len(held.recordings),
-        "families": len({recording.family for recording in held.recordings}),
-    }
-    value = calibration_json(held.logits, canonical, held.collapse, fitted_on, method)
+    families = {recording.family for recording in held.recordings}
+    about = {**fitted_on, "recordings": len(held.recordings), "families": len(families)}
+    value = calibration_json(held.logits, held.canonical, held.collapse, about, method)
     outcomes = held.outcomes(read_calibrator(value, held.logits.shape[1]))
     before = (softmax(held.logits) @ held.collapse).argmax(axis=1)
-    checked = held.cross_fitted(method)
     return {
         **value,
         "changed": int((before != outcomes.decided).sum()),
         "cross_fitted": _compared(held),
-        "operating_points": {
-            operating_point_name(precision): {
-                **operating_point(outcomes, held.names, precision),
-                "held_out": checked and held_out_effect(checked, held.names, precision, held.folds or ()),
-            }
-            for precision in precisions
-        },
+        "operating_points": _operating_points(held, outcomes, held.cross_fitted(method), precisions),
     }
+
+
+def _operating_points(
+    held: HeldOutLogits, outcomes: Outcomes, checked: Outcomes | None, precisions: Sequence[float]
+) -> dict[str, Any]:
+    points = {}
+    for precision in precisions:
+        point = operating_point(outcomes, held.names, precision)
+        point["held_out"] = None
+        if checked is not None and held.folds is not None:
+            point["held_out"] = held_out_effect(checked, held.names, precision, held.folds)
+        points[operating_point_name(precision)] = point
+    return points
 
 
 def _compared(held: HeldOutLogits) -> dict[str, Any] | None:

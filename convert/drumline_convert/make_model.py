@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from drumline.durable import write_bytes, write_json
 from drumline_convert.architecture import multiply_adds
 from drumline_convert.bundle_writer import BundleDescription, write_bundle
-from drumline_convert.calibration import calibration_json
-from drumline_convert.card import model_card
+from drumline_convert.calibrate import HeldOutLogits, full_calibration
+from drumline_convert.card import model_card, with_calibration
 from drumline_convert.cost import files_per_cpu_second
 from drumline_convert.crossval import figures
 from drumline_convert.export import OPSET, check_parity, export_onnx
+from drumline_convert.predictions import save_held_out
 from drumline_convert.provenance import write_training_set
 from drumline_convert.transfer import KERAS_NAME
 from drumline_convert.workbench import ModelSettings, Report, Workbench, prepare
@@ -53,11 +54,10 @@ def make_model(settings: ModelSettings, report: Report = print) -> dict[str, Any
     if not graph.exists():
         export_onnx(model, settings.front_end, graph)
     metrics = _figures(bench, logits)
+    _keep_held_out(bench, logits)
     metrics["parity"] = check_parity(graph, model, np.asarray(bench.features[bench.rows, 0]))
     metrics["model"] = _model_facts(model, graph)
-    metrics["calibration"] = calibration_json(
-        logits, bench.canonical, bench.taxonomy.collapse, _fitted_on(bench)
-    )
+    metrics["calibration"] = full_calibration(_held_out(bench, logits), _fitted_on(bench))
     write_bundle(settings.out, graph, bench.taxonomy, _description(bench, metrics))
     write_training_set(settings.out, bench.recordings)
     write_bytes(settings.out / KERAS_NAME, keras_model.read_bytes())
@@ -73,9 +73,14 @@ def _load(path: Path) -> Any:
 
 
 def cross_validate(settings: ModelSettings, report: Report = print) -> dict[str, Any]:
-    """Train and measure the folds only; returns and writes the same figures as `make_model`."""
+    """Train and measure the folds only; returns and writes the same figures as `make_model`.
+
+    Both keep ``<build>/model/held_out.npz``, for ``drumline evaluate --held-out`` and ``drumline calibrate``.
+    """
     bench = prepare(settings, report)
-    metrics = _figures(bench, bench.held_out_logits())
+    logits = bench.held_out_logits()
+    metrics = _figures(bench, logits)
+    _keep_held_out(bench, logits)
     write_json(settings.build / "model" / "metrics.json", metrics)
     return metrics
 
@@ -95,6 +100,20 @@ def _figures(bench: Workbench, logits: NDArray[np.float32]) -> dict[str, Any]:
     }
 
 
+def _keep_held_out(bench: Workbench, logits: NDArray[np.float32]) -> None:
+    settings, hashes = bench.settings, [recording.hash for recording in bench.recordings]
+    name = f"{settings.out.name}, {settings.folds} folds"
+    path = settings.build / "model" / "held_out.npz"
+    save_held_out(path, name, bench.taxonomy.fine, hashes, bench.fold_of, logits)
+
+
+def _held_out(bench: Workbench, logits: NDArray[np.float32]) -> HeldOutLogits:
+    taxonomy = bench.taxonomy
+    return HeldOutLogits(
+        logits, bench.recordings, taxonomy.collapse, taxonomy.canonical, bench.fold_of.tolist()
+    )
+
+
 def _model_facts(model: Any, graph: Path) -> dict[str, Any]:
     return {
         "parameters": int(model.count_params()),
@@ -109,8 +128,6 @@ def _fitted_on(bench: Workbench) -> dict[str, Any]:
     return {
         "what": "pooled held-out logits of the cross-validation: every recording by the network that did "
         "not see its family; the likelihood is that of the canonical label",
-        "recordings": len(bench.recordings),
-        "families": bench.families,
         "folds": bench.settings.folds,
         "seed": bench.settings.training.seed,
     }
@@ -120,8 +137,14 @@ def _description(bench: Workbench, metrics: dict[str, Any]) -> BundleDescription
     settings = bench.settings
     sentence = f"Residual CNN on MFCC, {len(bench.taxonomy.fine)} drum and percussion classes"
     card = model_card(settings.out.name, settings.version, bench.recordings, bench.taxonomy, metrics)
+    calibration = metrics["calibration"]
     return BundleDescription(
-        settings.out.name, settings.version, sentence, settings.front_end, metrics["calibration"], card
+        settings.out.name,
+        settings.version,
+        sentence,
+        settings.front_end,
+        calibration,
+        with_calibration(card, calibration),
     )
 
 

@@ -81,7 +81,7 @@ def test_a_temperature_leaves_the_ranking_of_every_recording_alone(held: HeldOut
 
 
 def test_vector_scaling_says_that_it_changes_the_ranking(held: HeldOutLogits) -> None:
-    made = full_calibration(held, "a test", "vector")
+    made = full_calibration(held, {"what": "a test"}, "vector")
     calibrator = read_calibrator(made, held.logits.shape[1])
     assert not made["keeps_ranking"]
     assert (calibrator(held.logits).argmax(axis=1) != held.logits.argmax(axis=1)).any()
@@ -91,13 +91,13 @@ def test_vector_scaling_says_that_it_changes_the_ranking(held: HeldOutLogits) ->
 def test_platt_scaling_knows_the_labels_by_their_canonical_ones(
     held: HeldOutLogits, taxonomy: TrainingTaxonomy
 ) -> None:
-    made = full_calibration(held, "a test", "platt")
+    made = full_calibration(held, {"what": "a test"}, "platt")
     groups = [taxonomy.canonical[group] for group in made["groups"]]
     assert groups == [taxonomy.labels.canonical_of[label] for label in taxonomy.fine]
 
 
 def test_what_is_said_of_other_families_is_measured_on_other_families(held: HeldOutLogits) -> None:
-    made = full_calibration(held, "a test")
+    made = full_calibration(held, {"what": "a test"})
     assert set(made["cross_fitted"]) == set(METHODS)
     folds = np.array(held.folds)
     probs = np.empty(held.logits.shape)
@@ -107,7 +107,7 @@ def test_what_is_said_of_other_families_is_measured_on_other_families(held: Held
         probs[~others] = fitted(held.logits[~others])
     expected = expected_calibration_error(probs @ held.collapse, held.canonical)
     assert made["cross_fitted"]["temperature"]["ece"] == pytest.approx(expected, abs=1e-4)
-    alone = full_calibration(replace(held, folds=None), "a test")
+    alone = full_calibration(replace(held, folds=None), {"what": "a test"})
     assert alone["cross_fitted"] is None
     assert alone["operating_points"]["precision=0.9"]["held_out"] is None
 
@@ -147,7 +147,7 @@ def test_a_few_recordings_are_no_evidence() -> None:
 def test_the_engine_decides_by_the_thresholds_as_precisely_as_was_wanted(
     held: HeldOutLogits, taxonomy: TrainingTaxonomy, precision: float
 ) -> None:
-    made = full_calibration(held, "a test", precisions=(precision,))
+    made = full_calibration(held, {"what": "a test"}, precisions=(precision,))
     thresholds = made["operating_points"][f"precision={precision}"]["thresholds"]
     settings = DecisionSettings(taxonomy.labels.canonical_of, 0.0, thresholds=thresholds)
     probs = read_calibrator(made, held.logits.shape[1])(held.logits)
@@ -208,6 +208,7 @@ def test_the_command_writes_bundle_and_card_and_takes_it_back(place: Place, comm
     assert made.calibrator == read_calibrator(dry.json(), len(made.labels))
     assert (made.calibration_version, list(made.operating_points)) == (2, ["precision=0.8"])
     assert made.calibration["fitted_on"]["recordings"] == 12
+    assert "does not say what it was trained on" in made.calibration["fitted_on"]["what"]
     card = (place.bundle / "MODEL_CARD.md").read_text()
     assert card.count("## Calibration") == 1
     assert "By platt, version 2, fitted on\n12 recordings of 2 families" in card

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from drumline.stub import create_stub
 from drumline_convert.content import hash_file
 from drumline_convert.manifest import Row, read_manifest
 from tests.convert.drums import write_corpus
@@ -29,6 +30,7 @@ def test_the_commands_of_the_page_work_in_their_order(tmp_path: Path) -> None:
         pytest.importorskip(module, reason=f"{module} is not installed: pip install 'drumline[train,cpu]'")
     write_corpus(tmp_path / "Samples")
     (tmp_path / "Samples" / "manifest.jsonl").unlink()
+    create_stub(tmp_path / "models" / "mine")
     kick = tmp_path / "Samples" / "audio" / "kit2" / "Kick_1.wav"
     (tmp_path / "corrections.jsonl").write_text(json.dumps({"hash": hash_file(kick), "correct_label": "Tom"}))
     for line in commands():
