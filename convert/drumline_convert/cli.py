@@ -57,8 +57,21 @@ def _training_options(function: F) -> F:
             type=click.IntRange(1),
             help="Epochs of every training (default: as the shipped model).",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of folds and trainings."),
+        click.option("--seed", type=int, help="Seed of folds and trainings (default: 0)."),
         click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Cores used."),
+        click.option(
+            "--recipe", type=path_type(), help="YAML file with settings; 'drumline train recipe' prints all."
+        ),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="One setting, as training.sampling.mixup=0.2; may be given again.",
+        ),
+        click.option(
+            "--start", type=path_type(), help="Bundle or .keras file whose weights training starts from."
+        ),
         json_option,
     ]
     for option in reversed(options):
@@ -100,11 +113,10 @@ def _run(
     out: Path, version: str, as_json: bool, *, make_bundle: bool, corpus: Path | None, **options: Any
 ) -> None:
     _require_training()
-    from drumline_convert.corpus import default_corpus
     from drumline_convert.crossval import metrics_table
     from drumline_convert.make_model import cross_validate, make_model
 
-    settings = _settings(corpus or default_corpus(), out, version, **options)
+    settings = _settings(corpus, out, version, **options)
     metrics = (make_model if make_bundle else cross_validate)(settings, _to_stderr)
     if as_json:
         echo_json(metrics)
@@ -112,8 +124,112 @@ def _run(
         click.echo(metrics_table(metrics))
 
 
+@train.command(
+    cls=Command,
+    name="sweep",
+    examples=(
+        "drumline train sweep sweep.yml --out build/sweep",
+        "drumline train sweep sweep.yml --set training.epochs=20 --json",
+    ),
+)
+@click.argument("sweep", type=path_type(exists=True, dir_okay=False))
+@click.option(
+    "--out", type=path_type(), default=Path("build/sweep"), show_default=True, help="Where the report goes."
+)
+@_training_options
+def sweep_command(sweep: Path, out: Path, as_json: bool, corpus: Path | None, **options: Any) -> None:
+    """Try many settings on the same folds, and rank them.
+
+    SWEEP is a YAML file: kind (grid or random), space (setting names and values), folds, trials, seed. A
+    stopped sweep goes on where it was; sweep.json and sweep.md are written anew after every trial.
+    """
+    _require_training()
+    from drumline_convert.sweep import ranking, read_sweep, run_sweep
+
+    planned = read_sweep(sweep)
+    settings = _settings(corpus, Path("models/sweep"), "0.0.0", **options)
+    trials = run_sweep(settings, planned, out, _to_stderr)
+    if as_json:
+        echo_json({"trials": [trial.to_json() for trial in trials]})
+    else:
+        click.echo(ranking(trials, len(trials)), nl=False)
+
+
+@train.command(
+    cls=Command,
+    name="retrain",
+    examples=(
+        "drumline train retrain --corpus manifest.jsonl --overrides fixes.jsonl --run ClassifiedArchive",
+        "drumline train retrain --corpus next.jsonl --old mfcc-cnn --out models/mine --start mfcc-cnn",
+    ),
+)
+@click.option("--old", type=path_type(), help="Bundle to compare with (default: the default bundle).")
+@click.option(
+    "--out", type=path_type(), default=Path("models/retrained"), show_default=True, help="Bundle to write."
+)
+@click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the bundle.")
+@click.option("--overrides", type=path_type(), help="Corrections: lines of hash and correct_label.")
+@click.option(
+    "--run",
+    type=path_type(),
+    default=Path("ClassifiedArchive"),
+    show_default=True,
+    help="Run whose hashes the corrections name.",
+)
+@click.option("--even-if-worse", is_flag=True, help="Put the new bundle in place in any case.")
+@_training_options
+def retrain_command(
+    old: Path | None,
+    out: Path,
+    version: str,
+    overrides: Path | None,
+    run: Path,
+    even_if_worse: bool,
+    as_json: bool,
+    corpus: Path | None,
+    **options: Any,
+) -> None:
+    """Train again with corrections, and replace a bundle only by one that is not worse.
+
+    Both are asked about the same test families, which the new one has not learnt from. What stood at --out is
+    kept beside it as NAME.before.
+    """
+    _require_training()
+    from drumline.bundle import DEFAULT_BUNDLE
+    from drumline_convert.retrain import Corrections, retrain
+
+    settings = _settings(corpus, out, version, **options)
+    corrections = None if overrides is None else Corrections(overrides, run)
+    result = retrain(
+        settings, old or Path(DEFAULT_BUNDLE), corrections, even_if_worse=even_if_worse, report=_to_stderr
+    )
+    if as_json:
+        echo_json(result)
+        return
+    before, after, less = (result[part]["accuracy"] for part in ("old", "new", "difference"))
+    low, high = less["interval"]
+    click.echo(
+        f"accuracy {after['value']:.4f}, before {before['value']:.4f}: {less['value']:+.4f} "
+        f"({low:+.4f} to {high:+.4f}, 95 % over families)"
+    )
+
+
+@train.command(cls=Command, name="recipe", examples=("drumline train recipe > recipe.yml",))
+@json_option
+def recipe_command(as_json: bool) -> None:
+    """Print every setting of a training, with the values of the shipped model."""
+    from drumline_convert.recipe import as_yaml, known_values
+    from drumline_convert.workbench import ModelSettings
+
+    settings = ModelSettings(Path("corpus"), Path("bundle"))
+    if as_json:
+        echo_json(known_values(settings))
+    else:
+        click.echo(as_yaml(settings), nl=False)
+
+
 def _settings(
-    corpus: Path,
+    corpus: Path | None,
     out: Path,
     version: str,
     *,
@@ -121,14 +237,24 @@ def _settings(
     taxonomy: Path | None,
     folds: int,
     epochs: int | None,
-    seed: int,
+    seed: int | None,
     threads: int,
+    recipe: Path | None,
+    assignments: tuple[str, ...],
+    start: Path | None,
 ) -> Any:
+    from drumline_convert.corpus import default_corpus
+    from drumline_convert.recipe import parse_assignments, read_recipe, with_values
     from drumline_convert.workbench import ModelSettings
 
-    settings = ModelSettings(corpus, out, build, version, folds=folds, threads=threads)
-    training = replace(settings.training, seed=seed, epochs=epochs or settings.training.epochs)
-    return replace(settings, taxonomy=taxonomy or settings.taxonomy, training=training)
+    settings = ModelSettings(
+        corpus or default_corpus(), out, build, version, folds=folds, threads=threads, start=start
+    )
+    given = {"training.seed": seed, "training.epochs": epochs}
+    values = read_recipe(recipe) if recipe else {}
+    values |= {name: value for name, value in given.items() if value is not None}
+    values |= parse_assignments(assignments)
+    return with_values(replace(settings, taxonomy=taxonomy or settings.taxonomy), values)
 
 
 def _to_stderr(line: str) -> None:

@@ -17,7 +17,7 @@ import yaml
 from drumline.errors import ConfigError
 from drumline_convert.workbench import ModelSettings
 
-__all__ = ["known_values", "parse_assignments", "read_recipe", "with_values"]
+__all__ = ["as_yaml", "known_values", "parse_assignments", "read_recipe", "with_values"]
 
 SECTIONS = ("front_end", "augment", "architecture", "training")
 
@@ -78,6 +78,18 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 def known_values(settings: ModelSettings) -> dict[str, Any]:
     """Return all values that a recipe can set, as they are, by dotted name."""
     return flat({name: dataclasses.asdict(getattr(settings, name)) for name in SECTIONS})
+
+
+def as_yaml(settings: ModelSettings) -> str:
+    """Return the settings as a recipe."""
+    values = {name: _plain(dataclasses.asdict(getattr(settings, name))) for name in SECTIONS}
+    return str(yaml.safe_dump(values, sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def with_values(settings: ModelSettings, values: Mapping[str, Any]) -> ModelSettings:

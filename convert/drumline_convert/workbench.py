@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from drumline_convert.architecture import Architecture
 from drumline_convert.augment import AugmentSettings
 from drumline_convert.corpus import Recording, read_corpus
 from drumline_convert.dataset import FeatureStore
-from drumline_convert.split import family_folds, family_groups
+from drumline_convert.split import family_folds, family_groups, manifest_folds
 from drumline_convert.taxonomy import DEFAULT_TAXONOMY, TrainingTaxonomy, read_taxonomy
 from drumline_convert.training import (
     Start,
@@ -207,8 +207,8 @@ def prepare(settings: ModelSettings, report: Report) -> Workbench:
         When the build directory cannot be written.
     """
     taxonomy = read_taxonomy(settings.taxonomy)
-    recordings = read_corpus(settings.corpus, taxonomy)
-    fold_of = family_folds(recordings, settings.folds, settings.training.seed)
+    recordings = _to_learn_from(read_corpus(settings.corpus, taxonomy), report)
+    settings, fold_of = _folds(settings, recordings)
 
     def progress(done: int, total: int) -> None:
         if done % 500 == 0 or done == total:
@@ -222,6 +222,22 @@ def prepare(settings: ModelSettings, report: Report) -> Workbench:
     with output_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
     return Workbench(settings, taxonomy, recordings, fold_of, features, rows, directory, report)
+
+
+def _to_learn_from(recordings: list[Recording], report: Report) -> list[Recording]:
+    """Leave out what the manifest keeps for a test: nothing is fitted on it."""
+    kept = [recording for recording in recordings if recording.split != "test"]
+    if len(kept) < len(recordings):
+        report(f"{len(recordings) - len(kept):,} recordings are on the manifest's test side and left out")
+    return kept
+
+
+def _folds(settings: ModelSettings, recordings: list[Recording]) -> tuple[ModelSettings, NDArray[np.intp]]:
+    """Return the folds that the manifest states, or else those that the settings ask for."""
+    stated = manifest_folds(recordings)
+    if stated is not None:
+        return replace(settings, folds=int(stated.max()) + 1), stated
+    return settings, family_folds(recordings, settings.folds, settings.training.seed)
 
 
 def _fingerprint(

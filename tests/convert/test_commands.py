@@ -24,7 +24,7 @@ def test_importing_the_package_and_its_commands_is_light() -> None:
 
 def test_commands_are_exposed_by_name() -> None:
     assert [command.name for command in cli.commands] == ["train", "convert"]
-    assert sorted(cli.train.commands) == ["crossval", "model"]
+    assert sorted(cli.train.commands) == ["crossval", "model", "recipe", "retrain", "sweep"]
 
 
 @pytest.mark.parametrize("command", [*cli.train.commands.values(), cli.convert], ids=lambda c: str(c.name))

@@ -1,0 +1,190 @@
+"""Many settings, tried on the same folds and ranked.
+
+A sweep is a YAML file::
+
+    kind: grid                # every combination; or "random": `trials` of them, drawn by `seed`
+    folds: [3, 4]             # which folds are trained, from 0; left out: all of them
+    space:
+      training.loss.label_smoothing: [0.0, 0.05, 0.1]
+      training.fit.learning_rate: {from: 5.0e-4, to: 4.0e-3, log: true}    # random only
+
+Each trial is an ordinary training, kept under its own settings' name, so a sweep that is stopped goes on, two
+sweeps share what they have in common, and the report is written anew after every trial.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drumline.durable import output_errors, write_bytes, write_json
+from drumline.errors import ConfigError
+from drumline_convert.metrics import FIGURES, Metrics, evaluate, softmax
+from drumline_convert.recipe import read_yaml, with_values
+from drumline_convert.workbench import ModelSettings, Report, Workbench, prepare
+
+__all__ = ["Sweep", "Trial", "ranking", "read_sweep", "run_sweep"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What is tried.
+
+    Parameters
+    ----------
+    trials
+        Values by dotted name, one mapping for each trial.
+    folds
+        Folds that every trial is trained on, from 0; None for all.
+    """
+
+    trials: tuple[dict[str, Any], ...]
+    folds: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of one trial.
+
+    Parameters
+    ----------
+    values
+        The settings that it has, by dotted name.
+    folds
+        Figures of each fold, by fold number.
+    """
+
+    values: dict[str, Any]
+    folds: dict[int, Metrics]
+
+    def mean(self, name: str) -> float:
+        """Mean of one figure over the folds."""
+        return float(np.mean([getattr(figures, name) for figures in self.folds.values()]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return values, the mean of each figure, and the figures of each fold."""
+        return {
+            "values": self.values,
+            "mean": {name: round(self.mean(name), 4) for name in FIGURES},
+            "folds": {str(fold): figures.to_json() for fold, figures in self.folds.items()},
+        }
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read a sweep file.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be read or says something that makes no sense.
+    """
+    value = read_yaml(path, "sweep")
+    space = value.get("space")
+    if not isinstance(space, dict) or not space:
+        raise ConfigError(f"the sweep {str(path)!r} has no space: setting names and their values")
+    unknown = sorted(set(value) - {"kind", "trials", "seed", "folds", "space"})
+    if unknown:
+        raise ConfigError(f"the sweep {str(path)!r} says {unknown[0]!r}, which means nothing")
+    kind = value.get("kind", "grid")
+    if kind == "grid":
+        trials = tuple(_grid(space))
+    elif kind == "random":
+        trials = tuple(_random(space, int(value.get("trials", 10)), int(value.get("seed", 0))))
+    else:
+        raise ConfigError(f"the sweep's kind {kind!r} is neither grid nor random")
+    folds = value.get("folds")
+    return Sweep(trials, None if folds is None else tuple(int(fold) for fold in folds))
+
+
+def _grid(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, choices in space.items():
+        if not isinstance(choices, list) or not choices:
+            raise ConfigError(f"a grid needs a list of values for {name}", "Ranges are for kind: random.")
+    for combination in itertools.product(*space.values()):
+        yield dict(zip(space, combination, strict=True))
+
+
+def _random(space: Mapping[str, Any], trials: int, seed: int) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    for _ in range(trials):
+        yield {name: _drawn(name, choices, rng) for name, choices in space.items()}
+
+
+def _drawn(name: str, choices: Any, rng: np.random.Generator) -> Any:
+    if isinstance(choices, list) and choices:
+        return choices[int(rng.integers(len(choices)))]
+    try:
+        low, high, log = float(choices["from"]), float(choices["to"]), bool(choices.get("log", False))
+        if not low < high or (log and low <= 0):
+            raise ValueError("it is empty")
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"the range of {name} cannot be used: {error}", "Write {from: LOW, to: HIGH}."
+        ) from error
+    value = np.exp(rng.uniform(np.log(low), np.log(high))) if log else rng.uniform(low, high)
+    return float(f"{value:.4g}")
+
+
+def run_sweep(settings: ModelSettings, sweep: Sweep, out: Path, report: Report = print) -> list[Trial]:
+    """Train and measure every trial, and write ``sweep.json`` and ``sweep.md`` into `out` after each.
+
+    Returns
+    -------
+    list
+        All trials, best mean accuracy first.
+
+    Raises
+    ------
+    ConfigError
+        When a trial has a setting that does not exist, or a fold that does not; before anything is trained.
+    OutputError
+        When the report cannot be written.
+    """
+    planned = [with_values(settings, values) for values in sweep.trials]
+    folds = range(settings.folds) if sweep.folds is None else sweep.folds
+    if not folds or not set(folds) <= set(range(settings.folds)):
+        raise ConfigError(f"the sweep's folds {sorted(folds)} are not among 0 to {settings.folds - 1}")
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    done: list[Trial] = []
+    for number, (values, trial) in enumerate(zip(sweep.trials, planned, strict=True), start=1):
+        report(f"trial {number} of {len(planned)}: {values}")
+        done.append(Trial(values, fold_figures(prepare(trial, report), tuple(folds))))
+        done.sort(key=lambda one: -one.mean("accuracy"))
+        write_json(out / "sweep.json", {"trials": [one.to_json() for one in done]})
+        write_bytes(out / "sweep.md", ranking(done, len(planned)).encode())
+    return done
+
+
+def fold_figures(bench: Workbench, folds: tuple[int, ...]) -> dict[int, Metrics]:
+    """Train the folds that are missing, and measure each."""
+    logits = bench.held_out_logits(folds)
+    return {
+        fold: evaluate(softmax(logits[inside]), bench.fine[inside], bench.taxonomy.collapse)
+        for fold in folds
+        for inside in (bench.fold_of == fold,)
+    }
+
+
+def ranking(trials: list[Trial], planned: int) -> str:
+    """Return the report: a line for each trial, best first, and how sure the order is."""
+    names = list(trials[0].values)
+    header = ["", *names, *FIGURES, "spread"]
+    lines = [header, ["---"] * len(header)]
+    for place, trial in enumerate(trials, start=1):
+        spread = np.std([fold.accuracy for fold in trial.folds.values()])
+        values = [str(trial.values[name]) for name in names]
+        figures = [f"{trial.mean(name):.4f}" for name in FIGURES]
+        lines.append([str(place), *values, *figures, f"{spread:.4f}"])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    folds = ", ".join(map(str, trials[0].folds))
+    return (
+        f"# Sweep\n\n{len(trials)} of {planned} trials, mean of the folds {folds} (from 0); `spread` is the "
+        "standard deviation of the\naccuracy over the folds. What differs by less than two seeds do is no "
+        f"difference: put `training.seed` into the space.\n\n{table}\n"
+    )
