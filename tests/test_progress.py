@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
 from typing import Any
 
@@ -184,3 +186,17 @@ def test_what_is_shown_depends_on_where(monkeypatch: pytest.MonkeyPatch) -> None
     shown = make_progress("t")
     assert isinstance(shown, PanelProgress)
     shown.close()
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed, or a log on a full disk."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_where_nothing_can_be_shown_the_work_goes_on_unseen() -> None:
+    progress = PlainProgress(Gone())
+    progress.note("stopping")
+    progress.show(snapshot())
+    progress.close()

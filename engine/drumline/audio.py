@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from drumline.frontend import FrontEnd
 from drumline.laps import Lap, Step, no_lap
+from drumline.machine import end_with_parent
 from drumline.pcm import Buffer, parse_pcm
 from drumline.records import ErrorType
 
@@ -380,8 +381,14 @@ def _run_bounded(command: list[str | bytes]) -> tuple[bytes, bytes]:
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
     try:
         # In a session of its own: Ctrl-C would make it end early, and well, with a part of the sound.
+        # It ends with us: a worker that takes too long is killed, and what it waits for would go on.
         with subprocess.Popen(
-            command, stdin=nothing, stdout=pipe, stderr=pipe, start_new_session=True
+            command,
+            stdin=nothing,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
         ) as process:
             try:
                 return _drain(process)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 __all__ = [
     "available_memory",
     "cpu_flags",
     "cpu_name",
+    "end_with_parent",
     "filesystem_type",
     "free_space",
     "open_files_limit",
     "usable_cpus",
 ]
+
+_PR_SET_PDEATHSIG = 1
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_QUOTA_V1 = _CGROUP / "cpu/cpu.cfs_quota_us", _CGROUP / "cpu/cpu.cfs_period_us"
@@ -24,6 +30,15 @@ _MEMORY = (
     (_CGROUP / "memory.max", _CGROUP / "memory.current"),
     (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
 )
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it ends, however that is.
+
+    Only Linux can; elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(int(signal.SIGKILL)))
 
 
 def filesystem_type(path: bytes) -> str:

@@ -42,6 +42,11 @@ def _failpoints(text: str) -> None:
     _module("drumline.failpoints").arm(text)
 
 
+def _path(first: str) -> None:
+    """Programs are looked for in a directory first."""
+    os.environ["PATH"] = f"{first}:{os.environ['PATH']}"
+
+
 def _slow(seconds: float) -> None:
     """Decoding a file takes some seconds longer, and no CPU."""
 
@@ -155,6 +160,8 @@ def _bad_names(_on: bool) -> None:
             _eat()
         if b"odd" in name:
             raise _OddError
+        if b"leaving" in name:
+            raise SystemExit(3)
         if b"verbose" in name:
             raise RuntimeError("line\n" * 9 + "\udcff\0é" * 300)
 

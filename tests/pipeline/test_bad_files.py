@@ -130,11 +130,12 @@ def test_a_hanging_decoder_ends_also_where_nobody_ends_it(bad: Infer, tmp_path: 
 
 
 def test_what_decoding_raises_is_a_failed_record(bad: Infer) -> None:
-    add(bad, "greedy.wav", "odd.wav", "verbose.wav")
-    assert bad.counts(bad_names=True)["failed"] == 3
+    add(bad, "greedy.wav", "odd.wav", "verbose.wav", "leaving.wav")
+    assert bad.counts(bad_names=True)["failed"] == 4
     records = bad.records()
     assert failures(records) == {
         "greedy.wav": "out_of_memory",
+        "leaving.wav": "decode_error",
         "odd.wav": "decode_error",
         "verbose.wav": "decode_error",
     }

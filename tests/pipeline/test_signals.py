@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.pipeline.conftest import Infer
-from tests.pipeline.support import Records, Result, Running, assert_equal, prompt, runs_of
+from tests.pipeline.support import Records, Result, Running, assert_equal, environment, prompt, runs_of
 
 SLOW = {"slow": 0.015, "frame_lines": 8}
 WAY_OUT = "  Nothing is lost: give the same command again to go on."
 
 
-def half_way(infer: Infer) -> Running:
+def half_way(infer: Infer, **options: Any) -> Running:
     """Start a run, and wait until it writes its first records."""
-    running = infer.start(workers=2, **SLOW)
+    running = infer.start(workers=2, **SLOW, **options)
     running.reach(
         lambda: any(path.stat().st_size for path in infer.runs_root.glob("run_*/index*")), "records"
     )
@@ -112,6 +117,7 @@ def test_a_storm_of_signals_does_no_harm(calm: Infer, undisturbed: Records) -> N
     goes_on(calm, undisturbed)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     "place",
     [
@@ -121,12 +127,12 @@ def test_a_storm_of_signals_does_no_harm(calm: Infer, undisturbed: Records) -> N
     ],
 )
 def test_a_signal_before_and_after_the_stages_run(
-    calm: Infer, undisturbed: Records, tmp_path: Path, place: str
+    calm: Infer, undisturbed: Records, tmp_path: Path, place: str, number: signal.Signals
 ) -> None:
     marker = tmp_path / "there"
     running = calm.start(mark=f"{place} {marker} 30")
     running.reach(marker.exists, place)
-    running.signal_group(signal.SIGINT)
+    running.signal_group(number)
     result = stopped(running)
     assert result.err.splitlines() == ["drumline: stopped", WAY_OUT]
     goes_on(calm, undisturbed)
@@ -155,3 +161,51 @@ def test_a_paused_run_goes_on_and_blames_no_file(tidy: Infer) -> None:
     assert result.code == 0, result.err
     assert (result.counts["classified"], result.counts["failed"]) == (40, 0)
     assert len(running.stages("extract")) == 2
+
+
+def test_a_terminal_that_is_closed_stops_the_run_in_order(calm: Infer, undisturbed: Records) -> None:
+    ours, theirs = pty.openpty()
+    running = half_way(calm, terminal=os.ttyname(theirs))
+    os.close(theirs)
+    os.close(ours)
+    stopped(running)
+    goes_on(calm, undisturbed)
+
+
+STOPPED_AT_ONCE = """
+import os, signal
+from drumline.cli.stopping import stoppable
+with stoppable():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    except KeyboardInterrupt:
+        os.kill(os.getpid(), signal.SIGHUP)
+        signal.pause()
+"""
+
+STOPPED_WHILE_IMPORTING = """
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from drumline.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (STOPPED_AT_ONCE, f"drumline: stopped at once\n{WAY_OUT}\n"),
+        (STOPPED_WHILE_IMPORTING, "drumline: stopped\n"),
+    ],
+    ids=["the second signal", "while it is imported"],
+)
+def test_a_command_that_is_stopped_says_so_with_its_exit_code(program: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, said)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import Infer
-from tests.pipeline.support import Records, assert_equal, prompt
+from tests.pipeline.support import Records, assert_equal, eventually, prompt
 
 SLOW = {"slow": 0.02, "frame_lines": 8}
 
@@ -112,3 +112,24 @@ def test_a_stopped_stage_does_not_keep_the_run_from_ending(calm: Infer) -> None:
     assert running.wait().code == 10
     assert time.monotonic() - killed < prompt(2.0)
     running.gone(2.0)
+
+
+def test_a_program_that_hangs_ends_with_the_worker_that_waits_for_it(tidy: Infer, tmp_path: Path) -> None:
+    """A file that needs ffmpeg: the worker is killed for the time it takes, and leaves nothing behind."""
+    ffmpeg, pids = tmp_path / "bin" / "ffmpeg", tmp_path / "pids"
+    ffmpeg.parent.mkdir()
+    ffmpeg.write_text(f"#!/bin/sh\necho $$ >> '{pids}'\nexec sleep 60\n")
+    ffmpeg.chmod(0o755)
+    (tidy.archive / "new.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(range(200)))
+    counts = tidy.counts("--file-timeout", "0.5", path=str(ffmpeg.parent))
+    assert counts["failed"] == 1
+    started = pids.read_text().split()
+    assert len(started) == 2
+    eventually(lambda: not any(map(is_running, started)), "end of ffmpeg", prompt(5.0))
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -285,7 +285,7 @@ ATTACK = Attack(
     what="lose power at any moment of a run, with any part of what was not synced",
     unit="power losses",
     full=1_000,
-    short=18,
+    short=9,
     episode=_episode,
     impossible=impossible,
 )

@@ -154,7 +154,7 @@ ATTACK = Attack(
     what="cut an index at every byte of its last two frames, and change each",
     unit="damaged bytes",
     full=1_000_000,
-    short=400,
+    short=200,
     episode=_episode,
     episodes=lambda arena: len(_cases(arena)),
 )

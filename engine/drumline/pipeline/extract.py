@@ -237,7 +237,7 @@ class _Worker:
             return self._rows.waveforms(decode)
         except (AudioError, OSError, MemoryError):
             raise
-        except Exception as error:  # one bad file must cost one record, whatever a decoder raises
+        except BaseException as error:  # one bad file must cost one record, whatever a decoder raises
             raise AudioError("decode_error", _described(error)) from error
 
     def _analyse(self, fields: np.void, waveforms: dict[int, Waveform]) -> None:
@@ -282,7 +282,7 @@ class _Worker:
         fields["state"] = State.DONE
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     # Unlike str(), this never raises.
     return "".join(traceback.format_exception_only(error)).strip()
 

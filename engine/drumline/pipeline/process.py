@@ -7,7 +7,6 @@ What goes wrong in a child comes back as one small message in a pipe.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
@@ -23,13 +22,13 @@ import orjson
 from drumline import errors
 from drumline.cache import cache_way_out
 from drumline.errors import DrumlineError, OutputError, StageError
+from drumline.machine import end_with_parent
 from drumline.pipeline.queues import LifelineCut
 
 __all__ = ["Reports", "StageProcess"]
 
 _FAILED = 70
 _WAIT_SEC, _WAIT_STEP_SEC = 3.0, 0.002
-_PR_SET_PDEATHSIG = 1
 
 
 class Reports:
@@ -129,12 +128,11 @@ class StageProcess:
 
 
 def _end_with(supervisor: int) -> None:
-    """Have the kernel kill this process when the supervisor is gone: a hanging decoder sees no lifeline.
+    """End when the supervisor is gone, at once where the system can: a hanging decoder sees no lifeline.
 
-    Only Linux can; elsewhere the lifeline is seen when the file at hand is done.
+    Elsewhere the lifeline is seen when the file at hand is done.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(int(signal.SIGKILL)))
+    end_with_parent()
     if os.getppid() != supervisor:
         raise LifelineCut
 
