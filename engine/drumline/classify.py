@@ -141,7 +141,7 @@ class Classifier:
         )
 
     def _predicted(self, row: NDArray[np.float32], gate: float | None) -> Prediction:
-        probs = sparse_probs(self.bundle.labels, row.tolist())
+        (probs,) = sparse_probs(self.bundle.labels, row[np.newaxis])
         gate = None if gate is None else rounded_probability(gate)
         return Prediction(decide(probs, self.decisions, gate), probs, gate=gate)
 

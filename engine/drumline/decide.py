@@ -110,7 +110,8 @@ def decide(probs: Mapping[str, float], settings: DecisionSettings, gate: float |
     -----
     Ties go to the label that is first in the alphabet, so the result does not depend on order.
     """
-    label_top1 = min(probs, key=lambda label: (-probs[label], label))
+    highest = max(probs.values())
+    label_top1 = min(fine for fine, probability in probs.items() if probability == highest)
     summed: dict[str, float] = {}
     for fine, probability in probs.items():
         canonical = settings.canonical_of[fine]

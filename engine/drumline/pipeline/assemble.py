@@ -43,11 +43,10 @@ class Assembler:
     def records(self, slots: list[int]) -> Iterator[Record]:
         """Make the records of slots that hold files."""
         columns = [self._table.view(name)[slots].tolist() for name in _COLUMNS]
-        probabilities = self._table.view("probs")[slots].tolist()
-        for values, row in zip(zip(*columns, strict=True), probabilities, strict=True):
+        probabilities = sparse_probs(self._labels, self._table.view("probs")[slots])
+        for values, probs in zip(zip(*columns, strict=True), probabilities, strict=True):
             fields = dict(zip(_COLUMNS, values, strict=True))
-            probs = {} if fields["error"] else sparse_probs(self._labels, row)
-            record = self._record(fields, probs)
+            record = self._record(fields, {} if fields["error"] else probs)
             self._lap(Step.RECORD)
             yield record
 

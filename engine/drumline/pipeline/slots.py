@@ -250,7 +250,8 @@ class SlotTable:
         Only the one consumer of a queue may call this for the states of that queue.
         """
         states = self.slots["state"]
-        taken = [slot for slot in dict.fromkeys(slots) if states[slot] == expected]
+        found = states[slots].tolist()  # one by one, NumPy would take 3 µs a slot
+        taken = [slot for slot, at in dict(zip(slots, found, strict=True)).items() if at == expected]
         states[taken] = state
         return taken
 
