@@ -44,11 +44,14 @@ from drumline_convert.taxonomy import TrainingTaxonomy
 
 __all__ = [
     "GATE",
+    "Canvas",
     "can_be_merged",
     "check_members",
     "fit_weights",
+    "in_one_opset",
     "measured",
     "merged_graph",
+    "put_together",
     "write_ensemble",
 ]
 
@@ -116,19 +119,21 @@ def _softmax(logits: Floats) -> NDArray[np.float64]:
 
 
 @dataclass
-class _Canvas:
-    """A graph that is being put together."""
+class Canvas:
+    """Nodes and constants of a graph that is being put together."""
 
     nodes: list[Any]
     weights: list[Any]
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Add a node, and return the name of its output."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
     def constant(self, name: str, values: Any, kind: Any = np.float32) -> str:
+        """Add a constant, and return its name."""
         from onnx import numpy_helper
 
         self.weights.append(numpy_helper.from_array(np.asarray(values, kind), name))
@@ -146,8 +151,8 @@ def merged_graph(bundles: Sequence[Bundle], mean: Mean) -> Any:
     import onnx
 
     shape, classes = bundles[0].front_end.shape, len(bundles[0].labels)
-    graphs = _in_one_opset([_adapted(bundle) for bundle in bundles])
-    canvas = _Canvas([], [])
+    graphs = in_one_opset([_adapted(bundle) for bundle in bundles])
+    canvas = Canvas([], [])
     parts, gates, inners = [], [], []
     for place, (bundle, proto) in enumerate(zip(bundles, graphs, strict=True)):
         prefix = f"member{place}/"
@@ -164,7 +169,7 @@ def merged_graph(bundles: Sequence[Bundle], mean: Mean) -> Any:
     if gates:
         _write_gate(canvas, gates)
         outputs[GATE] = [BATCH, 1]
-    merged = _model(canvas, inners, shape, outputs)
+    merged = put_together(canvas, inners, shape, outputs)
     set_labels(merged, bundles[0].labels)
     return merged
 
@@ -183,7 +188,8 @@ def _adapted(bundle: Bundle) -> Any:
     return adapted
 
 
-def _in_one_opset(graphs: list[Any]) -> list[Any]:
+def in_one_opset(graphs: list[Any]) -> list[Any]:
+    """Return the graphs with the newest of their opsets."""
     from onnx import version_converter
 
     newest = max(map(opset_of, graphs))
@@ -193,7 +199,7 @@ def _in_one_opset(graphs: list[Any]) -> list[Any]:
     ]
 
 
-def _weighted_part(canvas: _Canvas, prefix: str, bundle: Bundle, mean: Mean, weight: float) -> str:
+def _weighted_part(canvas: Canvas, prefix: str, bundle: Bundle, mean: Mean, weight: float) -> str:
     calibrator, logits = bundle.calibrator, prefix + LOGITS
     if isinstance(calibrator, VectorScaling):
         scale = canvas.constant(f"{prefix}scale", calibrator.scale)
@@ -209,7 +215,7 @@ def _weighted_part(canvas: _Canvas, prefix: str, bundle: Bundle, mean: Mean, wei
     return canvas.node("Mul", [said, canvas.constant(f"{prefix}weight", weight)], f"{prefix}part")
 
 
-def _write_mean(canvas: _Canvas, parts: Sequence[str], mean: Mean) -> None:
+def _write_mean(canvas: Canvas, parts: Sequence[str], mean: Mean) -> None:
     if mean.kind == "arithmetic":
         summed = canvas.node("Sum", parts, "mean")
         smallest = canvas.constant("smallest", SMALLEST_PROBABILITY)
@@ -219,7 +225,7 @@ def _write_mean(canvas: _Canvas, parts: Sequence[str], mean: Mean) -> None:
     canvas.node("Softmax", [LOGITS], PROBABILITIES, axis=1)
 
 
-def _write_gate(canvas: _Canvas, gates: Sequence[tuple[str, float]]) -> None:
+def _write_gate(canvas: Canvas, gates: Sequence[tuple[str, float]]) -> None:
     total = sum(weight for _, weight in gates)
     column = canvas.constant("gate.shape", [-1, 1], np.int64)
     parts = []
@@ -230,9 +236,10 @@ def _write_gate(canvas: _Canvas, gates: Sequence[tuple[str, float]]) -> None:
     canvas.node("Sum", parts, GATE)
 
 
-def _model(
-    canvas: _Canvas, graphs: Sequence[Any], shape: tuple[int, int], outputs: dict[str, list[Any]]
+def put_together(
+    canvas: Canvas, graphs: Sequence[Any], shape: tuple[int, int], outputs: dict[str, list[Any]]
 ) -> Any:
+    """Return the ``onnx.ModelProto`` of a canvas, with the operators that `graphs` needed."""
     from onnx import helper
 
     given = [helper.make_tensor_value_info(INPUT, _FLOAT, [BATCH, *shape])]

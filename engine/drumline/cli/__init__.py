@@ -41,6 +41,7 @@ TRAINING_COMMANDS = {
     "convert": "drumline_convert.cli_convert:convert",
     "evaluate": "drumline_convert.cli_evaluate:evaluate",
     "ensemble": "drumline_convert.cli_convert:ensemble",
+    "gate": "drumline_convert.cli_convert:gate",
     "calibrate": "drumline_convert.cli_calibrate:calibrate",
 }
 """Commands of `drumline_convert`, shown when it is installed."""

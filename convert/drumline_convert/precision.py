@@ -1,0 +1,267 @@
+"""Bundles in smaller numbers: int8 for CPUs, fp16 for GPUs, each with what it costs and what it wins.
+
+What stands before the first convolution of a graph stays in float32: it takes cepstral coefficients of up to
+a thousand decibels, whose steps in 8 bits would be larger than most of what follows is about.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drumline.bundle import Bundle, load_bundle
+from drumline.durable import write_bytes, write_json
+from drumline.errors import BundleError, UsageError
+from drumline.inference import open_session
+from drumline_convert.bundle_writer import new_bundle
+from drumline_convert.cost import files_per_cpu_second
+from drumline_convert.ensembles import measured
+from drumline_convert.graph import read_graph, save_graph
+from drumline_convert.labelled import Said, read_rows, rows_of, said_of, truth_of
+from drumline_convert.manifest import Row
+
+__all__ = ["Precision", "half_graph", "int8_graph", "reduce_precision"]
+
+Floats = NDArray[np.float32]
+Precision: TypeAlias = Literal["int8", "fp16"]
+
+_CALIBRATED_ON = 512
+_BATCH = 32
+_ROUNDS = 20
+
+
+def reduce_precision(
+    name: str | Path,
+    precision: Precision,
+    out: Path,
+    manifest: Path | None = None,
+    calibrate_on: Sequence[str] = ("train",),
+    measure_on: Sequence[str] = ("validation", "test"),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write a bundle with the same model in smaller numbers.
+
+    Parameters
+    ----------
+    name
+        The bundle; one graph, no ensemble that names members.
+    out
+        Bundle to make.
+    manifest
+        Labelled recordings. int8 needs them, to see which values occur; both are measured on them.
+    calibrate_on, measure_on
+        Sides of the manifest: what int8's ranges come from (at most 512 recordings, drawn by `seed`), and
+        what accuracy is measured on. They share no family, since splits never do.
+
+    Returns
+    -------
+    dict
+        ``before`` and ``after`` with ``bytes``, ``files_per_cpu_second`` and, with a manifest, ``accuracy``
+        and ``nll``; ``speed`` (ratio); ``agreement`` of canonical labels; ``largest_difference`` of a
+        probability.
+
+    Raises
+    ------
+    UsageError
+        When int8 is asked for without a manifest.
+    BundleError
+        When the graph cannot be converted.
+    """
+    bundle = load_bundle(name)
+    if bundle.members:
+        raise BundleError(
+            f"{bundle.name} names members", "Convert each of them, and make the ensemble of the results."
+        )
+    if precision == "int8" and manifest is None:
+        raise UsageError("int8 needs recordings to see which values occur", "Give them with --manifest.")
+    with TemporaryDirectory() as directory, new_bundle(out) as draft:
+        graph = Path(directory, "model.onnx")
+        if precision == "int8":
+            assert manifest is not None
+            rows = _drawn(rows_of(manifest, *calibrate_on), seed)
+            int8_graph(bundle, read_rows(rows, bundle.front_ends), graph)
+        else:
+            half_graph(bundle, graph)
+        _copy_with(bundle, graph, draft, out.name, precision)
+        report = {"precision": precision, **_costs(bundle, load_bundle(draft))}
+        if manifest is not None:
+            report |= _quality(bundle, load_bundle(draft), rows_of(manifest, *measure_on), report)
+        write_json(draft / "conversion.json", report)
+    return report
+
+
+def _drawn(rows: Sequence[Row], seed: int) -> list[Row]:
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:_CALIBRATED_ON]
+    return [rows[place] for place in sorted(chosen)]
+
+
+def int8_graph(bundle: Bundle, features: Floats, path: Path) -> None:
+    """Write the bundle's graph with 8-bit weights and activations (QDQ), ranges as `features` need them.
+
+    Weights are signed, with a scale for each channel; activations are unsigned, which is what processors'
+    instructions take.
+
+    Raises
+    ------
+    BundleError
+        When the graph cannot be quantised.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader:
+        """Gives the calibration batch after batch."""
+
+        def __init__(self) -> None:
+            starts = range(0, len(features), _BATCH)
+            self._batches = iter([features[start : start + _BATCH] for start in starts])
+
+        def get_next(self) -> dict[str, Floats] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {bundle.input_name: batch}
+
+    with TemporaryDirectory() as directory, _quiet():
+        prepared, quantised = Path(directory, "prepared.onnx"), Path(directory, "quantised.onnx")
+        try:
+            quant_pre_process(bundle.model_path, prepared, skip_symbolic_shape=True)
+            head = _head(_with_names(prepared))
+            quantize_static(
+                prepared,
+                quantised,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=head,
+            )
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            raise BundleError(f"{bundle.name} cannot be quantised: {error}") from error
+        save_graph(read_graph(quantised), path)
+
+
+def half_graph(bundle: Bundle, path: Path) -> None:
+    """Write the bundle's graph with 16-bit floats inside; input and outputs stay in float32.
+
+    Raises
+    ------
+    BundleError
+        When the graph cannot be converted.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with TemporaryDirectory() as directory:
+        named = Path(directory, "named.onnx")
+        write_bytes(named, bundle.model_path.read_bytes())
+        proto = _with_names(named)
+    with _quiet():
+        half = convert_float_to_float16(proto, keep_io_types=True, node_block_list=_head(proto))
+    _sort_nodes(half.graph)
+    save_graph(half, path)
+
+
+def _sort_nodes(graph: Any) -> None:
+    """Put each node behind those whose outputs it takes, and keep one of equal casts.
+
+    The converter puts its casts at the end, and one for each node that takes a value.
+    """
+    made_here = {output for node in graph.node for output in node.output}
+    waiting, ordered, known = list({node.output[0]: node for node in graph.node}.values()), [], set[str]()
+    while waiting:
+        ready = [node for node in waiting if not (made_here & set(node.input)) - known]
+        if not ready:
+            raise BundleError("the graph has a circle")
+        ordered.extend(ready)
+        known.update(output for node in ready for output in node.output)
+        waiting = [node for node in waiting if not set(node.output) <= known]
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _with_names(path: Path) -> Any:
+    """Give every node of a graph a name of its own, in the file, and return the graph."""
+    proto = read_graph(path)
+    for place, node in enumerate(proto.graph.node):
+        node.name = f"{node.name or node.op_type}#{place}"
+    write_bytes(path, proto.SerializeToString())
+    return proto
+
+
+def _head(proto: Any) -> list[str]:
+    """Return the names of the nodes that lead to the first convolution; none where there is none."""
+    maker = {output: node for node in proto.graph.node for output in node.output}
+    first = next((node for node in proto.graph.node if node.op_type == "Conv"), None)
+    found: dict[str, None] = {}
+    pending = [] if first is None else [first.input[0]]
+    while pending:
+        node = maker.get(pending.pop())
+        if node is not None and node.name not in found:
+            found[node.name] = None
+            pending.extend(node.input)
+    return list(found)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _copy_with(bundle: Bundle, graph: Path, draft: Path, name: str, precision: Precision) -> None:
+    """Copy a bundle with another graph: labels, calibration and gate stay."""
+    import orjson
+
+    shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
+    write_bytes(draft / bundle.model_path.name, graph.read_bytes())
+    manifest = orjson.loads((draft / "bundle.json").read_bytes())
+    description = f"{bundle.description} ({precision} of {bundle.name} {bundle.version})".strip()
+    write_json(draft / "bundle.json", manifest | {"name": name, "description": description})
+    card = draft / "MODEL_CARD.md"
+    if card.exists():
+        origin = f"{precision} of {bundle.name} {bundle.version}"
+        note = f"# {name}\n\n{origin}; `conversion.json` says what that costs and wins.\n\n"
+        write_bytes(card, note.encode() + card.read_bytes())
+
+
+def _costs(before: Bundle, after: Bundle) -> dict[str, Any]:
+    costs = [
+        {
+            "bytes": bundle.model_bytes,
+            "files_per_cpu_second": round(files_per_cpu_second(bundle.model_path, rounds=_ROUNDS)),
+        }
+        for bundle in (before, after)
+    ]
+    first, second = costs
+    ratio = second["files_per_cpu_second"] / first["files_per_cpu_second"]
+    return {"before": first, "after": second, "speed": round(ratio, 2)}
+
+
+def _quality(before: Bundle, after: Bundle, rows: Sequence[Row], costs: dict[str, Any]) -> dict[str, Any]:
+    features, truth = read_rows(rows, before.front_ends), truth_of(rows, before.taxonomy)
+    said: list[Said] = [said_of(bundle, features, open_session(bundle, "cpu")) for bundle in (before, after)]
+    old, new = (one.probabilities for one in said)
+    decided = [(probabilities @ truth.collapse).argmax(axis=1) for probabilities in (old, new)]
+    return {
+        "recordings": len(rows),
+        "families": len({row.family for row in rows}),
+        "before": costs["before"] | measured(old, truth),
+        "after": costs["after"] | measured(new, truth),
+        "agreement": round(float((decided[0] == decided[1]).mean()), 4),
+        "largest_difference": round(float(np.abs(old - new).max()), 4),
+    }
