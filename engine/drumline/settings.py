@@ -140,6 +140,8 @@ class InferSettings:
         Extensions that are read as audio, lower case without the dot.
     fresh
         Ignore earlier runs and the cache.
+    nice
+        Let everything else on the machine go first.
     retry_failed
         Try files again that failed in an earlier run, although they did not change.
     yes
@@ -175,6 +177,7 @@ class InferSettings:
     include_audio_stats: bool = True
     supported_formats: tuple[str, ...] = SOUNDFILE_FORMATS + FFMPEG_FORMATS
     fresh: bool = False
+    nice: bool = False
     retry_failed: bool = False
     yes: bool = False
     accept_missing: bool = False
@@ -361,6 +364,7 @@ _RULES: dict[str, _Rule] = {
     "include_audio_stats": _FLAG,
     "supported_formats": _some(_is_format, "a list of extensions, lower case without the dot: [wav, flac]"),
     "fresh": _FLAG,
+    "nice": _FLAG,
     "retry_failed": _FLAG,
     "yes": _FLAG,
     "accept_missing": _FLAG,

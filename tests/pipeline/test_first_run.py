@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import jsonschema
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from bench.synth import Entry, write_archive
@@ -60,6 +61,15 @@ def test_the_total_is_known_while_most_files_are_still_to_be_read(tmp_path: Path
     foreseen = [snapshot for snapshot in watched.snapshots if snapshot.found_all]
     assert {snapshot.found for snapshot in foreseen} == {files}
     assert foreseen[0].done < files / 2
+
+
+def test_a_polite_run_lets_everything_else_go_first(infer: Infer) -> None:
+    running = infer.start("--nice", slow=0.02)
+    for stage in ("write", "discover", "extract", "predict"):
+        process = psutil.Process(running.stage(stage))
+        running.reach(lambda process=process: process.nice() == 19, f"polite {stage}")  # type: ignore[misc]
+    assert psutil.Process(running.pid).nice() == 0
+    assert running.wait().code == 0
 
 
 class _Watched(Progress):

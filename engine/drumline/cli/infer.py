@@ -94,6 +94,7 @@ __all__ = ["infer_command"]
 @click.option(
     "--one-file-system", is_flag=True, default=None, help="Pass over what is mounted below ARCHIVE."
 )
+@click.option("--nice", is_flag=True, default=None, help="Let everything else on the machine go first.")
 @click.option("--fresh", is_flag=True, default=None, help="Ignore earlier runs and the cache.")
 @click.option("--retry-failed", is_flag=True, default=None, help="Try files again that failed before.")
 @click.option(

@@ -34,6 +34,7 @@ import numpy as np
 
 from drumline.errors import Interrupted, StageError
 from drumline.laps import Lap
+from drumline.machine import give_way
 from drumline.pipeline.assemble import assigned_labels
 from drumline.pipeline.discover import discover
 from drumline.pipeline.job import Job
@@ -140,16 +141,22 @@ class _Supervisor:
         writes: tuple[SlotQueue, ...],
     ) -> None:
         def body() -> None:
+            self._behave()
             self._queues.keep(reads=reads, writes=writes)
             with recorded(self._profile, name) as lap:
                 stage(self._job, self._table, self._queues, lap)
 
         self._stages[name] = StageProcess.start(name, body, self._reports)
 
+    def _behave(self) -> None:
+        if self._job.settings.nice:
+            give_way()
+
     def _start_worker(self, number: int) -> None:
         from drumline.pipeline.extract import OUT_OF_MEMORY, extract
 
         def body() -> None:
+            self._behave()
             queues = self._queues
             queues.keep(reads=queues.todo, writes=(queues.ready, queues.done))
             try:
