@@ -30,6 +30,7 @@ ATTACKS = {
     "trees": "tests.torture.trees",
     "writes": "tests.torture.writes",
     "fuzz": "tests.torture.fuzz",
+    "deaths": "tests.torture.deaths",
     "tails": "tests.torture.tails",
     "power": "tests.torture.power",
     "space": "tests.torture.space",
