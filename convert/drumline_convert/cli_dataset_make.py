@@ -56,6 +56,7 @@ __all__ = ["extract_command", "scan_command", "split_command"]
     help="Folders of a kit's path that make a family; 0: all.",
 )
 @taxonomy_option
+@workers_option
 @quiet_option
 @json_option
 def scan_command(
@@ -64,6 +65,7 @@ def scan_command(
     by: Any,
     rules: Path | None,
     taxonomy: Path | None,
+    workers: int,
     quiet: bool,
     as_json: bool,
     **settings: Any,
@@ -72,16 +74,18 @@ def scan_command(
 
     Labels come from the directory's own manifest.jsonl (metadata), from its folders where each is called
     exactly as a label (folders: TrainingData/<Label>/…), or from the names of files and folders by strict
-    rules (names). What is ambiguous, broken or there twice is left out, and listed with its reason in a
-    second file: manifest.left-out.jsonl beside manifest.jsonl.
+    rules (names). What is ambiguous, cannot be decoded or is there twice is left out, and listed with its
+    reason in a second file: manifest.left-out.jsonl beside manifest.jsonl.
     """
     from drumline_convert.manifest import write_manifest
     from drumline_convert.rules import DEFAULT_RULES, read_rules
-    from drumline_convert.scan import ScanSettings, scan_directory, write_left_out
+    from drumline_convert.scan import ScanSettings, scan_directory, without_undecodable, write_left_out
 
     asked = ScanSettings(by, taxonomy_of(taxonomy), read_rules(rules or DEFAULT_RULES), **settings)
     with meter("reading", quiet) as progress:
         scan = scan_directory(directory, asked, progress)
+    with meter("decoding", quiet) as progress:
+        scan = without_undecodable(scan, workers, progress)
     left_out = out.with_name(f"{out.stem}.left-out.jsonl")
     write_left_out(left_out, scan.left_out)
     write_manifest(out, scan.manifest)

@@ -25,7 +25,15 @@ DEFAULT_RULES = Path(__file__).with_name("label_rules.yml")
 
 _GAP = re.compile(r"[\W\d_]+")
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_SECTIONS = {"labels": dict, "silent": list, "covers": dict, "plain_folders": list, "confidence": dict}
+_SECTIONS = {
+    "labels": dict,
+    "silent": list,
+    "doubtful": list,
+    "covers": dict,
+    "folder_words": list,
+    "plain_folders": list,
+    "confidence": dict,
+}
 _CACHED_NAMES = 1 << 16
 
 Phrase = tuple[tuple[str, ...], ...]
@@ -48,6 +56,10 @@ class LabelRules:
         (phrase, label); the label is None for a phrase that says nothing.
     covers
         Label → the finer labels that win over it.
+    doubtful
+        Words that cast doubt on any label of a file.
+    folder_words
+        Words that may stand beside a label in a folder's name.
     plain_folders
         Words of folders that name neither a label nor a kit.
     confidence
@@ -56,12 +68,14 @@ class LabelRules:
 
     phrases: tuple[tuple[Phrase, str | None], ...]
     covers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    doubtful: frozenset[str] = frozenset()
+    folder_words: frozenset[str] = frozenset()
     plain_folders: frozenset[tuple[str, ...]] = frozenset()
     confidence: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Folder names come again with every file below them.
-        object.__setattr__(self, "said_by", lru_cache(_CACHED_NAMES)(self.said_by))
+        object.__setattr__(self, "_found", lru_cache(_CACHED_NAMES)(self._found))
 
     @cached_property
     def _by_first_word(self) -> dict[str, list[tuple[Phrase, str | None]]]:
@@ -78,12 +92,25 @@ class LabelRules:
         return tuple(sorted({label for _, label in self.phrases if label is not None}))
 
     def said_by(self, name: str) -> frozenset[str]:
-        """Return the labels that a file's or folder's name says."""
+        """Return the labels that a name says."""
+        return self.finest(label for label, _ in self._found(name) if label is not None)
+
+    def said_by_folder(self, name: str) -> frozenset[str]:
+        """Return the labels that a folder's name says, which has to say nothing else.
+
+        ``01 Kick Drums`` says Kick; ``Paper Moon Loops`` is a vendor.
+        """
+        words = words_of(name)
+        told = {place for _, places in self._found(name) for place in places}
+        told |= {place for place, word in enumerate(words) if word in self.folder_words}
+        return self.said_by(name) if len(told) == len(words) else frozenset()
+
+    def _found(self, name: str) -> list[tuple[str | None, frozenset[int]]]:
+        """Return (label, numbers of the words that say it), less what is part of a longer phrase."""
         words = words_of(name)
         possible = (entry for word in set(words) for entry in self._by_first_word.get(word, ()))
         found = [(label, places) for phrase, label in possible for places in _places(phrase, words)]
-        longest = {label for label, places in found if not any(places < other for _, other in found)}
-        return self.finest(label for label in longest if label is not None)
+        return [entry for entry in found if not any(entry[1] < places for _, places in found)]
 
     def finest(self, labels: Iterable[str]) -> frozenset[str]:
         """Return `labels` without those that cover another one of them."""
@@ -99,12 +126,17 @@ class LabelRules:
             One label where the names agree; none where they say nothing; several where they contradict.
         """
         own = self.said_by(file_name)
-        above = next((said for name in reversed(folders) if (said := self.said_by(name))), frozenset[str]())
+        speaking = (said for name in reversed(folders) if (said := self.said_by_folder(name)))
+        above = next(speaking, frozenset[str]())
         if not own or not above:
             return own or above
         if len(own) == 1 and own <= above:
             return own
         return self.finest(own | above)
+
+    def doubt(self, file_name: str) -> str | None:
+        """Return the word of a file's name that casts doubt on its label, or None."""
+        return next((word for word in words_of(file_name) if word in self.doubtful), None)
 
     def is_plain(self, folder: str) -> bool:
         """Return whether a folder's name says neither a label nor a kit."""
@@ -169,9 +201,15 @@ def _rules(value: Any) -> LabelRules:
     return LabelRules(
         (*spoken, *silent),
         covers,
+        _words(value, "doubtful"),
+        _words(value, "folder_words"),
         frozenset(words_of(str(name)) for name in value.get("plain_folders", ())),
         {str(name): float(weight) for name, weight in value.get("confidence", {}).items()},
     )
+
+
+def _words(value: dict[str, Any], section: str) -> frozenset[str]:
+    return frozenset(word for name in value.get(section, ()) for word in words_of(str(name)))
 
 
 def _phrase(text: object) -> Phrase:

@@ -37,12 +37,22 @@ from drumline.records import path_fields
 from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
 from drumline.walk import Walk
 from drumline_convert.content import hash_file, hash_files
+from drumline_convert.examine import examine
 from drumline_convert.manifest import Manifest, Row
 from drumline_convert.rules import LabelRules, read_rules
 from drumline_convert.split import family_groups
 from drumline_convert.taxonomy import TrainingTaxonomy, read_taxonomy
 
-__all__ = ["By", "LeftOut", "Reason", "Scan", "ScanSettings", "scan_directory", "write_left_out"]
+__all__ = [
+    "By",
+    "LeftOut",
+    "Reason",
+    "Scan",
+    "ScanSettings",
+    "scan_directory",
+    "without_undecodable",
+    "write_left_out",
+]
 
 By = Literal["metadata", "folders", "names"]
 Reason = Literal[
@@ -53,6 +63,7 @@ Reason = Literal[
     "duplicate",
     "changed",
     "unreadable",
+    "undecodable",
     "incomplete",
 ]
 OnFile = Callable[[int, int], None]
@@ -170,6 +181,32 @@ def scan_directory(root: Path, settings: ScanSettings | None = None, progress: O
     return Scan(tuple(rows), tuple(left_out), by, lonely)
 
 
+def without_undecodable(scan: Scan, workers: int = 1, progress: OnFile | None = None) -> Scan:
+    """Decode every recording of a scan as the engine does, and leave out those of which nothing can be used.
+
+    Parameters
+    ----------
+    scan
+        What was found.
+    workers
+        Processes that decode.
+    progress
+        Called with (recordings decoded, recordings in all).
+    """
+    rows, left_out = [], list(scan.left_out)
+    for done, (row, found) in enumerate(examine(scan.rows, workers), start=1):
+        if found.fault:
+            left_out.append(LeftOut(row.path, "undecodable", found.message))
+        else:
+            rows.append(row)
+        if progress:
+            progress(done, len(scan.rows))
+    left_out.sort(key=lambda entry: os.fsencode(entry.path))
+    kept = {row.path for row in rows}
+    lonely = tuple(path for path in scan.kitless if path in kept)
+    return replace(scan, rows=tuple(rows), left_out=tuple(left_out), kitless=lonely)
+
+
 def write_left_out(path: Path, entries: Iterable[LeftOut]) -> None:
     """Write what was left out as JSON Lines: ``path`` (``path_b64``), ``reason``, ``detail``.
 
@@ -241,9 +278,12 @@ class _Tree:
         rules = self.settings.rules
         for path, folders in self._files(self.root):
             said = sorted(rules.decide(path.stem, folders))
-            if len(said) == 1:
+            if doubt := rules.doubt(path.stem):
+                yield LeftOut(path, "ambiguous", f"its name has the word {doubt}")
+            elif len(said) == 1:
                 kit = [name for name in folders if not rules.said_by(name)]
-                yield self._labelled(path, said[0], kit)
+                unsaid = [name for name in folders if not rules.said_by_folder(name)]
+                yield self._labelled(path, said[0], kit or unsaid)
             elif said:
                 yield LeftOut(path, "ambiguous", f"its names say {' and '.join(said)}")
             else:

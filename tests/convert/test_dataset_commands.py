@@ -51,17 +51,18 @@ def test_scan_writes_a_manifest_and_the_list_of_what_it_left_out(command: Comman
     write_corpus(place / "samples")
     (place / "samples" / "manifest.jsonl").unlink()
     (place / "samples" / "audio" / "kit0" / "what.wav").write_bytes(b"RIFF")
+    (place / "samples" / "audio" / "kit0" / "broken kick.wav").write_bytes(b"RIFF....")
     outcome = command("dataset", "scan", "samples", "--licence", "CC0-1.0", "--json")
     assert outcome.code == 0
     report = outcome.json()
     assert (report["recordings"], report["families"], report["by"]) == (72, 6, "names")
-    assert report["left_out"] == {"unlabelled": 1}
-    (entry,) = map(json.loads, (place / "manifest.left-out.jsonl").read_text().splitlines())
-    assert entry["path"].endswith("what.wav")
+    assert report["left_out"] == {"undecodable": 1, "unlabelled": 1}
+    entries = list(map(json.loads, (place / "manifest.left-out.jsonl").read_text().splitlines()))
+    assert [Path(entry["path"]).name for entry in entries] == ["broken kick.wav", "what.wav"]
     assert {row.licence for row in read_manifest(place / "manifest.jsonl")} == {"CC0-1.0"}
     said = command("dataset", "scan", "samples").out
     assert "72 recordings of 4 labels, 6 kits in 6 families" in said
-    assert "1 file left out: 1 unlabelled" in said
+    assert "2 files left out: 1 undecodable, 1 unlabelled" in said
 
 
 def test_scan_says_that_files_without_a_kit_flatter(command: CommandLine, place: Path) -> None:

@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from bench.synth import write_archive
 from drumline.errors import ConfigError
 from drumline_convert.corpus import default_corpus
 from drumline_convert.manifest import Row, read_manifest, write_manifest
-from drumline_convert.scan import Scan, ScanSettings, scan_directory, write_left_out
+from drumline_convert.scan import (
+    Scan,
+    ScanSettings,
+    scan_directory,
+    without_undecodable,
+    write_left_out,
+)
+from drumline_convert.taxonomy import TrainingTaxonomy
 from tests.making import write_tone
 
 
@@ -164,6 +172,23 @@ def test_names_that_are_no_utf8_go_through(tmp_path: Path) -> None:
     (entry,) = map(json.loads, (tmp_path / "left.jsonl").read_text().splitlines())
     assert entry["reason"] == "ambiguous"
     assert "path_b64" in entry
+
+
+def test_a_messy_archive_gives_no_wrong_label_and_nothing_that_cannot_be_decoded(
+    tmp_path: Path, taxonomy: TrainingTaxonomy
+) -> None:
+    entries = write_archive(tmp_path / "archive", 250, seed=5)
+    truth = {
+        os.path.join(os.fsencode(tmp_path / "archive"), entry.path): entry.canonical for entry in entries
+    }
+    scan = without_undecodable(scan_directory(tmp_path / "archive"))
+    found = {os.fsencode(row.path): taxonomy.canonical_index(row.label) for row in scan.rows}
+    assert len(found) > 150
+    assert {path: taxonomy.canonical[index or 0] for path, index in found.items()} == {
+        path: truth[path] for path in found
+    }
+    left_out = {entry.reason for entry in scan.left_out}
+    assert {"undecodable", "duplicate", "unlabelled", "ambiguous"} <= left_out
 
 
 def test_the_corpus_becomes_a_manifest_whole(tmp_path: Path) -> None:
