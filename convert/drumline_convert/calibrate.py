@@ -29,7 +29,7 @@ from drumline_convert.corpus import Recording, open_manifest, recordings_of
 from drumline_convert.metrics import Outcomes, softmax
 from drumline_convert.operating import held_out_effect, operating_point
 from drumline_convert.predictions import collapse_of, read_held_out, refuse_leaks, run_bundles
-from drumline_convert.provenance import read_training_set
+from drumline_convert.provenance import training_set_of
 from drumline_convert.split import family_folds, family_groups
 from drumline_convert.taxonomy import DEFAULT_TAXONOMY, TrainingTaxonomy, read_taxonomy
 
@@ -166,7 +166,7 @@ def calibrate(
         rows = recordings_of(manifest.side(*settings.splits), taxonomy)
         _refuse_what_was_learnt(bundle, rows, settings)
         held = _of_model(bundle, rows, taxonomy, told)
-        unknown = read_training_set(bundle.path) is None
+        unknown = training_set_of(bundle) is None
         known = "the model does not say what it was trained on" if unknown else "the model never heard them"
         what = f"recordings of the side {', '.join(settings.splits)}; {known}"
     made = full_calibration(held, {"what": what}, settings.method, settings.precisions)
@@ -180,7 +180,7 @@ def _refuse_what_was_learnt(bundle: Bundle, rows: Sequence[Recording], settings:
             f"the manifest {str(settings.manifest)!r} has no rows on the side {', '.join(settings.splits)}",
             "'drumline dataset split' makes one; --split names another; --held-out takes a cross-validation.",
         )
-    trained_on = read_training_set(bundle.path)
+    trained_on = training_set_of(bundle)
     seen = [row for row in rows if trained_on is not None and trained_on.holds(row)]
     if seen:
         raise ConfigError(

@@ -40,6 +40,7 @@ from drumline_convert.graph import (
 )
 from drumline_convert.labelled import Truth
 from drumline_convert.metrics import negative_log_likelihood
+from drumline_convert.provenance import inherit_training_set
 from drumline_convert.taxonomy import TrainingTaxonomy
 
 __all__ = [
@@ -296,6 +297,7 @@ def _write_merged(draft: Path, bundles: Sequence[Bundle], mean: Mean, descriptio
         graph = Path(directory, "model.onnx")
         save_graph(merged_graph(bundles, mean), graph)
         write_bundle(draft, graph, TrainingTaxonomy(bundles[0].taxonomy, {}), description)
+    inherit_training_set(draft, bundles)
 
 
 def _write_named(draft: Path, bundles: Sequence[Bundle], mean: Mean, description: BundleDescription) -> None:

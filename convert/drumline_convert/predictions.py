@@ -10,30 +10,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drumline.audio import AudioError, Decoder
+from drumline.audio import AudioError, Decoder, Waveform
 from drumline.bundle import Bundle, load_bundle
 from drumline.calibration import Calibrator
 from drumline.decide import DecisionSettings
 from drumline.errors import BundleError, ConfigError
-from drumline.features import FeatureExtractor
-from drumline.frontend import FrontEnd
 from drumline.index import read_index
 from drumline.inference import Session, open_session
 from drumline.labels import Taxonomy
 from drumline.machine import usable_cpus
+from drumline.rows import RowReader
 from drumline.runs import Run, open_run
 from drumline.thresholds import OperatingPoints
 from drumline_convert.calibration import cross_fitted, fit_calibrator
 from drumline_convert.corpus import Recording
 from drumline_convert.manifest import Row
 from drumline_convert.metrics import softmax
-from drumline_convert.provenance import TrainingSet, read_training_set
+from drumline_convert.provenance import TrainingSet, training_set_of
 from drumline_convert.split import leaks
 from drumline_convert.taxonomy import TrainingTaxonomy
 
@@ -148,14 +148,14 @@ def run_bundles(
     Front ends that bundles share are computed once. Raises as `predictions_of_bundles`.
     """
     sessions = [open_session(bundle, "cpu", usable_cpus()) for bundle in bundles]
-    readers = {bundle.front_end: _Reader(bundle.front_end) for bundle in bundles}
+    readers = {bundle.front_ends: RowReader(bundle.front_ends) for bundle in bundles}
     outputs = [BundleOutputs.empty(bundle, len(rows)) for bundle in bundles]
     failed: dict[int, str] = {}
     for start in range(0, len(rows), _BATCH):
         places = range(start, min(start + _BATCH, len(rows)))
-        batches = {front_end: reader.features(rows, places) for front_end, reader in readers.items()}
+        batches = {wanted: _read(rows, places, reader) for wanted, reader in readers.items()}
         for bundle, session, given in zip(bundles, sessions, outputs, strict=True):
-            features, read, errors = batches[bundle.front_end]
+            features, read, errors = batches[bundle.front_ends]
             given.fill(read, session, features)
             failed.update(errors)
         if told:
@@ -168,30 +168,27 @@ def run_bundles(
     return outputs, failed
 
 
-class _Reader:
-    """Computes features of one front end."""
+def _read(
+    rows: Sequence[Row], places: Sequence[int], reader: RowReader
+) -> tuple[NDArray[np.float32], list[int], dict[int, str]]:
+    """Return the features of what can be read, which rows those are, and why the others cannot."""
+    found: list[NDArray[np.float32]] = []
+    read: list[int] = []
+    errors: dict[int, str] = {}
+    for place in places:
+        path = rows[place].path
+        try:
+            found.append(reader.row(partial(_decoded, os.fsencode(path))))
+            read.append(place)
+        except AudioError as error:
+            errors[place] = f"{path}: {error.message}"
+        except OSError as error:
+            errors[place] = f"{path}: {error.strerror or error}"
+    return np.reshape(found, (len(found), *reader.shape)).astype(np.float32), read, errors
 
-    def __init__(self, front_end: FrontEnd) -> None:
-        self._decoder, self._extractor = Decoder(front_end), FeatureExtractor(front_end)
-        self._shape = front_end.shape
 
-    def features(
-        self, rows: Sequence[Row], places: Sequence[int]
-    ) -> tuple[NDArray[np.float32], list[int], dict[int, str]]:
-        """Return the features of what can be read, which rows those are, and why the others cannot."""
-        found: list[NDArray[np.float32]] = []
-        read: list[int] = []
-        errors: dict[int, str] = {}
-        for place in places:
-            try:
-                waveform = self._decoder.decode_path(os.fsencode(rows[place].path))
-                found.append(self._extractor.features(waveform.samples))
-                read.append(place)
-            except AudioError as error:
-                errors[place] = f"{rows[place].path}: {error.message}"
-            except OSError as error:
-                errors[place] = f"{rows[place].path}: {error.strerror or error}"
-        return np.reshape(found, (len(found), *self._shape)).astype(np.float32), read, errors
+def _decoded(path: bytes, decoder: Decoder) -> Waveform:
+    return decoder.decode_path(path)
 
 
 def _of_bundle(bundle: Bundle, given: BundleOutputs, failed: dict[int, str]) -> Predictions:
@@ -210,7 +207,7 @@ def _of_bundle(bundle: Bundle, given: BundleOutputs, failed: dict[int, str]) -> 
         probs=bundle.calibrator(given.logits).astype(np.float64),
         plain=softmax(given.logits),
         failed=failed,
-        trained_on=read_training_set(bundle.path),
+        trained_on=training_set_of(bundle),
         points=bundle.operating_points,
         gate=given.gate,
         gate_threshold=bundle.gate.threshold if bundle.gate else None,
@@ -229,6 +226,7 @@ def predictions_of_index(rows: Sequence[Row], source: Path) -> Predictions:
     """
     run = open_run(source)
     taxonomy, facts = _taxonomy_of_run(run)
+    model = facts.pop("name", "index")
     column = {label: place for place, label in enumerate(taxonomy.fine)}
     place_of: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
@@ -245,8 +243,8 @@ def predictions_of_index(rows: Sequence[Row], source: Path) -> Predictions:
     if len(failed) == len(rows):
         raise _nothing_in_common(run)
     return Predictions(
-        name=f"{facts.get('name', 'index')} as in {run.name}",
-        about={"kind": "index", "run": run.name, **facts},
+        name=f"{model} as in {run.name}",
+        about={**facts, "kind": "index", "run": run.name},
         taxonomy=taxonomy,
         probs=probs,
         plain=None,
@@ -285,7 +283,7 @@ def _training_set_of_run(facts: dict[str, Any]) -> TrainingSet | None:
         bundle = load_bundle(facts["path"])
     except (BundleError, KeyError, TypeError):
         return None
-    return read_training_set(bundle.path) if bundle.fingerprint == facts["fingerprint"] else None
+    return training_set_of(bundle) if bundle.fingerprint == facts["fingerprint"] else None
 
 
 def _dense(probs: dict[str, float], column: dict[str, int]) -> NDArray[np.float64]:

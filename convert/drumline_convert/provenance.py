@@ -10,17 +10,25 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
+from drumline.bundle import Bundle
 from drumline.durable import write_json
 from drumline.errors import BundleError
 
-__all__ = ["Labelled", "TrainingSet", "read_training_set", "write_training_set"]
+__all__ = [
+    "Labelled",
+    "TrainingSet",
+    "inherit_training_set",
+    "read_training_set",
+    "training_set_of",
+    "write_training_set",
+]
 
 _FILE = "training_set.json"
 _DIGITS = 12
@@ -64,6 +72,21 @@ class TrainingSet:
         return row.family in self.families or row.hash[:_DIGITS] in self.hashes
 
 
+def training_set_of(bundle: Bundle) -> TrainingSet | None:
+    """Return what a bundle, or all members of an ensemble, were trained on; None where one does not say."""
+    if bundle.members:
+        return _union([training_set_of(member) for member in bundle.members])
+    return read_training_set(bundle.path)
+
+
+def _union(sets: Sequence[TrainingSet | None]) -> TrainingSet | None:
+    known = [each for each in sets if each is not None]
+    if len(known) < len(sets):
+        return None
+    families = frozenset[str]().union(*(each.families for each in known))
+    return TrainingSet(families, frozenset[str]().union(*(each.hashes for each in known)))
+
+
 def write_training_set(bundle: Path, rows: Iterable[Labelled]) -> None:
     """Write what a bundle was trained on into its directory.
 
@@ -72,7 +95,23 @@ def write_training_set(bundle: Path, rows: Iterable[Labelled]) -> None:
     OutputError
         When it cannot be written.
     """
-    used = TrainingSet.of(rows)
+    _write(bundle, TrainingSet.of(rows))
+
+
+def inherit_training_set(bundle: Path, members: Iterable[Bundle]) -> None:
+    """Write into a bundle what its members were trained on; nothing where one does not say.
+
+    Raises
+    ------
+    OutputError
+        When it cannot be written.
+    """
+    inherited = _union([training_set_of(member) for member in members])
+    if inherited is not None:
+        _write(bundle, inherited)
+
+
+def _write(bundle: Path, used: TrainingSet) -> None:
     packed = b"".join(bytes.fromhex(digits) for digits in sorted(used.hashes))
     value = {
         "recordings": len(used.hashes),

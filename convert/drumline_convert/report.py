@@ -34,7 +34,7 @@ def write_report(report: dict[str, Any], out: Path) -> None:
     report
         What `drumline_convert.evaluation.evaluate_manifest` returned.
     out
-        The directory; what an earlier report left there is replaced.
+        The directory; files of the same names are replaced.
 
     Raises
     ------

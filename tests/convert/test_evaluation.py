@@ -17,14 +17,15 @@ from drumline.bundle import load_bundle
 from drumline.classify import Classifier
 from drumline.stub import create_stub
 from drumline_convert.bootstrap import Resampling
+from drumline_convert.corpus import recordings_of
 from drumline_convert.evaluation import EvaluationSettings, evaluate_manifest
 from drumline_convert.manifest import Row, write_manifest
 from drumline_convert.metrics import FIGURES, softmax
 from drumline_convert.predictions import predictions_of_held_out, save_held_out
-from drumline_convert.provenance import write_training_set
+from drumline_convert.provenance import TrainingSet, training_set_of, write_training_set
 from drumline_convert.report import write_report
 from drumline_convert.taxonomy import TrainingTaxonomy
-from tests.making import CommandLine, write_tone
+from tests.making import CommandLine, make_bundle, write_tone
 
 LABELS = ("Kick", "Snare", "HihatClosed", "Clap", "Castanet")
 FEW = Resampling(50)
@@ -69,17 +70,44 @@ def place(tmp_path: Path) -> Place:
 
 def test_what_is_measured_is_what_the_classifier_says(place: Place, taxonomy: TrainingTaxonomy) -> None:
     report = place.evaluate()
-    predicted = Classifier(load_bundle(place.bundle), device="cpu", threshold=0.0)(
-        [row.path for row in place.rows]
-    )
-    canonical = [taxonomy.canonical[taxonomy.canonical_index(row.label) or 0] for row in place.rows]
-    right = [said.label == true for said, true in zip(predicted, canonical, strict=True)]
+    right = accuracy(place.bundle, place, taxonomy)
     (model,) = report["models"]
-    assert model["figures"]["accuracy"]["value"] == pytest.approx(np.mean(right), abs=1e-4)
+    assert model["figures"]["accuracy"]["value"] == pytest.approx(right, abs=1e-4)
     assert sum(map(sum, model["confusion"]["counts"])) == len(place.rows)
-    assert sum(pair["recordings"] for pair in model["confused"]) == right.count(False)
+    assert sum(pair["recordings"] for pair in model["confused"]) == round((1 - right) * len(place.rows))
     assert {name: scores["support"] for name, scores in model["classes"].items()} == report["data"]["labels"]
     assert report["data"]["labels"]["misc"] == 8  # Castanet is folded into another label
+
+
+def test_an_ensemble_of_two_front_ends_is_measured_like_any_bundle(
+    place: Place, command: CommandLine, taxonomy: TrainingTaxonomy
+) -> None:
+    front_end = {**load_bundle(place.bundle).front_end.to_json(), "normalise": "none"}
+    other, both = make_bundle(place.base / "other", front_end=front_end), place.base / "both"
+    made = command("ensemble", place.bundle, other.path, "--out", both, "--weights", "0.5,0.5")
+    assert made.code == 0, made.err
+    (model,) = place.evaluate(models=(both,))["models"]
+    assert model["figures"]["accuracy"]["value"] == pytest.approx(accuracy(both, place, taxonomy), abs=1e-4)
+
+
+@pytest.mark.parametrize("normalise", ["peak", "none"], ids=["one graph", "members of their own"])
+def test_an_ensemble_was_trained_on_all_that_its_members_were(
+    place: Place, command: CommandLine, normalise: str
+) -> None:
+    front_end = {**load_bundle(place.bundle).front_end.to_json(), "normalise": normalise}
+    other, both = make_bundle(place.base / "other", front_end=front_end), place.base / "both"
+    for bundle, rows in ((place.bundle, place.rows[:1]), (other.path, place.rows[10:11])):
+        write_training_set(bundle, rows)
+    made = command("ensemble", place.bundle, other.path, "--out", both, "--weights", "0.5,0.5")
+    assert made.code == 0, made.err
+    assert training_set_of(load_bundle(both)) == TrainingSet.of([place.rows[0], place.rows[10]])
+
+
+def accuracy(bundle: Path, place: Place, taxonomy: TrainingTaxonomy) -> float:
+    """Return how often the classifier is right."""
+    predicted = Classifier(load_bundle(bundle), device="cpu", threshold=0.0)([row.path for row in place.rows])
+    canonical = [taxonomy.canonical[taxonomy.canonical_index(row.label) or 0] for row in place.rows]
+    return float(np.mean([said.label == true for said, true in zip(predicted, canonical, strict=True)]))
 
 
 def test_predictions_of_an_index_are_measured_like_those_of_its_model(
@@ -90,6 +118,7 @@ def test_predictions_of_an_index_are_measured_like_those_of_its_model(
     assert command("infer", place.base / "sounds", *options).code == 0
     report = place.evaluate(indexes=(runs,))
     model, index = report["models"]
+    assert index["name"] == f"stub as in {index['run']}"
     for name in FIGURES:
         if name != "ece":  # probabilities in an index have six decimals
             assert index["figures"][name]["value"] == pytest.approx(model["figures"][name]["value"], abs=1e-3)
@@ -184,7 +213,7 @@ def test_held_out_logits_are_calibrated_by_the_other_folds(
         logits[place_of, taxonomy.fine_index(row.label)] += 9.0 if folds[place_of] else 0.0
     hashes = [row.hash for row in place.rows]
     save_held_out(tmp_path / "held.npz", "folds", taxonomy.fine, hashes, folds, logits)
-    found = predictions_of_held_out(place.rows, tmp_path / "held.npz", taxonomy)
+    found = predictions_of_held_out(recordings_of(place.rows, taxonomy), tmp_path / "held.npz", taxonomy)
     assert found.plain is not None
     np.testing.assert_allclose(found.plain, softmax(logits), atol=1e-5)
     # Fold 0 is as sure as fold 1 allows to be, and the other way round.
