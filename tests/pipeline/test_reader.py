@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import xxhash
 
+from drumline.audio import WHOLE_FILE_BYTES, Decoder
+from drumline.frontend import FrontEnd
 from drumline.pipeline import extract
 from drumline.pipeline.extract import ChangedError, TooLargeError, _Reader, hasher
+from drumline.settings import InferSettings
 
 CONTENT = b"RIFF" + bytes(range(256)) * 40
 
@@ -155,3 +160,23 @@ def test_no_file_stays_open(file: bytes) -> None:
         with pytest.raises(IsADirectoryError):
             _Reader("xxh3_64").read(os.path.dirname(file))
     assert before == (len(os.listdir("/proc/self/fd")) if before else 0)
+
+
+def test_the_worst_file_that_is_read_whole_takes_less_than_half_of_a_workers_memory(tmp_path: Path) -> None:
+    """Eight bits and many channels at the highest rate: each byte becomes a float, and all are needed."""
+    size, channels, rate = WHOLE_FILE_BYTES - 44, 15, 4_000_000
+    fmt = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * channels, channels, 8)
+    path = tmp_path / "worst.wav"
+    path.write_bytes(
+        b"RIFF" + struct.pack("<I", size + 36) + b"WAVEfmt " + fmt + b"data" + struct.pack("<I", size)
+    )
+    os.truncate(path, WHOLE_FILE_BYTES)
+    tracemalloc.start()
+    try:
+        content = _Reader("xxh3_64").read(os.fsencode(path))
+        assert content.data is not None
+        Decoder(FrontEnd()).decode(content.data, os.fsencode(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 100_000_000 < peak < InferSettings(archive=tmp_path).worker_memory_mb * 1_000_000 / 2

@@ -1,0 +1,154 @@
+"""Rebuild, undo, and people who change archive and tree in between, in any order: what always holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from drumline.errors import DrumlineError
+from drumline.rebuild import execute, undo
+from tests.rebuild.archives import Archive, snapshot
+from tests.rebuild.conftest import MEMORY
+from tests.rebuild.test_properties import CONTENTS, EVIL, LABELS, NEAR, OPTIONS, PROBS
+
+Entries = dict[bytes, tuple[str, bytes]]
+PLACES = st.integers(0, 20)
+
+
+class Collection(RuleBasedStateMachine):
+    """An archive, its tree, and a neighbour's directory that nobody may touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp(prefix="drumline-test-", dir=MEMORY if MEMORY.is_dir() else None))
+        self.archive = Archive(self.base)
+        self.victim = self.base / "victim"
+        self.victim.mkdir()
+        (self.victim / "precious").write_bytes(b"precious")
+        self.theirs: Entries = {}
+
+    def teardown(self) -> None:
+        try:
+            if self.archive.out.exists():
+                self._undo()
+        finally:
+            shutil.rmtree(self.base)
+
+    @initialize(path=NEAR, probs=PROBS)
+    def begin(self, path: bytes, probs: dict[str, float]) -> None:
+        self.archive.add(path, probs, b"first")
+
+    @rule(path=NEAR, probs=PROBS, content=CONTENTS)
+    def index_a_file(self, path: bytes, probs: dict[str, float], content: bytes) -> None:
+        with suppress(OSError):  # a file where the path needs a directory, or the other way round
+            if not os.path.lexists(self.archive.path(path)):
+                self.archive.add(path, probs, content)
+
+    @rule(path=EVIL, label=LABELS)
+    def craft_a_record(self, path: bytes, label: str) -> None:
+        self.archive.index(path, assigned_label=label)
+
+    @rule(place=PLACES, gone=st.booleans())
+    def change_the_archive(self, place: int, gone: bool) -> None:
+        """A person edits or removes a sample; the index does not know."""
+        files = sorted(path for path, entry in snapshot(self.archive.root).items() if entry[0] == "file")
+        if files:
+            path = self.archive.path(files[place % len(files)])
+            os.remove(path)
+            if not gone:
+                Path(os.fsdecode(path)).write_bytes(b"edited in the archive")
+
+    @rule(options=OPTIONS, correct=st.none() | st.tuples(PLACES, st.sampled_from(["Kick", "Snare", "misc"])))
+    def rebuild(self, options: dict[str, Any], correct: tuple[int, str] | None) -> None:
+        if correct:
+            record = self.archive.records[correct[0] % len(self.archive.records)]
+            line = {"hash": record["hash"], "correct_label": correct[1]}
+            (self.base / "overrides.jsonl").write_text(json.dumps(line) + "\n")
+            options = {**options, "overrides": self.base / "overrides.jsonl"}
+        run = self.archive.run()
+        before = self._outside()
+        with suppress(DrumlineError), self.archive.plan(run, **options) as plan:
+            planned = {action.target for action in plan.actions() if action.state in ("make", "replace")}
+            there = set(self.archive.tree()) if self.archive.out.exists() else set()
+            summary = execute(plan)
+            assert summary.counts["made"] == len(planned)
+            assert set(self.archive.tree()) - there <= planned
+            assert planned <= set(self.archive.tree())
+        assert self._outside() == before
+
+    @precondition(lambda self: self.archive.out.exists())
+    @rule(path=NEAR, label=st.sampled_from([b"Kick", b"Snare", b"misc", b"_manifests", b"_staging", b"mine"]))
+    def add_to_the_tree(self, path: bytes, label: bytes) -> None:
+        place = os.path.join(os.fsencode(self.archive.out), label, path)
+        if label in self.theirs:
+            return  # a link: to go through it is the person's own doing
+        with suppress(OSError):
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            with open(place, "xb") as stream:
+                stream.write(b"added by a person")
+            self.theirs[label + b"/" + path] = "file", b"added by a person"
+
+    @precondition(lambda self: self.archive.out.exists())
+    @rule(label=st.sampled_from([b"Kick", b"Snare", b"misc", b"Hihat", b"_staging"]))
+    def plant_a_link(self, label: bytes) -> None:
+        """A directory of the tree leads to the neighbour's."""
+        place = os.path.join(os.fsencode(self.archive.out), label)
+        if not os.path.lexists(place):
+            os.symlink(os.fsencode(self.victim), place)
+            self.theirs[label] = "link", os.fsencode(self.victim)
+
+    @precondition(lambda self: self.archive.out.exists())
+    @rule(place=PLACES, link=st.booleans())
+    def replace_in_the_tree(self, place: int, link: bool) -> None:
+        targets = sorted(set(self.archive.tree()) - set(self.theirs))
+        if not targets:
+            return
+        target = targets[place % len(targets)]
+        path = os.path.join(os.fsencode(self.archive.out), target)
+        os.remove(path)
+        if link:
+            os.symlink(os.fsencode(self.victim / "precious"), path)
+            self.theirs[target] = "link", os.fsencode(self.victim / "precious")
+        else:
+            Path(os.fsdecode(path)).write_bytes(b"edited by a person")
+            self.theirs[target] = "file", b"edited by a person"
+
+    @precondition(lambda self: self.archive.out.exists())
+    @rule()
+    def take_it_back(self) -> None:
+        self._undo()
+
+    def _undo(self) -> None:
+        before = self._outside()
+        with suppress(DrumlineError):  # nothing of drumline's is there
+            summary = undo(self.archive.out)
+            left = snapshot(os.fsencode(self.archive.out)) if self.archive.out.exists() else {}
+            ours = {path for path, entry in left.items() if entry[0] != "directory"} - set(self.theirs)
+            kept = {path for path in ours if not path.startswith(b"_")}
+            assert len(kept) == summary.last_copies
+        assert self._outside() == before
+
+    @invariant()
+    def nothing_of_theirs_was_touched(self) -> None:
+        now = snapshot(os.fsencode(self.archive.out)) if self.archive.out.exists() else {}
+        assert {path: now.get(path) for path in self.theirs} == self.theirs
+        assert snapshot(os.fsencode(self.victim)) == {b"precious": ("file", b"precious")}
+
+    def _outside(self) -> Entries:
+        entries = snapshot(os.fsencode(self.base))
+        return {path: entry for path, entry in entries.items() if path.split(b"/")[0] != b"out"}
+
+
+Collection.TestCase.settings = settings(
+    max_examples=30, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestCollection = Collection.TestCase
