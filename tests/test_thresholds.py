@@ -130,7 +130,11 @@ def test_infer_and_rebuild_decide_by_the_point_and_run_json_holds_what_it_was(
     assert {record["assigned_label"] for record in records} == {"misc"}
     assert "below_threshold" in {record["assigned_reason"] for record in records}
     assert run.info["settings"]["misc"]["threshold"] == "precision=0.95"
-    assert run.info["decision"] == {"threshold": 0.0, "thresholds": NEVER}
+    assert run.info["decision"] == {
+        "threshold": 0.0,
+        "thresholds": NEVER,
+        "gate_threshold": None,
+    }
     assert command("verify", runs).code == 0
 
     add_points(bundle.path)  # what the run resolved holds, whatever becomes of the bundle
