@@ -225,3 +225,10 @@ def test_transforms_of_tensorflow_give_the_mfcc_of_drumline() -> None:
     mfcc, *_ = Graph(tf, front_end)(padded(sound, front_end)[None], np.array([len(sound)]))
     expected = FeatureExtractor(front_end).features(sound)
     assert np.abs(mfcc.numpy()[0] - expected).max() < 0.02
+
+
+def test_the_pipeline_alone_writes_a_record_for_every_slot() -> None:
+    result = run_command((sys.executable, "-m", "bench.alone", "--files", "700"))
+    figures = json.loads(result.stdout)
+    assert figures["files"] == 700
+    assert figures["cpu_us_by_stage"]["write"] > 0.0

@@ -1,0 +1,88 @@
+"""The pipeline alone: every stage, queue, slot, record and row, but nothing is read, analysed or predicted.
+
+    python -m bench.alone --files 60000
+
+Workers copy the same features into each slot, the model says the same of each row. Walk, hand-over, batches,
+records, compression, index and cache are the real ones. Prints slots/s and the CPU time of a slot as JSON, by
+stage as well: where other programs use the machine, that is the figure to look at.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from drumline.inference import Outputs
+from drumline.pipeline import extract, predict
+from drumline.pipeline.infer import infer
+from drumline.pipeline.profile import Profile
+from drumline.pipeline.slots import State
+from drumline.settings import InferSettings
+
+__all__ = ["measure_alone"]
+
+_FILES_PER_DIRECTORY = 500
+
+
+def _fill(worker: Any, slot: int) -> bool:
+    """Fill a slot as if its file had been read."""
+    fields = worker._table.slots[slot]
+    fields["hash"] = f"{fields['mtime_ns'] ^ slot:016x}"
+    fields["features"] = 0.5
+    fields["format"], fields["sample_rate"], fields["channels"] = b"wav", 44_100, 1
+    fields["duration_sec"], fields["rms_db"] = 0.5, -20.0
+    fields["spectral_centroid"], fields["spectral_rolloff"] = 1000.0, 2000.0
+    fields["state"] = State.READY
+    return True
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Says the same of each row."""
+
+    labels: int
+
+    def predict(self, rows: Any) -> Outputs:
+        """Return probabilities that fall from label to label, as a model's do."""
+        falling = np.exp(-np.arange(self.labels, dtype=np.float32) / 4)
+        return Outputs(np.tile(falling / falling.sum(), (len(rows), 1)), None)
+
+
+def measure_alone(files: int) -> dict[str, Any]:
+    """Run the pipeline alone over empty files and return slots/s and CPU time per slot in µs."""
+    with tempfile.TemporaryDirectory(prefix="drumline-alone-") as place:
+        archive = Path(place) / "archive"
+        for number in range(files):
+            directory = archive / f"{number // _FILES_PER_DIRECTORY:05d}"
+            if number % _FILES_PER_DIRECTORY == 0:
+                directory.mkdir(parents=True)
+            (directory / f"{number:07d}.wav").touch()
+        settings = InferSettings(archive=archive, runs_root=Path(place) / "runs", dedup_hash=False)
+        profile = Profile(settings.worker_count)
+        summary = infer(settings, profile=profile)
+    stages = {name: stage["cpu_sec"] for name, stage in profile.report()["stages"].items()}
+    return {
+        "files": summary["counts"]["classified"],
+        "slots_per_sec": summary["files_per_sec"],
+        "cpu_us_per_slot": round(1e6 * sum(stages.values()) / files, 1),
+        "cpu_us_by_stage": {name: round(1e6 * seconds / files, 1) for name, seconds in stages.items()},
+    }
+
+
+@click.command(help="Measure the pipeline without reading, features and model.")
+@click.option("--files", type=click.IntRange(min=1), default=60_000, show_default=True)
+def main(files: int) -> None:
+    """Measure and print."""
+    extract._Worker._fill = _fill  # type: ignore[method-assign,assignment]
+    predict._open = lambda job, _table: _Model(len(job.bundle.labels))  # type: ignore[assignment,return-value]
+    click.echo(json.dumps(measure_alone(files)))
+
+
+if __name__ == "__main__":
+    main()
