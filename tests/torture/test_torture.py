@@ -79,3 +79,9 @@ def test_what_is_impossible_here_is_said_and_skipped(
     )
     assert frame.main(["--attack", "kills"]) == 0
     assert "kills: skipped: no hammer" in capsys.readouterr().out
+
+
+def test_the_documentation_names_each_attack() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "torture.md").read_text()
+    table = page.partition("| attack |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([a-z]+)` \|", table, re.MULTILINE)) == set(ATTACKS)
