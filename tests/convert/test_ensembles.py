@@ -20,6 +20,8 @@ from drumline.rows import RowReader
 from drumline.runs import open_run
 from drumline_convert.combine import combine
 from drumline_convert.manifest import Row, write_manifest
+from drumline_convert.predictions import predictions_of_bundles
+from drumline_convert.provenance import training_set_of, write_training_set
 from tests.convert.drums import LABELS, drum
 from tests.convert.graphs import onnx
 from tests.making import CommandLine, gated_model, linear_model, make_bundle
@@ -126,6 +128,24 @@ def test_either_kind_runs_through_the_pipeline_and_says_the_same_there(
             assert record["rms_db"] is not None
         assert command("models", tmp_path / name).code == 0
         assert command("doctor", "--model", tmp_path / name).code == 0
+
+
+def test_an_ensemble_is_evaluated_like_any_bundle_and_says_what_its_members_were_trained_on(
+    unlike: list[Bundle], tiny_corpus: Path, tmp_path: Path
+) -> None:
+    listed = [labelled(path, "test") for path in sorted((tiny_corpus / "audio").glob("*/*.wav"))]
+    write_training_set(unlike[0].path, listed[:3])
+    write_training_set(unlike[1].path, listed[2:4])
+    write_training_set(unlike[2].path, listed[4:5])
+    combine([bundle.path for bundle in unlike], tmp_path / "all")
+    bundle = load_bundle(tmp_path / "all")
+    known = training_set_of(bundle)
+    assert known is not None
+    assert [known.holds(row) for row in (listed[0], listed[4])] == [True, True]
+    ensemble, alone = predictions_of_bundles(listed[:6], [bundle, unlike[1]])
+    sounds = [bytes(row.path) for row in listed[:6]]
+    np.testing.assert_allclose(ensemble.probs, formula(unlike, [1 / 3] * 3, "geometric", sounds), atol=1e-5)
+    assert not alone.failed
 
 
 def test_vector_scaling_is_part_of_the_graph(alike: list[Bundle], sounds: list[Any], tmp_path: Path) -> None:
