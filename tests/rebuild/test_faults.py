@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from drumline.errors import DrumlineError, Interrupted, OutputError
+from drumline.failpoints import arm
 from drumline.rebuild import undo
 from drumline.rebuild.tree import Tree
+from drumline.verify import verify_tree
 from tests.rebuild.archives import Archive, snapshot
 from tests.rebuild.faults import at_call, kill, small_archive
 
@@ -172,3 +174,21 @@ def test_the_log_and_the_data_are_on_disk_before_a_name_appears(
 
 def _last(calls: list[str], name: str) -> int:
     return len(calls) - 1 - calls[::-1].index(name)
+
+
+def test_what_a_killed_rebuild_removed_is_not_missed_when_it_is_completed(fast_path: Path) -> None:
+    """Files were removed, and the kill came before the log could say so."""
+    archive = small_archive(fast_path)
+    run = archive.run()
+    archive.rebuild(run, labels=("Snare",), layout="flat")
+    before = len(archive.tree())
+    child = os.fork()
+    if child == 0:
+        arm("tree.remove.after=kill")
+        archive.rebuild(run)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert len(archive.tree()) == before - 1
+    archive.rebuild(run)
+    report = verify_tree(archive.out)
+    assert report.ok, report.findings

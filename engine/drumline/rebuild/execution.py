@@ -220,6 +220,9 @@ class _Execution:
 
     def _remove(self) -> None:
         """Remove what was made earlier and is not wanted any more, or otherwise; then empty directories."""
+        # A rebuild that was killed may have removed files and not have noted it.
+        gone = self._store.rows("SELECT target FROM gone ORDER BY target")
+        self._log.append([path_line("removed", target) for (target,) in gone], sync=False)
         drop = int(self._plan.settings.drop_last_copies)
         self._remove_files(
             "SELECT s.even_last, m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash FROM stale s"

@@ -15,6 +15,7 @@ made        from the mapping log: files that rebuild made earlier
 folder      from the mapping log: directories that it made
 report      from the mapping log: manifests and summaries that it wrote, by content hash
 stale       made earlier, no longer in the plan, as it was made: to be removed (even the last copy?)
+gone        made earlier, no longer in the plan, not there: the log is to say so
 ==========  =================================================================================
 """
 
@@ -43,6 +44,7 @@ CREATE TABLE made (target BLOB PRIMARY KEY, mode TEXT, size INT, mtime_ns INT, s
 CREATE TABLE folder (target BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE report (target BLOB, hash TEXT, PRIMARY KEY (target, hash)) WITHOUT ROWID;
 CREATE TABLE stale (target BLOB, even_last INT);
+CREATE TABLE gone (target BLOB);
 """
 
 

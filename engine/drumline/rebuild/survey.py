@@ -213,7 +213,9 @@ class Surveyor:
             if how == "ours" or even_last:
                 self._store.add("stale", (made.target, even_last or self._plan.settings.drop_last_copies))
                 self._plan.counts["remove"] += 1
-            elif how != "gone":
+            elif how == "gone":
+                self._store.add("gone", (made.target,))
+            else:
                 self._store.problem("kept", made.target, _WHY_KEPT[how])
                 self._plan.counts["kept"] += 1
 
