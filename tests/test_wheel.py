@@ -33,6 +33,15 @@ def test_the_wheel_carries_the_default_bundle_and_no_audio(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "bench/"))]
 
 
+@pytest.mark.parametrize("source_root", ["engine", "convert"])
+def test_the_wheel_carries_every_source_file(wheel: Path, source_root: str) -> None:
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT / source_root, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert set(files) <= set(zipfile.ZipFile(wheel).namelist())
+    assert len(files) > 10
+
+
 def test_the_wheel_alone_classifies_an_archive(wheel: Path, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     # The tests' own environment lends its libraries; drumline itself can only come from the wheel.
