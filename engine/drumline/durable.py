@@ -14,7 +14,7 @@ import orjson
 from drumline.errors import OutputError
 from drumline.failpoints import step
 
-__all__ = ["output_errors", "sync_directory", "write_bytes", "write_json"]
+__all__ = ["output_errors", "sync_directory", "way_out_of", "write_bytes", "write_json"]
 
 _WAY_OUT = {
     errno.ENOSPC: "Free some space or choose another place, then give the same command again.",
@@ -32,9 +32,13 @@ def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        way_out = _WAY_OUT.get(error.errno or 0, "Give the same command again when the cause is gone.")
         cause = error.strerror or str(error)
-        raise OutputError(f"cannot write {os.fspath(path)!r}: {cause}", way_out) from error
+        raise OutputError(f"cannot write {os.fspath(path)!r}: {cause}", way_out_of(error)) from error
+
+
+def way_out_of(error: OSError) -> str:
+    """Return what can be done about an error of the system."""
+    return _WAY_OUT.get(error.errno or 0, "Give the same command again when the cause is gone.")
 
 
 def sync_directory(directory: str | bytes | os.PathLike[str]) -> None:

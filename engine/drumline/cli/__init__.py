@@ -134,7 +134,9 @@ def _run(arguments: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        _report(_cause(error))
+        from drumline.durable import way_out_of
+
+        _report(_cause(error), way_out_of(error))
         return OutputError.exit_code
     return result if isinstance(result, int) else 0
 
