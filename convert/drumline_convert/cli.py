@@ -57,7 +57,7 @@ def _training_options(function: F) -> F:
             type=click.IntRange(1),
             help="Epochs of every training (default: as the shipped model).",
         ),
-        click.option("--seed", type=int, help="Seed of folds and trainings (default: 0)."),
+        click.option("--seed", type=int, help="Seed of the trainings; the folds stay (default: 0)."),
         click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Cores used."),
         click.option(
             "--recipe", type=path_type(), help="YAML file with settings; 'drumline train recipe' prints all."
@@ -140,8 +140,8 @@ def _run(
 def sweep_command(sweep: Path, out: Path, as_json: bool, corpus: Path | None, **options: Any) -> None:
     """Try many settings on the same folds, and rank them.
 
-    SWEEP is a YAML file: kind (grid or random), space (setting names and values), folds, trials, seed. A
-    stopped sweep goes on where it was; sweep.json and sweep.md are written anew after every trial.
+    SWEEP is a YAML file: kind (grid, random or list), space (setting names and values), folds, trials, seed.
+    A stopped sweep goes on where it was; sweep.json and sweep.md are written anew after every trial.
     """
     _require_training()
     from drumline_convert.sweep import ranking, read_sweep, run_sweep

@@ -106,13 +106,15 @@ def with_values(settings: ModelSettings, values: Mapping[str, Any]) -> ModelSett
         When there is no such setting, or a value is of the wrong type or out of range.
     """
     known = known_values(settings)
-    for name, value in values.items():
+    for name in values:
         if name not in known:
             near = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
             hint = f"Did you mean {near[0]}?" if near else f"Settings: {', '.join(known)}."
             raise ConfigError(f"there is no setting {name!r}", hint)
-        settings = _replaced(settings, name.split("."), _checked(name, value, known[name]))
-    return settings
+    changed: ModelSettings = _replaced(
+        settings, {name: _checked(name, value, known[name]) for name, value in values.items()}
+    )
+    return changed
 
 
 def _checked(name: str, value: Any, current: Any) -> Any:
@@ -132,7 +134,12 @@ def _checked(name: str, value: Any, current: Any) -> Any:
     return value
 
 
-def _replaced(settings: Any, names: list[str], value: Any) -> Any:
-    if len(names) > 1:
-        value = _replaced(getattr(settings, names[0]), names[1:], value)
-    return dataclasses.replace(settings, **{names[0]: value})
+def _replaced(settings: Any, values: Mapping[str, Any]) -> Any:
+    """Return a settings object with other values, all at once: each alone might contradict the rest."""
+    own = {name: value for name, value in values.items() if "." not in name}
+    for part in {name.partition(".")[0] for name in values} - set(own):
+        inside = {
+            name.partition(".")[2]: value for name, value in values.items() if name.startswith(f"{part}.")
+        }
+        own[part] = _replaced(getattr(settings, part), inside)
+    return dataclasses.replace(settings, **own)

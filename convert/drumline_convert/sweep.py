@@ -8,6 +8,11 @@ A sweep is a YAML file::
       training.loss.label_smoothing: [0.0, 0.05, 0.1]
       training.fit.learning_rate: {from: 5.0e-4, to: 4.0e-3, log: true}    # random only
 
+or names its trials one by one::
+
+    kind: list
+    trials: [{}, {training.sampling.mixup: 0.2}, {front_end.kind: log-mel, front_end.n_mels: 64}]
+
 Each trial is an ordinary training, kept under its own settings' name, so a sweep that is stopped goes on, two
 sweeps share what they have in common, and the report is written anew after every trial.
 """
@@ -84,21 +89,26 @@ def read_sweep(path: Path) -> Sweep:
         When it cannot be read or says something that makes no sense.
     """
     value = read_yaml(path, "sweep")
-    space = value.get("space")
-    if not isinstance(space, dict) or not space:
-        raise ConfigError(f"the sweep {str(path)!r} has no space: setting names and their values")
     unknown = sorted(set(value) - {"kind", "trials", "seed", "folds", "space"})
     if unknown:
         raise ConfigError(f"the sweep {str(path)!r} says {unknown[0]!r}, which means nothing")
-    kind = value.get("kind", "grid")
-    if kind == "grid":
-        trials = tuple(_grid(space))
-    elif kind == "random":
-        trials = tuple(_random(space, int(value.get("trials", 10)), int(value.get("seed", 0))))
-    else:
-        raise ConfigError(f"the sweep's kind {kind!r} is neither grid nor random")
     folds = value.get("folds")
-    return Sweep(trials, None if folds is None else tuple(int(fold) for fold in folds))
+    return Sweep(tuple(_trials(value, path)), None if folds is None else tuple(int(fold) for fold in folds))
+
+
+def _trials(value: Mapping[str, Any], path: Path) -> Iterator[dict[str, Any]]:
+    kind, space, trials = value.get("kind", "grid"), value.get("space"), value.get("trials")
+    if kind == "list":
+        if not isinstance(trials, list) or not trials or not all(isinstance(one, dict) for one in trials):
+            raise ConfigError(f"the sweep {str(path)!r} has no trials: a list of settings and their values")
+        return iter(trials)
+    if not isinstance(space, dict) or not space:
+        raise ConfigError(f"the sweep {str(path)!r} has no space: setting names and their values")
+    if kind == "random":
+        return _random(space, int(trials or 10), int(value.get("seed", 0)))
+    if kind != "grid":
+        raise ConfigError(f"the sweep's kind {kind!r} is none of grid, random and list")
+    return _grid(space)
 
 
 def _grid(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -173,14 +183,13 @@ def fold_figures(bench: Workbench, folds: tuple[int, ...]) -> dict[int, Metrics]
 
 def ranking(trials: list[Trial], planned: int) -> str:
     """Return the report: a line for each trial, best first, and how sure the order is."""
-    names = list(trials[0].values)
-    header = ["", *names, *FIGURES, "spread"]
+    header = ["", "settings", *FIGURES, "spread"]
     lines = [header, ["---"] * len(header)]
     for place, trial in enumerate(trials, start=1):
         spread = np.std([fold.accuracy for fold in trial.folds.values()])
-        values = [str(trial.values[name]) for name in names]
+        values = ", ".join(f"{name} = {value}" for name, value in trial.values.items()) or "as given"
         figures = [f"{trial.mean(name):.4f}" for name in FIGURES]
-        lines.append([str(place), *values, *figures, f"{spread:.4f}"])
+        lines.append([str(place), values, *figures, f"{spread:.4f}"])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     folds = ", ".join(map(str, trials[0].folds))
     return (

@@ -57,7 +57,9 @@ class ModelSettings:
     taxonomy
         Taxonomy file.
     folds
-        Folds by family.
+        Folds by family, where the manifest states none.
+    fold_seed
+        Seed of these folds; apart from that of the training, so that seeds can be compared on the same folds.
     threads
         Cores used.
     start
@@ -70,6 +72,7 @@ class ModelSettings:
     version: str = "0.1.0"
     taxonomy: Path = DEFAULT_TAXONOMY
     folds: int = 5
+    fold_seed: int = 0
     threads: int = 2
     start: Path | None = None
     front_end: FrontEnd = field(default_factory=FrontEnd)
@@ -237,7 +240,7 @@ def _folds(settings: ModelSettings, recordings: list[Recording]) -> tuple[ModelS
     stated = manifest_folds(recordings)
     if stated is not None:
         return replace(settings, folds=int(stated.max()) + 1), stated
-    return settings, family_folds(recordings, settings.folds, settings.training.seed)
+    return settings, family_folds(recordings, settings.folds, settings.fold_seed)
 
 
 def _fingerprint(

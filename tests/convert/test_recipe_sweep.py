@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from drumline.errors import ConfigError
-from drumline_convert import cli
+from drumline_convert import cli, recipe
 from drumline_convert.metrics import Metrics
 from drumline_convert.recipe import as_yaml, known_values, parse_assignments, read_recipe, with_values
 from drumline_convert.sweep import Trial, ranking, read_sweep
@@ -41,8 +41,8 @@ def test_a_recipe_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None
 def test_what_is_printed_is_a_recipe_that_changes_nothing(tmp_path: Path) -> None:
     printed = CliRunner().invoke(cli.train, ["recipe"])
     assert printed.output == as_yaml(SETTINGS)
-    recipe = written(tmp_path / "recipe.yml", printed.output)
-    assert with_values(SETTINGS, read_recipe(recipe)) == SETTINGS
+    file = written(tmp_path / "recipe.yml", printed.output)
+    assert with_values(SETTINGS, read_recipe(file)) == SETTINGS
 
 
 def test_assignments_are_read_as_yaml() -> None:
@@ -71,12 +71,29 @@ def test_a_wrong_assignment_is_named(assignment: str, message: str) -> None:
         with_values(SETTINGS, parse_assignments([assignment]))
 
 
+def test_values_that_only_make_sense_together_are_taken_together() -> None:
+    values = {
+        "training.fit.patience": 3,
+        "training.validation": 0.2,
+        "front_end.n_mfcc": 200,
+        "front_end.n_mels": 256,
+    }
+    assert known_values(with_values(SETTINGS, values)) == {**known_values(SETTINGS), **values}
+
+
 def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     text = "space:\n  training.epochs: [1, 2]\n  training.seed: [0, 1, 2]\nfolds: [0, 3]\n"
     sweep = read_sweep(written(tmp_path / "sweep.yml", text))
     assert len(sweep.trials) == 6
     assert sweep.trials[1] == {"training.epochs": 1, "training.seed": 1}
     assert sweep.folds == (0, 3)
+
+
+def test_the_shipped_sweep_tries_settings_that_there_are() -> None:
+    sweep = read_sweep(Path(recipe.__file__).with_name("parts.yml"))
+    assert sweep.trials[0] == {}
+    made = [with_values(SETTINGS, values) for values in sweep.trials]
+    assert all(settings != SETTINGS for settings in made[1:])
 
 
 def test_a_random_sweep_is_seeded_and_within_its_ranges(tmp_path: Path) -> None:
@@ -99,11 +116,12 @@ def test_a_random_sweep_is_seeded_and_within_its_ranges(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("kind: grid", "no space"),
-        ("kind: annealing\nspace: {a: [1]}", "neither grid nor random"),
+        ("kind: annealing\nspace: {a: [1]}", "none of grid"),
         ("space: {a: {from: 0, to: 1}}", "a grid needs a list"),
         ("kind: random\nspace: {a: {from: 2, to: 1}}", "range of a"),
         ("kind: random\nspace: {a: {from: 0, to: 1, log: true}}", "range of a"),
         ("space: {a: [1]}\ntrails: 3", "'trails'"),
+        ("kind: list\nspace: {a: [1]}", "no trials"),
         ("- 1", "no mapping"),
         ("a: [", "cannot read the sweep"),
     ],
@@ -121,5 +139,5 @@ def test_the_ranking_says_the_mean_and_how_far_folds_differ() -> None:
     trial = Trial({"training.epochs": 3}, {0: figures(0.5), 1: figures(0.7)})
     report = ranking([trial], planned=4)
     assert "1 of 4 trials" in report
-    assert "| 1 | 3 | 0.6000 |" in report
+    assert "| 1 | training.epochs = 3 | 0.6000 |" in report
     assert "| 0.1000 |" in report

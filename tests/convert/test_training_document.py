@@ -26,11 +26,13 @@ def commands() -> list[str]:
 
 
 def test_the_commands_of_the_page_work_in_their_order(tmp_path: Path) -> None:
-    for module in ("onnxruntime", "matplotlib"):
+    for module in ("onnxruntime", "matplotlib", "tensorflow", "tf2onnx"):
         pytest.importorskip(module, reason=f"{module} is not installed: pip install 'drumline[train,cpu]'")
     write_corpus(tmp_path / "Samples")
     (tmp_path / "Samples" / "manifest.jsonl").unlink()
     create_stub(tmp_path / "models" / "mine")
+    sweep = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
+    (tmp_path / "sweep.yml").write_text(sweep)
     kick = tmp_path / "Samples" / "audio" / "kit2" / "Kick_1.wav"
     (tmp_path / "corrections.jsonl").write_text(json.dumps({"hash": hash_file(kick), "correct_label": "Tom"}))
     for line in commands():
