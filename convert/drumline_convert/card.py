@@ -10,7 +10,7 @@ from typing import Any
 from drumline_convert.corpus import Recording
 from drumline_convert.taxonomy import TrainingTaxonomy
 
-__all__ = ["model_card", "with_calibration"]
+__all__ = ["model_card", "network_name", "with_calibration"]
 
 _FEW = 25
 
@@ -37,14 +37,24 @@ def model_card(
 
 
 def _what(taxonomy: TrainingTaxonomy, metrics: dict[str, Any]) -> str:
-    model = metrics["model"]
+    model, front_end = metrics["model"], metrics["settings"]["front_end"]
+    seconds = front_end["samples"] / front_end["sample_rate"]
     return (
-        f"A small residual CNN that hears the first 1.13 s of a drum one-shot as MFCC (40 × 98) and gives\n"
+        f"{network_name(metrics)}. It hears the first {seconds:.2f} s of a drum one-shot and gives\n"
         f"probabilities of {len(taxonomy.fine)} fine labels; summed by `canonical_mapping.json` they decide\n"
         f"between {', '.join(taxonomy.canonical[:-1])} and {taxonomy.canonical[-1]}.\n"
         f"{model['parameters']:,} parameters, {model['multiply_adds'] / 1e6:.1f} million multiply-adds a "
         f"file, ONNX opset {model['opset']}, {model['bytes'] / 1e6:.2f} MB."
     )
+
+
+def network_name(metrics: dict[str, Any]) -> str:
+    """Return what kind of network was trained, and on what: ``"Residual CNN on mfcc"``."""
+    settings = metrics["settings"]
+    kind = {"cnn": "Residual CNN", "autoencoder": "Classifier on the codes of a convolutional autoencoder"}
+    members = settings["training"]["members"]
+    mean = f", mean of {members} networks" if members > 1 else ""
+    return f"{kind[settings['architecture']['kind']]} on {settings['front_end']['name']}{mean}"
 
 
 def _use() -> str:
@@ -141,16 +151,25 @@ What most often goes wrong, by the label in the manifest:
 def _training(recordings: Sequence[Recording], taxonomy: TrainingTaxonomy, metrics: dict[str, Any]) -> str:
     settings = metrics["settings"]
     training, architecture = settings["training"], settings["architecture"]
+    widths = ", ".join(map(str, architecture["widths"]))
     return f"""## Training
 
 {len(recordings):,} recordings, each in {settings["augment"]["variants"]} versions: as it is, and with random
 resampling (pitch and length), shortened or cut tails, equaliser and filters, rooms, drive, low sample rates
-and bit depths, noise and shift. {training["epochs"]} epochs of AdamW with a cosine schedule, weights averaged
-exponentially. The loss is the cross-entropy of the fine labels plus that of the summed canonical ones;
-recordings whose label is uncertain count less. The first layer is a fixed inverse DCT to
-{architecture["bands"]} standardised log-mel bands, then a convolution to {architecture["stem"]} channels and
-residual blocks of {", ".join(map(str, architecture["widths"]))} channels. Seed {training["seed"]}. Code:
-`convert/drumline_convert`."""
+and bit depths, noise and shift. {training["epochs"]} epochs of AdamW, weights averaged exponentially. The
+loss is the cross-entropy of the fine labels plus that of the summed canonical ones; recordings whose label is
+uncertain count less. A fixed first layer makes {architecture["bands"]} standardised log-mel bands of every
+frame; then come a convolution to {architecture["stem"]} channels and blocks of {widths} channels. What
+differs from the settings that `drumline train recipe` prints: {_changed(settings)}.
+Code: `convert/drumline_convert`."""
+
+
+def _changed(settings: dict[str, Any]) -> str:
+    from drumline_convert.recipe import flat, shipped_values
+
+    shipped = shipped_values()
+    changed = {name: value for name, value in flat(settings).items() if shipped.get(name, value) != value}
+    return ", ".join(f"{name} = {value}" for name, value in changed.items()) or "nothing"
 
 
 def _sources(recordings: Sequence[Recording]) -> str:

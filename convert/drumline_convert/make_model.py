@@ -16,7 +16,7 @@ from drumline.durable import write_bytes, write_json
 from drumline_convert.architecture import multiply_adds
 from drumline_convert.bundle_writer import BundleDescription, write_bundle
 from drumline_convert.calibrate import HeldOutLogits, full_calibration
-from drumline_convert.card import model_card, with_calibration
+from drumline_convert.card import model_card, network_name, with_calibration
 from drumline_convert.cost import files_per_cpu_second
 from drumline_convert.crossval import figures
 from drumline_convert.export import OPSET, check_parity, export_onnx
@@ -93,6 +93,7 @@ def _figures(bench: Workbench, logits: NDArray[np.float32]) -> dict[str, Any]:
         "recordings": len(bench.recordings),
         "families": bench.families,
         "settings": {
+            "front_end": {**settings.front_end.to_json(), "name": settings.front_end.name},
             "architecture": asdict(settings.architecture),
             "training": asdict(settings.training),
             "augment": asdict(settings.augment),
@@ -135,7 +136,7 @@ def _fitted_on(bench: Workbench) -> dict[str, Any]:
 
 def _description(bench: Workbench, metrics: dict[str, Any]) -> BundleDescription:
     settings = bench.settings
-    sentence = f"Residual CNN on MFCC, {len(bench.taxonomy.fine)} drum and percussion classes"
+    sentence = f"{network_name(metrics)}, {len(bench.taxonomy.fine)} drum and percussion classes"
     card = model_card(settings.out.name, settings.version, bench.recordings, bench.taxonomy, metrics)
     calibration = metrics["calibration"]
     return BundleDescription(

@@ -17,7 +17,15 @@ import yaml
 from drumline.errors import ConfigError
 from drumline_convert.workbench import ModelSettings
 
-__all__ = ["as_yaml", "known_values", "parse_assignments", "read_recipe", "with_values"]
+__all__ = [
+    "as_yaml",
+    "flat",
+    "known_values",
+    "parse_assignments",
+    "read_recipe",
+    "shipped_values",
+    "with_values",
+]
 
 SECTIONS = ("front_end", "augment", "architecture", "training")
 
@@ -78,6 +86,11 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 def known_values(settings: ModelSettings) -> dict[str, Any]:
     """Return all values that a recipe can set, as they are, by dotted name."""
     return flat({name: dataclasses.asdict(getattr(settings, name)) for name in SECTIONS})
+
+
+def shipped_values() -> dict[str, Any]:
+    """Return all values of the shipped model, by dotted name."""
+    return known_values(ModelSettings(Path("corpus"), Path("bundle")))
 
 
 def as_yaml(settings: ModelSettings) -> str:
