@@ -198,12 +198,12 @@ class Row:
 
     def spans(self) -> Iterator[Span]:
         """Iterate over the laps that were kept, in order."""
-        made = int(self._row["blocks_made"])
+        made, steps = int(self._row["blocks_made"]), list(Step)
         later = max(_FIRST_BLOCKS, made - (_BLOCKS - _FIRST_BLOCKS))
         for number in (*range(min(made, _FIRST_BLOCKS)), *range(later, made)):
             for step, files, start, end in self._row["blocks"][_block_place(number)].tolist():
                 if end:
-                    yield Span(Step(int(step)), int(files), start, end)
+                    yield Span(steps[int(step)], int(files), start, end)
 
 
 class LapTable:

@@ -97,14 +97,17 @@ class Profile:
 
     def trace(self) -> dict[str, Any]:
         """Return the timeline in Chrome's trace format; times in microseconds since the start."""
-        began = self._rows()["supervisor"][0].started
+        began, names = self._rows()["supervisor"][0].started, [_name(step) for step in Step]
         events: list[dict[str, Any]] = [_named("process_name", 0, "drumline")]
         for place, (stage, number) in enumerate(self._processes):
             events.append(_named("thread_name", place, f"{stage} {number}" if stage == "extract" else stage))
             events += (
-                {"ph": "X", "pid": 1, "tid": place, "name": _name(span.step), "args": {"files": span.files}}
-                | {"ts": _microseconds(span.start - began), "dur": _microseconds(span.end - span.start)}
-                for span in self._table.row(place).spans()
+                {
+                    **{"ph": "X", "pid": 1, "tid": place, "name": names[step], "args": {"files": files}},
+                    "ts": _microseconds(start - began),
+                    "dur": _microseconds(end - start),
+                }
+                for step, files, start, end in self._table.row(place).spans()
             )
         for sample in self._samples:
             at = {"ph": "C", "pid": 1, "ts": _microseconds(sample.time - began)}
