@@ -103,7 +103,11 @@ class Profile:
             events.append(_named("thread_name", place, f"{stage} {number}" if stage == "extract" else stage))
             events += (
                 {
-                    **{"ph": "X", "pid": 1, "tid": place, "name": names[step], "args": {"files": files}},
+                    "ph": "X",
+                    "pid": 1,
+                    "tid": place,
+                    "name": names[step],
+                    "args": {"files": files},
                     "ts": _microseconds(start - began),
                     "dur": _microseconds(end - start),
                 }
