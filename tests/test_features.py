@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import librosa
 import numpy as np
@@ -100,6 +101,25 @@ def test_deltas_stand_below_the_coefficients_and_change_nothing_of_them() -> Non
 def test_deltas_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(BundleError, match="front end"):
         FrontEnd(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_waveform_stands_below_the_coefficients_as_means_of_its_samples() -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, 5_000).astype(np.float32)
+    for front_end in (FrontEnd(waveform=16), FrontEnd(waveform=4, deltas=1, hop_length=1600)):
+        plain = FeatureExtractor(replace(front_end, waveform=0)).features(samples)
+        both = FeatureExtractor(front_end).features(samples)
+        assert both.shape == front_end.shape
+        assert np.array_equal(both[: len(plain)], plain)
+        padded = np.zeros(front_end.frames * front_end.hop_length, np.float32)
+        padded[:5_000] = samples / np.abs(samples).max()
+        means = padded.reshape(front_end.frames * front_end.waveform, -1).mean(axis=1)
+        assert np.allclose(both[len(plain) :].T.reshape(-1), means, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"waveform": -1}, {"waveform": True}, {"waveform": 100}])
+def test_a_waveform_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(BundleError, match="waveform"):
+        FrontEnd(**wrong)
 
 
 def test_a_front_end_without_deltas_reads_as_it_did_before_there_were_any() -> None:

@@ -6,7 +6,8 @@ convolutional encoder that has first learnt to rebuild what it hears (`drumline_
 Both see standardised log-mel bands. On an MFCC front end a fixed first layer undoes the DCT: 40 coefficients
 become `bands` log-mel values per frame. It is one matrix, so a bundle on plain MFCC gets what a convolution
 over frequency needs, neighbours that are neighbours, for 0.25 million multiplications. Deltas become further
-channels of the same image.
+channels of the same image. Values of the waveform, where the front end has them, go through a branch of
+their own, and what it found stands beside what the image gave.
 
 Layers whose name begins with ``head`` belong to the classifier; all others to the body, which can be frozen
 and taken over from an earlier model, name by name.
@@ -29,6 +30,7 @@ from drumline_convert.layers import (
     joint_logits,
     residual,
     spectral_augment,
+    waveform_branch,
 )
 
 __all__ = [
@@ -106,7 +108,8 @@ class Standardisation:
     def of(cls, features: NDArray[np.float32], bands: int, front_end: FrontEnd) -> Standardisation:
         """Measure over `features` (n, rows, frames) of `front_end`, in dB."""
         matrix = band_matrix(front_end, bands)
-        channels = features.reshape(len(features), -1, len(matrix), front_end.frames)
+        spectral = features[:, : front_end.shape[0] - front_end.waveform]
+        channels = spectral.reshape(len(features), -1, len(matrix), front_end.frames)
         mel = np.einsum("nkcf,cb->nfkb", channels, matrix).reshape(-1, channels.shape[1], bands)
         return cls(mel.mean(axis=0), mel.std(axis=0) + np.float32(1.0))
 
@@ -165,6 +168,8 @@ def build_model(
 
         code = encoder(resized(x), architecture)
         x = layers.ReLU()(layers.Dense(architecture.code, name="head_hidden")(code))
+    if front_end.waveform:
+        x = layers.Concatenate()([x, waveform_branch(features[:, -front_end.waveform :])])
     x = layers.Dropout(architecture.dropout)(x)
     logits = layers.Dense(len(collapse), name="head_logits")(x)
     if architecture.heads == "fine+canonical":
@@ -216,6 +221,6 @@ def multiply_adds(model: Any) -> int:
 def _multiply_adds(layer: Any) -> int:
     if hasattr(layer, "layers"):
         return multiply_adds(layer)
-    if type(layer).__name__ != "Conv2D":
+    if type(layer).__name__ not in ("Conv1D", "Conv2D"):
         return 0
-    return int(np.prod(layer.kernel.shape)) * int(layer.output.shape[1] * layer.output.shape[2])
+    return int(np.prod(layer.kernel.shape)) * int(np.prod(layer.output.shape[1:-1]))

@@ -18,6 +18,7 @@ __all__ = [
     "joint_logits",
     "residual",
     "spectral_augment",
+    "waveform_branch",
 ]
 
 _TILT_POINTS = 7
@@ -96,6 +97,18 @@ def attention_pool(x: Any, *, name: str, heads: int = 4) -> Any:
 
     weight = layers.Softmax(axis=1)(layers.Conv1D(heads, 1, name=name)(x))
     return layers.Flatten()(layers.Dot(axes=1)([weight, x]))
+
+
+def waveform_branch(values: Any, widths: tuple[int, ...] = (16, 32, 48)) -> Any:
+    """Return what convolutions over time find in waveform `values` (values of a frame, frames)."""
+    from keras import layers
+
+    x = layers.Reshape((values.shape[1] * values.shape[2], 1))(layers.Permute((2, 1))(values))
+    for number, width in enumerate(widths, start=1):
+        name = f"waveform{number}"
+        x = layers.Conv1D(width, 9, strides=4, padding="same", use_bias=False, name=f"{name}_convolution")(x)
+        x = layers.ReLU()(layers.BatchNormalization(name=f"{name}_normalisation")(x))
+    return layers.Concatenate()([layers.GlobalAveragePooling1D()(x), layers.GlobalMaxPooling1D()(x)])
 
 
 def joint_logits(fine: Any, canonical: Any, collapse: NDArray[np.float32]) -> Any:

@@ -69,7 +69,9 @@ class FeatureExtractor:
         n_fft, hop_length, sample_rate = front_end.n_fft, front_end.hop_length, front_end.sample_rate
         self._edge = n_fft // 2
         reach = (front_end.frames - 1) * hop_length + n_fft
-        self._padded = np.zeros(max(reach, self._edge + front_end.samples), np.float32)
+        steps = front_end.frames * hop_length
+        self._padded = np.zeros(max(reach, self._edge + max(front_end.samples, steps)), np.float32)
+        self._steps = self._padded[self._edge : self._edge + steps].reshape(front_end.frames, hop_length)
         shape, strides = (front_end.frames, n_fft), (4 * hop_length, 4)
         self._frames = np.lib.stride_tricks.as_strided(self._padded, shape, strides)
         self._windowed = np.empty(shape, np.float32)
@@ -107,6 +109,9 @@ class FeatureExtractor:
         self._write(*self._mel_spectrogram(magnitude), coefficients)
         for order, matrix in enumerate(self._deltas, start=1):
             out[order * len(coefficients) : (order + 1) * len(coefficients)] = coefficients @ matrix
+        if self.front_end.waveform:
+            parts = self._steps.reshape(len(self._steps), self.front_end.waveform, -1)
+            parts.mean(axis=2, out=out[-self.front_end.waveform :].T)
         self._lap(Step.FEATURES)
         rms_db = self._rms_db(len(samples), scale)
         if not audio_stats or peak == 0.0:

@@ -49,6 +49,9 @@ class FrontEnd:
         How many derivatives over time (0, 1 or 2) stand below the coefficients, as rows of the same tensor.
     delta_width
         Frames that a derivative is estimated from: an odd number, at least 3.
+    waveform
+        Values of the waveform itself that stand below all that, for each frame: the means of so many equal
+        parts of the `hop_length` samples that begin with the frame's centre. 0 leaves them out.
     """
 
     kind: Literal["mfcc", "log-mel"] = "mfcc"
@@ -62,6 +65,7 @@ class FrontEnd:
     normalise: Literal["peak", "none"] = "peak"
     deltas: int = 0
     delta_width: int = 9
+    waveform: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in ("mfcc", "log-mel"):
@@ -75,6 +79,7 @@ class FrontEnd:
         if self.kind == "mfcc" and self.n_mfcc > self.n_mels:
             raise BundleError(f"front end has n_mfcc {self.n_mfcc} > n_mels {self.n_mels}")
         self._check_deltas()
+        self._check_waveform()
 
     def _check_deltas(self) -> None:
         if self.deltas not in (0, 1, 2) or isinstance(self.deltas, bool):
@@ -86,6 +91,16 @@ class FrontEnd:
             raise BundleError(
                 f"front end has {self.frames} frames, and its deltas need {width}",
                 "Use a smaller delta_width or hop_length, or more samples.",
+            )
+
+    def _check_waveform(self) -> None:
+        values = self.waveform
+        if not isinstance(values, int) or isinstance(values, bool) or values < 0:
+            raise BundleError(f"front end waveform must be a whole number from 0 on, not {values!r}")
+        if values and self.hop_length % values:
+            raise BundleError(
+                f"front end waveform {values} does not divide the hop_length {self.hop_length}",
+                "Each value is the mean of equally many samples.",
             )
 
     @property
@@ -100,22 +115,25 @@ class FrontEnd:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the feature tensor: (coefficients and their deltas, frames)."""
-        return (self.coefficients * (1 + self.deltas), self.frames)
+        """Shape of the feature tensor: (coefficients, their deltas and values of the waveform, frames)."""
+        return (self.coefficients * (1 + self.deltas) + self.waveform, self.frames)
 
     @property
     def name(self) -> str:
         """What people call it: ``"mfcc"``, ``"log-mel + deltas"`` …."""
-        return self.kind + ("", " + deltas", " + deltas + double deltas")[self.deltas]
+        deltas = ("", " + deltas", " + deltas + double deltas")[self.deltas]
+        return self.kind + deltas + (" + waveform" if self.waveform else "")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain values; those of deltas only where there are any.
+        """Return the settings as plain values; those of deltas and waveform only where there are any.
 
-        So front ends without them keep the fingerprint that they had before there were deltas.
+        So front ends without them keep the fingerprint that they had before there were any.
         """
         values = asdict(self)
         if not self.deltas:
             del values["deltas"], values["delta_width"]
+        if not self.waveform:
+            del values["waveform"]
         return values
 
     @classmethod

@@ -242,6 +242,19 @@ def test_deltas_are_channels_of_the_image() -> None:
     assert model(features).shape == (64, 4)
 
 
+@pytest.mark.parametrize("kind", ["cnn", "autoencoder"])
+def test_a_waveform_is_heard_beside_the_image(kind: str) -> None:
+    from drumline_convert.architecture import Standardisation, build_model
+
+    front_end = replace(FRONT_END, waveform=8)
+    features = data(front_end=front_end).clean()
+    standardisation = Standardisation.of(features, SMALL.bands, front_end)
+    model = build_model(replace(SMALL, kind=kind), front_end, COLLAPSE, standardisation)  # type: ignore[arg-type]
+    other = features.copy()
+    other[:, -8:] = 0
+    assert not np.allclose(model(features), model(other))
+
+
 def test_two_heads_sum_to_the_canonical_one() -> None:
     import keras
 
