@@ -6,13 +6,15 @@ import os
 import signal
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from drumline.cache import Cache, Failure, FileRow, KnownFile, cache_way_out
+from drumline.cache import Cache, Failure, FileRow, KnownFile, Mode, cache_way_out
 from drumline.errors import OutputError
 from drumline.tally import Tally
 from tests.making import make_record, paths, records
@@ -67,7 +69,7 @@ def test_rows_come_back_as_they_were_stored(
         run = cache.add_run(scope, "run", "decisions")
         frame = add(cache, scope, run, *rows)
     cache.close()
-    cache = Cache(path, read_only=True)
+    cache = Cache(path, "read")
     expected = {
         os.path.join(each.directory, each.name): KnownFile(
             each.size, each.mtime_ns, each.failed, frame, each.line
@@ -230,7 +232,7 @@ def test_reading_goes_on_while_somebody_writes(cache: Cache) -> None:
     with cache.transaction():
         scope = cache.scope(ARCHIVE, KEY)
         run = cache.add_run(scope, "run", "d")
-    reader = Cache(cache.path, read_only=True)
+    reader = Cache(cache.path, "read")
     with cache.transaction():
         add(cache, scope, run, row(b"a.wav", 0))
         assert known(reader, scope) == {}
@@ -239,7 +241,7 @@ def test_reading_goes_on_while_somebody_writes(cache: Cache) -> None:
 
 
 def test_who_only_reads_cannot_write(cache: Cache) -> None:
-    reader = Cache(cache.path, read_only=True)
+    reader = Cache(cache.path, "read")
     with pytest.raises((sqlite3.OperationalError, OutputError)), reader.transaction():
         reader.scope(ARCHIVE, KEY)
     reader.close()
@@ -300,3 +302,22 @@ def test_the_way_out_of_an_error_fits_it(name: str, way_out: str) -> None:
     error.sqlite_errorname = name
     assert way_out in cache_way_out(error)
     assert "same command again" in cache_way_out(error)
+
+
+def test_looking_into_a_cache_at_rest_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    Cache(tmp_path / "cache.sqlite").close()
+    for _ in range(2):
+        Cache(tmp_path / "cache.sqlite", "look").close()
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.sqlite"]
+
+
+def test_a_database_of_another_kind_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE mine (value)")
+    before = path.read_bytes()
+    for mode in get_args(Mode):
+        with pytest.raises(sqlite3.DatabaseError, match="version 0"):
+            Cache(path, mode)
+    assert path.read_bytes() == before
+    assert [found.name for found in tmp_path.iterdir()] == ["cache.sqlite"]

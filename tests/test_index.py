@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import resource
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drumline.errors import IndexFormatError
+from drumline.errors import IndexFormatError, OutputError
 from drumline.index import (
     FRAME_LINES,
+    MAX_LINE_BYTES,
     Codec,
+    IndexAppender,
     codec_of,
     read_frame,
     read_frames,
@@ -185,3 +189,44 @@ def test_garbled_records_are_index_errors_and_others_pass_through() -> None:
         raise OSError("disk")
     with contextlib.suppress(RuntimeError), record_errors(Path("index")):
         raise RuntimeError
+
+
+@contextlib.contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as on a disk that is nearly full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_frame_that_was_half_written_is_overwritten_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "index.jsonl.zst"
+    lines = encode_record(RECORDS[0])
+    with contextlib.closing(IndexAppender(path, Codec("zstd"))) as appender:
+        frame = appender.codec.compress(lines)
+        with no_file_beyond(len(frame) // 2), pytest.raises(OutputError):
+            appender.append(frame)
+        assert appender.append(frame) == 0
+        assert appender.append(frame) == len(frame)
+    assert list(read_index(path)) == [RECORDS[0]] * 2
+
+
+def test_an_index_that_cannot_be_cut_is_closed(tmp_path: Path) -> None:
+    opened = len(os.listdir("/dev/fd"))
+    with no_file_beyond(100), pytest.raises(OutputError):
+        IndexAppender(tmp_path / "index.jsonl.zst", Codec("zstd"), valid=1000)
+    assert len(os.listdir("/dev/fd")) == opened
+
+
+def test_a_line_may_have_the_largest_length_and_no_more(tmp_path: Path) -> None:
+    path, record = tmp_path / "index.jsonl", make_record()
+    spare = MAX_LINE_BYTES - len(encode_record({**record, "label_top1": ""}))
+    longest = {**record, "label_top1": "x" * spare}
+    path.write_bytes(encode_record(longest))
+    assert list(read_index(path)) == [longest]
+    path.write_bytes(encode_record({**record, "label_top1": "x" * (spare + 1)}))
+    with pytest.raises(IndexFormatError, match="more than 1 MiB"):
+        list(read_index(path))

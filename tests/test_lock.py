@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -131,5 +132,21 @@ def test_who_comes_second_is_told_when_only_a_child_of_the_first_is_left(lock: P
     with hold(lock, 1.0, "child") as holder:
         holder.wait()
         message = rf"process {holder.pid} \(a test\) since .*, or rather by what is left of it"
+        with pytest.raises(BusyError, match=message), exclusive(lock, "it", "a test", patience_sec=0):
+            pass
+
+
+def test_a_lock_that_was_given_back_names_nobody(lock: Path) -> None:
+    with pytest.raises(ZeroDivisionError), exclusive(lock, "it", "a test"):
+        raise ZeroDivisionError
+    assert lock.read_bytes() == b""
+
+
+def test_who_comes_while_the_next_writes_its_name_is_not_told_of_the_one_before(lock: Path) -> None:
+    with exclusive(lock, "it", "an earlier test"):
+        pass
+    with open(lock, "rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # it has not written its name yet
+        message = "it is in use by another process"
         with pytest.raises(BusyError, match=message), exclusive(lock, "it", "a test", patience_sec=0):
             pass

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from drumline import failpoints
 from drumline.errors import BusyError, IndexFormatError, OutputError
 from drumline.index import Codec, Compression, read_index
 from drumline.lock import exclusive
@@ -497,3 +498,46 @@ def test_what_cannot_be_repaired_is_printed_and_the_exit_code_is_11(
     outcome = command("repair", run.directory)
     assert outcome.code == 11
     assert "stays summary" in outcome.out
+
+
+@pytest.mark.parametrize("moment", ["repair.set-aside", "durable.write", "durable.replace"])
+def test_a_repair_of_the_summary_that_is_killed_leaves_the_run_complete(
+    run: Run, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    run.summary_path.write_text("garbage")
+    with monkeypatch.context() as patch:
+        patch.setattr(failpoints, "_armed", {})
+        failpoints.arm(f"{moment}.before=errno:EIO; {moment}.after=errno:EIO")
+        with pytest.raises(OutputError):
+            repair_run(run.directory)
+        assert run.complete
+        with pytest.raises(OutputError):
+            repair_run(run.directory)
+        assert run.complete
+    report = repair_run(run.directory)
+    assert (report.lost, report.resumable, report.unrepaired) == (0, False, ())
+    assert verify_run(run.directory).complete
+
+
+def test_decisions_made_again_in_an_unfinished_run_lose_nothing(run: Run, original: Records) -> None:
+    def change(found: list[Record]) -> list[Record]:
+        found[3]["out_of_target"] = not found[3]["out_of_target"]
+        return found
+
+    run.summary_path.unlink()
+    rewrite(run, change)
+    report = repair_run(run.directory)
+    assert [step.part for step in report.steps] == ["index", "cache"]
+    assert (report.lost, report.resumable) == (0, True)
+    assert records_of(run) == original
+
+
+def test_garbage_within_plain_lines_costs_the_records_that_it_hits(
+    workshop: Workshop, tmp_path: Path, original: Records
+) -> None:
+    workshop.infer(tmp_path / "runs", compress_index="none")
+    run = open_run(tmp_path / "runs")
+    lines = run.index_path.read_bytes().splitlines(keepends=True)
+    run.index_path.write_bytes(b"".join([*lines[:5], b"\0" * (3 << 19), *lines[5:]]))
+    assert repair_run(run.directory).lost == 1
+    assert len(records_of(run)) == FILES - 1

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from drumline.errors import IndexFormatError, OutputError
-from drumline.runs import create_run, list_runs, open_run
+from drumline.runs import Run, create_run, list_runs, locate_run, open_run, started_ns
 from tests.making import ARCHIVE, CANONICAL_OF, make_record, make_run
 
 
@@ -76,7 +79,7 @@ def test_the_runs_decision_settings_are_those_it_was_made_with(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"schema_version": 7}, "version 7"), ({"index": "../../etc/passwd"}, "outside")],
+    [({"schema_version": 7}, "version 7"), ({"index": "../../etc/passwd"}, "names the index")],
 )
 def test_a_run_of_another_version_or_with_a_crafted_index_is_refused(
     tmp_path: Path, change: dict[str, object], message: str
@@ -120,3 +123,79 @@ def test_a_runs_root_that_is_a_file_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         create_run(tmp_path / "file", {"index": "index.jsonl"}, ARCHIVE)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_copy_that_somebody_made_of_a_run_is_no_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.summary_path.write_text("{}")
+    for name in ("run_backup", "run_20269999T999999Z"):
+        shutil.copytree(run.directory, tmp_path / name)
+    assert list_runs(tmp_path) == [run.directory]
+    assert open_run(tmp_path).name == run.name
+    assert open_run(tmp_path / "run_backup").complete
+
+
+@pytest.mark.parametrize("name", ["run_backup", "run_20269999T999999Z", "run"])
+def test_only_the_name_of_a_run_says_when_it_began(name: str) -> None:
+    with pytest.raises(ValueError, match="run"):
+        started_ns(name)
+
+
+def remove_index(run: Run) -> None:
+    run.index_path.unlink()
+
+
+def garble(run: Run) -> None:
+    (run.directory / "run.json").write_text("{")
+
+
+def change_version(run: Run) -> None:
+    (run.directory / "run.json").write_text(json.dumps({**run.info, "schema_version": 99}))
+
+
+@pytest.mark.parametrize("damage", [remove_index, garble, change_version])
+def test_a_damaged_old_run_hides_no_newer_one(tmp_path: Path, damage: Callable[[Run], None]) -> None:
+    runs = [make_run(tmp_path) for _ in range(2)]
+    for run in runs:
+        run.summary_path.write_text("{}")
+    damage(runs[0])
+    assert open_run(tmp_path).name == runs[1].name
+
+
+def test_a_damaged_newest_run_is_named_and_no_older_one_taken_in_its_place(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path) for _ in range(2)]
+    for run in runs:
+        run.summary_path.write_text("{}")
+    garble(runs[1])
+    with pytest.raises(IndexFormatError, match=runs[1].name) as caught:
+        open_run(tmp_path)
+    assert "drumline repair" in caught.value.way_out
+
+
+@pytest.mark.parametrize(
+    ("change", "trouble"),
+    [
+        ({"schema_version": "1"}, "version '1'"),
+        ({"index": None}, "names the index None"),
+        ({"canonical_map": []}, "lacks 'canonical_map'"),
+    ],
+)
+def test_a_garbled_run_is_located_with_its_trouble_where_opening_it_is_an_error(
+    tmp_path: Path, change: dict[str, object], trouble: str
+) -> None:
+    run = make_run(tmp_path)
+    (run.directory / "run.json").write_text(json.dumps({**run.info, **change}))
+    located, found = locate_run(run.directory)
+    assert (located.directory, located.index_path, located.info) == (run.directory, run.index_path, {})
+    assert trouble in found
+    with pytest.raises(IndexFormatError, match=re.escape(trouble)):
+        open_run(run.directory)
+
+
+@pytest.mark.parametrize("counts", [None, {"indexed": "1"}, {"indexed": True}])
+def test_a_summary_whose_counts_are_none_is_an_error_with_a_way_out(tmp_path: Path, counts: object) -> None:
+    run = make_run(tmp_path)
+    run.summary_path.write_text(json.dumps({"counts": counts}))
+    with pytest.raises(IndexFormatError, match="garbled") as caught:
+        run.check_count(1)
+    assert "drumline repair" in caught.value.way_out

@@ -20,7 +20,7 @@ from jsonschema import Draft202012Validator
 import drumline.pipeline.write
 from bench.synth import write_archive
 from drumline.errors import ArchiveError, IndexFormatError, OutputError
-from drumline.index import Codec, Compression, read_index
+from drumline.index import MAX_LINE_BYTES, Codec, Compression, read_index
 from drumline.pipeline.infer import infer
 from drumline.rebuild import RebuildSettings, execute, plan_rebuild
 from drumline.records import Record, encode_record, json_schema, relative_path
@@ -736,3 +736,20 @@ def test_control_characters_of_a_hostile_path_do_not_reach_the_terminal(
     outcome = command("verify", run.directory)
     assert outcome.code == 11
     assert "\x1b[2J" not in outcome.out
+
+
+@pytest.mark.parametrize("garbage", [b"\0" * 1000 + b"\n", b"\0" * (3 << 19) + b"\n", b"\0" * (3 << 19)])
+def test_a_scan_of_plain_lines_goes_on_behind_garbage_of_any_length(tmp_path: Path, garbage: bytes) -> None:
+    path = tmp_path / "index.jsonl"
+    lines = [encode_record(make_record(b"%d.wav" % number)) for number in range(600)]
+    path.write_bytes(b"".join(lines[:10]) + garbage + b"".join(lines[10:]))
+    parts = list(scan(path, Codec("none")))
+    assert sum(part.length for part in parts) == path.stat().st_size
+    found = b"".join(part.data or b"" for part in parts).splitlines(keepends=True)
+    assert set(lines[:10] + lines[11:]) <= set(found)
+
+
+def test_a_plain_line_of_the_largest_length_is_read_by_a_scan_as_by_anybody(tmp_path: Path) -> None:
+    path = tmp_path / "index.jsonl"
+    path.write_bytes(b"x" * (MAX_LINE_BYTES - 1) + b"\n")
+    assert [part.data for part in scan(path, Codec("none"))] == [path.read_bytes()]

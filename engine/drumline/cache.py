@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from itertools import groupby
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import orjson
 
@@ -36,18 +36,27 @@ __all__ = [
     "FileRow",
     "FrameRow",
     "KnownFile",
+    "Mode",
     "cache_errors",
     "cache_way_out",
+    "connect",
     "file_row",
 ]
 
 CACHE_VERSION: Final = 1
 
+Mode = Literal["write", "read", "look", "build"]
+"""``write`` and ``read`` are for the processes of a run. ``look`` reads from outside: where nobody writes, no
+file is made beside the cache; where a run is at work or was killed, SQLite may make its -shm file. ``build``
+writes a new one, which nobody else has open: what cannot be written fails with its commit, rather than
+unseen when a log is moved in at the end."""
+
 # Small, so that memory does not grow with the cache: the system's page cache serves as well.
 _READER_CACHE_KB: Final = 500
 _WRITER_CACHE_KB: Final = 2000
 
-_SCHEMA = """
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS scope (
     id INTEGER PRIMARY KEY, archive BLOB NOT NULL, inference_key TEXT NOT NULL,
     UNIQUE (archive, inference_key));
@@ -64,6 +73,8 @@ CREATE TABLE IF NOT EXISTS file (
     hash TEXT, failed INTEGER NOT NULL, frame INTEGER NOT NULL, line INTEGER NOT NULL,
     PRIMARY KEY (directory, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS file_by_hash ON file (hash) WHERE hash IS NOT NULL;
+PRAGMA user_version = {CACHE_VERSION};
+COMMIT;
 """
 
 
@@ -76,7 +87,7 @@ class Failure(IntEnum):
 
 
 class KnownFile(NamedTuple):
-    """What the cache knows of a file: size in bytes, time of change, and where its record lies.
+    """What the cache knows of a file: size in bytes, modification time, and where its record lies.
 
     `failed` is a `Failure`; `line` counts from 0 within the frame.
     """
@@ -153,31 +164,42 @@ class Cache:
     ----------
     path
         The SQLite file.
-    read_only
-        For the stages that only look things up.
-    at_rest
-        Nobody writes meanwhile, so nothing at all is written: no files beside the cache either.
+    mode
+        Whether it is written, and who else has it open: see `Mode`.
+
+    Raises
+    ------
+    sqlite3.DatabaseError
+        When it cannot be opened, is no cache, or is of another version; it is then as it was.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False, at_rest: bool = False) -> None:
+    def __init__(self, path: Path, mode: Mode = "write") -> None:
         self.path = path
         self._directories: dict[tuple[int, bytes], int] = {}
-        with output_errors(path):
-            mode = "ro&immutable=1" if at_rest else "ro" if read_only else "rwc"
-            uri = f"file:{_quoted(path)}?mode={mode}"
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
-            self._db.execute(f"PRAGMA cache_size = -{_READER_CACHE_KB if read_only else _WRITER_CACHE_KB}")
-            if not read_only:
-                self._create()
+        self._db = connect(path, mode)
+        try:
+            if mode in ("write", "build"):
+                self._prepare(mode)
+            else:
+                self._db.execute(f"PRAGMA cache_size = -{_READER_CACHE_KB}")
+                self._check_version()
+        except BaseException:
+            self._db.close()
+            raise
 
-    def _create(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, CACHE_VERSION):
+    def _prepare(self, mode: Mode) -> None:
+        self._db.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KB}")
+        if self._one("SELECT count(*) FROM sqlite_master"):
+            self._check_version()
+        self._db.execute(f"PRAGMA journal_mode = {'DELETE' if mode == 'build' else 'WAL'}")
+        self._db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'build' else 'NORMAL'}")
+        if not self._one("PRAGMA user_version"):
+            self._db.executescript(_SCHEMA)
+
+    def _check_version(self) -> None:
+        version = self._one("PRAGMA user_version")
+        if version != CACHE_VERSION:
             raise sqlite3.DatabaseError(f"cache version {version}, not {CACHE_VERSION}")
-        self._db.executescript(_SCHEMA)
-        self._db.execute(f"PRAGMA user_version = {CACHE_VERSION}")
 
     def close(self) -> None:
         """Close the file."""
@@ -406,6 +428,15 @@ class Cache:
 
     def _one(self, sql: str, *values: object) -> int:
         return int(self._db.execute(sql, values).fetchone()[0])
+
+
+def connect(path: Path, mode: Mode) -> sqlite3.Connection:
+    """Open the SQLite file of a cache, whatever is in it."""
+    how = "rwc" if mode in ("write", "build") else "ro"
+    if mode == "look" and not path.with_name(f"{path.name}-wal").exists():
+        how = "ro&immutable=1"
+    uri = f"file:{_quoted(path)}?mode={how}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
 
 
 def _quoted(path: Path) -> str:

@@ -14,7 +14,7 @@ import orjson
 from drumline.errors import OutputError
 from drumline.failpoints import step
 
-__all__ = ["output_errors", "sync_directory", "way_out_of", "write_bytes", "write_json"]
+__all__ = ["draft_of", "output_errors", "sync_directory", "way_out_of", "write_bytes", "write_json"]
 
 _WAY_OUT = {
     errno.ENOSPC: "Free some space or choose another place, then give the same command again.",
@@ -42,24 +42,35 @@ def way_out_of(error: OSError) -> str:
 
 
 def sync_directory(directory: str | bytes | os.PathLike[str]) -> None:
-    """Make names created in or removed from `directory` durable."""
+    """Make names created in or removed from `directory` durable, as far as its file system lets us.
+
+    Some network and FUSE file systems cannot sync a directory, and say so by EINVAL.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with step("durable.sync-directory"):
             os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)
 
 
+def draft_of(path: Path) -> Path:
+    """Return where `write_bytes` writes what is to stand at `path`; what a kill left there is overwritten."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` atomically and durably.
+    """Replace `path` by `data` atomically and durably; one process at a time may do so.
 
     Raises
     ------
     OutputError
-        When any step fails; what stood at `path` before is still there.
+        When any step fails: either what stood at `path` before is still there, or all of `data`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = draft_of(path)
     with output_errors(path):
         try:
             with open(temporary, "wb") as stream:

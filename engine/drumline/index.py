@@ -52,7 +52,8 @@ MAX_FRAME_BYTES = 256 << 20
 """A frame that claims to hold more than this is no frame of ours."""
 
 MAX_LINE_BYTES = 1 << 20
-"""A line that is longer is no record of ours: a path takes some kilobytes, a thousand labels some more."""
+"""A line that is longer, with its newline, is no record of ours: a path takes some kilobytes, and a thousand
+labels take some more."""
 
 _READ_BYTES = 1 << 20
 # Decompressors are fed so little at a time that even a bomb gives no more than 128 MB at once.
@@ -203,9 +204,9 @@ def _bomb(offset: int) -> IndexFormatError:
 
 def _plain_frames(stream: IO[bytes], offset: int) -> Iterator[Frame]:
     lines: list[bytes] = []
-    for line in iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""):
+    for line in iter(lambda: stream.readline(MAX_LINE_BYTES), b""):
         if not line.endswith(b"\n"):
-            if len(line) > MAX_LINE_BYTES:
+            if len(line) == MAX_LINE_BYTES:
                 raise _too_long(Path(os.fsdecode(stream.name)))
             break
         lines.append(line)
@@ -270,18 +271,21 @@ class IndexAppender:
         self.path, self.codec, self.end = path, codec, valid
         with output_errors(path):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            with step("index.cut"):
-                os.ftruncate(self._descriptor, valid)
-            os.lseek(self._descriptor, valid, os.SEEK_SET)
+            try:
+                with step("index.cut"):
+                    os.ftruncate(self._descriptor, valid)
+            except BaseException:
+                os.close(self._descriptor)
+                raise
 
     def append(self, frame: bytes) -> int:
-        """Write a frame and return its place."""
-        place, view = self.end, memoryview(frame)
+        """Write a frame behind the last whole one, and return its offset."""
+        offset, written = self.end, 0
         with output_errors(self.path), step("index.write"):
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            while written < len(frame):
+                written += os.pwrite(self._descriptor, memoryview(frame)[written:], offset + written)
         self.end += len(frame)
-        return place
+        return offset
 
     def sync(self) -> None:
         """Wait until all frames are on disk."""

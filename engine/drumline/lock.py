@@ -7,7 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,18 +32,20 @@ def exclusive(path: Path, what: str, doing: str, patience_sec: float = 5.0) -> I
     ----------
     path
         The lock file; made when it is missing, and left behind. It says who holds it: process, since when,
-        and what that is doing.
+        and what that is doing; it is empty when nobody does.
     what
         What is locked, for the message.
     doing
         What we are going to do, for the message that others get.
     patience_sec
-        How long to wait: the processes of a run that was just killed need a moment to notice.
+        How long to wait, in seconds: the processes of a run that was just killed need a moment to notice.
 
     Raises
     ------
     BusyError
         When another process holds it; the message says which, since when, and why.
+    OutputError
+        When the file cannot be made or written, or its file system knows no locks.
     """
     with output_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
@@ -57,7 +59,13 @@ def exclusive(path: Path, what: str, doing: str, patience_sec: float = 5.0) -> I
         with output_errors(path), step("lock.write"):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE), 0)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(
+                OSError
+            ):  # or else who comes third would be told of us while the second writes its note
+                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

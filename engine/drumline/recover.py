@@ -22,7 +22,7 @@ __all__ = ["agrees", "open_cache", "rebuild_cache"]
 _PAGE_BYTES: Final = 512
 """SQLite's smallest page: a file that is no multiple of it was cut, which SQLite notices late."""
 
-_SIDE_FILES: Final = ("", "-wal", "-shm")
+_SIDE_FILES: Final = ("-wal", "-shm", "-journal")
 
 
 def open_cache(path: Path, runs_root: Path, note: Callable[[str], None] = lambda _text: None) -> Cache:
@@ -58,10 +58,12 @@ def _is_good(path: Path, runs_root: Path) -> bool:
     if not path.exists() or path.stat().st_size % _PAGE_BYTES:
         return False
     try:
-        with contextlib.closing(Cache(path)) as cache:
+        with contextlib.closing(Cache(path, "read")) as cache:
             return agrees(cache, runs_root)
-    except sqlite3.OperationalError:
-        raise  # locked, or the disk fails: that says nothing of the file
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise  # locked, or the disk fails: that says nothing of the file
+        return False
     except sqlite3.DatabaseError:
         return False
 
@@ -80,23 +82,40 @@ def agrees(cache: Cache, runs_root: Path) -> bool:
 
 
 def rebuild_cache(path: Path, runs_root: Path) -> None:
-    """Make the cache anew; it takes the old one's place when it is whole."""
+    """Make the cache anew; it takes the old one's place when all of it is on disk.
+
+    Raises
+    ------
+    OutputError
+        When it cannot be put in its place.
+    sqlite3.DatabaseError
+        When it cannot be written; the old one is as it was.
+    """
     temporary = path.with_name(f".{path.name}.new")
-    _remove(temporary)
-    with contextlib.closing(Cache(temporary)) as cache:
-        _fill(cache, runs_root)
-    with output_errors(path), step("cache.remove"):
-        _remove(path)
     with output_errors(path):
+        _remove(temporary)
+    try:
+        with contextlib.closing(Cache(temporary, "build")) as cache:
+            _fill(cache, runs_root)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _remove(temporary)
+        raise
+    with output_errors(path):
+        with step("cache.remove"):
+            _remove(path)
         with step("cache.replace"):
             os.replace(temporary, path)
         sync_directory(path.parent)
 
 
 def _remove(path: Path) -> None:
-    with output_errors(path):
-        for suffix in _SIDE_FILES:
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    """Remove a cache for good, and only then its log: that of another must never stand beside a new one."""
+    path.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    for suffix in _SIDE_FILES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    sync_directory(path.parent)
 
 
 def _fill(cache: Cache, runs_root: Path) -> None:

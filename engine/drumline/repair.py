@@ -40,12 +40,12 @@ from drumline.lock import exclusive
 from drumline.rebuild.actions import Progress
 from drumline.records import SCHEMA_VERSION, display_path, encode_record
 from drumline.recover import open_cache
-from drumline.runs import Run, list_runs
+from drumline.runs import INFO_NAME, LOCK_NAME, SUMMARY_NAME, Run, list_runs, locate_run
 from drumline.tally import Tally
 from drumline.verify.cached import cache_path
 from drumline.verify.findings import Finding, Kind
 from drumline.verify.frames import Stretch, scan
-from drumline.verify.inspection import Inspection, inspect_run, locate, path_hash, verify_run
+from drumline.verify.inspection import Inspection, inspect_run, path_hash, verify_run
 
 __all__ = ["Part", "RepairReport", "Step", "repair_run"]
 
@@ -143,13 +143,15 @@ def repair_run(
     BusyError
         When another process holds the runs root.
     """
-    run = locate(path)[0]
-    if not os.path.lexists(run.directory / "run.json"):
+    run = locate_run(path.resolve())[0]
+    if not os.path.lexists(run.directory / INFO_NAME):
         raise IndexFormatError(
             f"{str(path)!r} is an index without a run", "Give the run directory that holds its run.json."
         )
     root = run.directory.parent
-    lock = exclusive(root / ".lock", f"the runs root {display_path(bytes(root))!r}", f"repair of {run.name}")
+    lock = exclusive(
+        root / LOCK_NAME, f"the runs root {display_path(bytes(root))!r}", f"repair of {run.display_name}"
+    )
     with nullcontext() if dry_run else lock:
         repair = _Repair(inspect_run(run.directory, progress=progress), dry_run)
         try:
@@ -213,7 +215,7 @@ class _Repair:
         """Set a run.json aside that nobody can go by: the directory is then no run any more."""
         self._step("run.json", f"{self._inspection.trouble}: set aside; the next run classifies anew")
         if not self._dry_run:
-            self._set_aside(self._run.directory / "run.json")
+            self._set_aside(self._run.directory / INFO_NAME)
 
     def _mend(self) -> bool:
         """Restore index and summary; return whether the cache has to follow."""
@@ -225,6 +227,8 @@ class _Repair:
         if is_lost:
             self._unfinish(tally)
         if damaged:
+            if not complete and self._has(*_LOSSES):
+                self._lost = None
             self._replace_index(tally)
         if complete and not is_lost and (damaged or self._has("summary")):
             self._write_summary(tally)
@@ -272,8 +276,6 @@ class _Repair:
 
     def _replace_index(self, tally: Tally) -> None:
         self._step("index", f"written anew from what is sound of it: {tally.records:,} records")
-        if not self._inspection.complete:
-            self._lost = None
         if not self._dry_run:
             self._copy_aside(self._run.index_path)
             with output_errors(self._run.index_path):
@@ -294,9 +296,9 @@ class _Repair:
     def _is_outdated(self) -> bool:
         """Tell whether a newer complete run has taken this one's place: `infer` goes on from that."""
         for directory in list_runs(self._run.directory.parent):
-            if directory.name > self._run.name and (directory / "summary.json").exists():
+            if directory.name > self._run.name and (directory / SUMMARY_NAME).exists():
                 with suppress(DrumlineError):
-                    info = locate(directory)[0].info
+                    info = locate_run(directory)[0].info
                     if all(
                         info.get(key) == self._run.info.get(key) for key in ("archive_root", "inference_key")
                     ):
@@ -306,7 +308,7 @@ class _Repair:
     def _write_summary(self, tally: Tally) -> None:
         self._step("summary", f"counted anew from the index: {tally.records:,} records")
         if not self._dry_run:
-            self._set_aside(self._run.summary_path)
+            self._copy_aside(self._run.summary_path)  # it stays what says: complete
             write_json(self._run.summary_path, _summary(self._run, tally, self._inspection.summary))
 
     def _set_cache_aside(self) -> None:
@@ -338,12 +340,13 @@ class _Repair:
         """Give a file another name, by a copy where the file system has no hard links."""
         with output_errors(path):
             target = self._free_name(path)
-            try:
-                os.link(path, target)
-            except OSError:
-                shutil.copy2(path, target)
-                with open(target, "rb") as stream:
-                    os.fsync(stream.fileno())
+            with step("repair.set-aside"):
+                try:
+                    os.link(path, target)
+                except OSError:
+                    shutil.copy2(path, target)
+                    with open(target, "rb") as stream:
+                        os.fsync(stream.fileno())
             sync_directory(target.parent)
         self._kept.append(target)
 
@@ -371,7 +374,7 @@ def _summary(run: Run, tally: Tally, old: dict[str, Any]) -> dict[str, Any]:
     carried = carried if type(carried) is int and 0 <= carried <= sound else 0
     return {
         "schema_version": SCHEMA_VERSION,
-        "run": run.name,
+        "run": display_path(os.fsencode(run.name)),
         "run_directory": display_path(bytes(run.directory)),
         "index": display_path(bytes(run.index_path)),
         "archive_root": info["archive_root"],

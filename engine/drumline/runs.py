@@ -15,21 +15,46 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import orjson
 
 from drumline.decide import DecisionSettings
-from drumline.durable import output_errors, sync_directory, write_json
-from drumline.errors import IndexFormatError
+from drumline.durable import draft_of, output_errors, sync_directory, write_json
+from drumline.errors import DrumlineError, IndexFormatError
 from drumline.failpoints import step
-from drumline.inputs import read_json_object
+from drumline.inputs import LARGEST_JSON_BYTES, read_json_object, read_regular
 from drumline.labels import MISC
-from drumline.records import SCHEMA_VERSION, path_fields
+from drumline.records import SCHEMA_VERSION, display_path, path_fields
 from drumline.thresholds import OperatingPoints
 
-__all__ = ["Run", "create_run", "list_runs", "open_run", "remove_stillborn", "started_ns"]
+__all__ = [
+    "CACHE_NAME",
+    "INDEX_NAMES",
+    "INFO_NAME",
+    "LOCK_NAME",
+    "SUMMARY_NAME",
+    "Run",
+    "create_run",
+    "list_runs",
+    "locate_run",
+    "open_run",
+    "remove_stillborn",
+    "started_ns",
+]
+
+INDEX_NAMES: Final = ("index.jsonl.zst", "index.jsonl.gz", "index.jsonl")
+"""What the index of a run may be called."""
+
+INFO_NAME: Final = "run.json"
+SUMMARY_NAME: Final = "summary.json"
+CACHE_NAME: Final = "cache.sqlite"
+"""The cache, in the runs root."""
+
+LOCK_NAME: Final = ".lock"
+"""The lock file, in the runs root; who writes to a run or to the cache holds it."""
 
 _RUN_NAME = re.compile(r"run_\d{8}T\d{6}Z(-\d{4})?")
-_INDEX_NAMES = ("index.jsonl.zst", "index.jsonl.gz", "index.jsonl")
 
 
 @dataclass(frozen=True)
@@ -56,9 +81,14 @@ class Run:
         return self.directory.name
 
     @property
+    def display_name(self) -> str:
+        """What people call it, as text for them: the run directory's name, or that of a lone index."""
+        return display_path(os.fsencode(self.name if self.info else self.index_path.name))
+
+    @property
     def summary_path(self) -> Path:
         """Where the summary stands once the run is complete."""
-        return self.directory / "summary.json"
+        return self.directory / SUMMARY_NAME
 
     @property
     def complete(self) -> bool:
@@ -105,13 +135,21 @@ class Run:
         Raises
         ------
         IndexFormatError
-            When it did not: an index that was cut off reads like a shorter one.
+            When it did not, for an index that was cut off reads like a shorter one; or its summary is
+            garbled.
         """
-        counts = self.summary().get("counts", {}) if self.complete else {}
-        indexed = counts.get("indexed", records)
+        if not self.complete:
+            return
+        counts = self.summary().get("counts", {})
+        indexed = counts.get("indexed", records) if isinstance(counts, dict) else None
+        if type(indexed) is not int:
+            raise IndexFormatError(
+                f"the {SUMMARY_NAME} of {self.display_name} is garbled: its 'counts' are no counts",
+                "It was changed after drumline wrote it: 'drumline repair' counts anew.",
+            )
         if records != indexed:
             raise IndexFormatError(
-                f"the index of {self.name} holds {records:,} records, its summary {indexed:,}",
+                f"the index of {self.display_name} holds {records:,} records, its summary {indexed:,}",
                 "It was cut or changed: 'drumline verify' tells more, 'drumline repair' mends.",
             )
 
@@ -130,43 +168,77 @@ def open_run(path: Path) -> Run:
     Raises
     ------
     IndexFormatError
-        When there is no such run, it is of another version, or the runs root is of several archives.
+        When there is no such run, it is garbled or of another version, or the runs root is of several
+        archives.
     """
-    if path.is_dir() and not (path / "run.json").exists():
-        return _newest_complete(path)
-    directory = path if path.is_dir() else path.parent
-    info = _read_info(directory) if (directory / "run.json").exists() else {}
-    if not path.is_dir():
-        if not path.is_file():
-            raise IndexFormatError(
-                f"no run or index at {str(path)!r}", "Give a run_… directory or its index.jsonl.zst."
-            )
-        return Run(directory, path, info if info.get("index") == path.name else {})
-    index_path = directory / str(info.get("index", _INDEX_NAMES[0]))
-    if not index_path.is_file():
+    run, trouble = locate_run(path)
+    if trouble:
         raise IndexFormatError(
-            f"run {directory.name} has no {index_path.name}: it was removed",
+            f"run.json of {display_path(bytes(run.directory))!r} is garbled: it {trouble}",
+            "It was changed after drumline wrote it: 'drumline repair' sets it aside.",
+        )
+    if not run.index_path.is_file():
+        raise IndexFormatError(
+            f"run {run.name} has no {run.index_path.name}: it was removed",
             "'drumline infer' of the archive makes a new run.",
         )
-    return Run(directory, index_path, info)
+    return run
 
 
-def _read_info(directory: Path) -> dict[str, Any]:
-    info = read_json_object(directory / "run.json", IndexFormatError)
+def locate_run(path: Path) -> tuple[Run, str]:
+    """Find a run, whatever state it is in: its index need not be there.
+
+    Returns
+    -------
+    run, trouble
+        The run, and what is the matter with its run.json: `Run.info` is then empty. The trouble is empty when
+        nothing is.
+
+    Raises
+    ------
+    IndexFormatError
+        When there is no such run, it is of another version, or the runs root is of several archives.
+    """
+    if path.is_dir() and not os.path.lexists(path / INFO_NAME):
+        path = _newest_complete(path)
+    if not path.exists():
+        raise IndexFormatError(
+            f"no run or index at {str(path)!r}", "Give a run_… directory or its index.jsonl.zst."
+        )
+    directory = path if path.is_dir() else path.parent
+    info, trouble = _read_info(directory) if os.path.lexists(directory / INFO_NAME) else ({}, "")
+    if not path.is_dir():
+        return Run(directory, path, info if info.get("index") == path.name else {}), trouble
+    present = (directory / name for name in INDEX_NAMES if (directory / name).is_file())
+    index = directory / info["index"] if info else next(present, directory / INDEX_NAMES[0])
+    return Run(directory, index, info), trouble
+
+
+def _read_info(directory: Path) -> tuple[dict[str, Any], str]:
+    """Return what a run.json says and an empty text, or nothing and what is the matter with it."""
+    path = directory / INFO_NAME
+    try:
+        info = orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
+    except OSError as error:  # a disk or permissions in the way say nothing of what is in it
+        raise IndexFormatError(
+            f"cannot read {str(path)!r}: {error.strerror}", "Check the disk and the permissions."
+        ) from error
+    except orjson.JSONDecodeError as error:
+        return {}, f"is no JSON: {error}"
+    if not isinstance(info, dict):
+        return {}, "holds no JSON object"
     version = info.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if type(version) is int and version != SCHEMA_VERSION:
         raise IndexFormatError(
             f"run {directory.name} is of version {version}; this drumline reads version {SCHEMA_VERSION}",
             "Use the drumline that wrote it, or classify the archive again.",
         )
-    if Path(str(info.get("index"))).name != info.get("index"):
-        raise IndexFormatError(f"run {directory.name} names an index outside of its directory")
-    if key := _misfit(info):
-        raise IndexFormatError(
-            f"run.json of {directory.name} is garbled: {key!r} is missing or not of its kind",
-            "It was changed after drumline wrote it: 'drumline repair' sets it aside.",
-        )
-    return info
+    if version != SCHEMA_VERSION:
+        return {}, f"has the version {version!r:.40}"
+    if info.get("index") not in INDEX_NAMES:
+        return {}, f"names the index {info.get('index')!r:.40}, which is none of a run's"
+    key = _misfit(info)
+    return ({}, f"lacks {key!r}, or that is not of its kind") if key else (info, "")
 
 
 def _misfit(info: dict[str, Any]) -> str | None:
@@ -197,29 +269,53 @@ def _is_base64(value: object) -> bool:
         return False
 
 
-def _newest_complete(runs_root: Path) -> Run:
-    runs = [open_run(path) for path in list_runs(runs_root) if (path / "summary.json").is_file()]
-    newest = {run.archive_root: run for run in runs}
+def _newest_complete(runs_root: Path) -> Path:
+    complete = [path for path in list_runs(runs_root) if (path / SUMMARY_NAME).is_file()]
+    if not complete:
+        raise IndexFormatError(
+            f"{str(runs_root)!r} is no run and holds no complete run",
+            "Make one with 'drumline infer ARCHIVE'.",
+        )
+    newest = {root: path.name for path in complete if (root := _archive_of(path)) is not None}
     if len(newest) > 1:
-        names = ", ".join(f"{run.name} ({run.info['archive_root']})" for run in newest.values())
+        names = ", ".join(f"{name} ({root})" for root, name in newest.items())
         raise IndexFormatError(
             f"{str(runs_root)!r} holds runs of {len(newest)} archives",
             f"Name the run that you mean: {names}.",
         )
-    if newest:
-        return runs[-1]
-    raise IndexFormatError(
-        f"{str(runs_root)!r} holds no complete run", "Make one with 'drumline infer ARCHIVE'."
-    )
+    return complete[-1]
+
+
+def _archive_of(directory: Path) -> str | None:
+    """Return the archive of a run, as text; None where run.json does not say: an old run hides no other."""
+    with suppress(DrumlineError):
+        info, _ = _read_info(directory)
+        return info.get("archive_root")
+    return None
 
 
 def list_runs(runs_root: Path) -> list[Path]:
     """Return the run directories of a runs root, oldest first."""
-    return sorted(path.parent for path in runs_root.glob("run_*/run.json"))
+    found = (path.parent for path in runs_root.glob(f"run_*/{INFO_NAME}"))
+    return sorted(directory for directory in found if _is_run_name(directory.name))
+
+
+def _is_run_name(name: str) -> bool:
+    """Tell whether a run's directory may have this name: a copy that somebody called run_backup is no run."""
+    try:
+        return bool(_RUN_NAME.fullmatch(name)) and bool(started_ns(name))
+    except ValueError:
+        return False
 
 
 def started_ns(name: str) -> int:
-    """Return when the run of this name began, in nanoseconds since the epoch, to the second."""
+    """Return when the run of this name began, in nanoseconds since the epoch, to the second.
+
+    Raises
+    ------
+    ValueError
+        When no run has such a name.
+    """
     stamp = datetime.strptime(name.split("-")[0], "run_%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     return int(stamp.timestamp()) * 1_000_000_000
 
@@ -233,7 +329,7 @@ def create_run(runs_root: Path, info: dict[str, Any], archive_root: bytes) -> Ru
     index_path = directory / info["index"]
     with output_errors(index_path):
         index_path.touch()
-    write_json(directory / "run.json", info)
+    write_json(directory / INFO_NAME, info)
     sync_directory(runs_root)
     return Run(directory, index_path, info)
 
@@ -249,7 +345,7 @@ def remove_stillborn(runs_root: Path, known: Container[str]) -> None:
         Names of the runs that the cache knows: these are not touched.
     """
     for directory in runs_root.glob("run_*"):
-        if directory.name not in known and _RUN_NAME.fullmatch(directory.name):
+        if directory.name not in known and _is_run_name(directory.name):
             with suppress(OSError):
                 _remove_if_empty(directory)
 
@@ -264,14 +360,14 @@ def _remove_if_empty(directory: Path) -> None:
 
 def _is_of_birth(entry: os.DirEntry[str]) -> bool:
     """Tell whether a file stands in a run from its first moment: run.json, its draft, an empty index."""
-    if entry.name in _INDEX_NAMES:
+    if entry.name in INDEX_NAMES:
         return entry.stat(follow_symlinks=False).st_size == 0
-    return entry.name == "run.json" or bool(re.fullmatch(r"\.run\.json\.\d+\.tmp", entry.name))
+    return entry.name in (INFO_NAME, draft_of(Path(INFO_NAME)).name)
 
 
 def _make_directory(runs_root: Path) -> Path:
     stamp = time.strftime("run_%Y%m%dT%H%M%SZ", time.gmtime())
-    names = (path.name for path in runs_root.glob("run_*") if _RUN_NAME.fullmatch(path.name))
+    names = (path.name for path in runs_root.glob("run_*") if _is_run_name(path.name))
     # A clock that went back must not reorder runs.
     stamp = max(stamp, max(names, default="").partition("-")[0])
     for attempt in range(10_000):

@@ -301,19 +301,18 @@ def _full_disk(after_bytes: int) -> None:
     """Writing to an index fails when so many bytes are written."""
     module = _module(_module("drumline.pipeline.write").IndexAppender.__module__)
     left = after_bytes
-    write = os.write
 
-    def full(descriptor: int, data: bytes) -> int:
+    def full(descriptor: int, data: memoryview, offset: int) -> int:
         nonlocal left
         if left <= 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written = write(descriptor, data[:left])
+        written = os.pwrite(descriptor, data[:left], offset)
         left -= written
         return written
 
     class Fake:
         def __getattr__(self, name: str) -> Any:
-            return full if name == "write" else getattr(os, name)
+            return full if name == "pwrite" else getattr(os, name)
 
     module.os = Fake()
 

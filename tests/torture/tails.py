@@ -122,7 +122,7 @@ def _damage(victim: _Victim, place: int, change: int | None) -> None:
     victim.index.write_bytes(data)
     cache = victim.run.parent / "cache.sqlite"
     rebuild_cache(cache, victim.run.parent)
-    with closing(Cache(cache, read_only=True)) as opened:
+    with closing(Cache(cache, "read")) as opened:
         ((_, _, valid),) = opened.runs(1).values()
         known = {
             os.path.join(directory, name)

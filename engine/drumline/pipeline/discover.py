@@ -310,7 +310,7 @@ class _Dispatcher:
 
 def discover(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     """Walk the archive and hand on every file, known or not; then name what is gone."""
-    cache = Cache(job.cache_path, read_only=True)
+    cache = Cache(job.cache_path, "read")
     survey = make_survey(job, cache, job.scope, job.run_id, lap)
     known = cache.count_files(job.scope)
     dispatcher = _Dispatcher(job.archive, table, queues, _make_walk(job).counts(), lap)

@@ -144,7 +144,7 @@ class _Twins:
     """Finds the record of a file with the same content."""
 
     def __init__(self, job: Job) -> None:
-        self._cache = Cache(job.cache_path, read_only=True)
+        self._cache = Cache(job.cache_path, "read")
         self._key = job.inference_key
         self._runs_root = job.settings.runs_root
         self._retry = job.settings.retry_failed

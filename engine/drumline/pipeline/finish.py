@@ -17,6 +17,7 @@ from drumline.pipeline.prepare import identity_of
 from drumline.pipeline.slots import DEVICES
 from drumline.pipeline.supervisor import Outcome
 from drumline.records import SCHEMA_VERSION, display_path, path_fields
+from drumline.runs import INFO_NAME
 from drumline.tally import Tally
 
 __all__ = ["discard_if_empty", "finish"]
@@ -64,7 +65,7 @@ def discard_if_empty(job: Job) -> None:
         if job.run.index_path.stat().st_size == 0:
             with cache.transaction():
                 cache.forget_run(job.run_id)
-            for name in (job.run.index_path.name, "run.json"):
+            for name in (job.run.index_path.name, INFO_NAME):
                 (job.run.directory / name).unlink()
             job.run.directory.rmdir()
 
@@ -92,7 +93,7 @@ def _drop_superseded(job: Job, cache: Cache) -> None:
         temporary.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     appender = IndexAppender(temporary, job.codec)
-    with closing(appender), closing(Cache(job.cache_path, read_only=True)) as before, cache.transaction():
+    with closing(appender), closing(Cache(job.cache_path, "read")) as before, cache.transaction():
         for frame, carried, rows in before.live_frames(job.run_id):
             if len(rows) == frame.lines:
                 raw = os.pread(descriptor, frame.length, frame.place)

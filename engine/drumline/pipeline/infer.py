@@ -23,6 +23,7 @@ from drumline.pipeline.supervisor import Outcome, supervise
 from drumline.progress import Progress
 from drumline.records import display_path
 from drumline.recover import agrees, open_cache, rebuild_cache
+from drumline.runs import CACHE_NAME, LOCK_NAME
 from drumline.settings import InferSettings
 
 __all__ = ["infer", "preview"]
@@ -63,7 +64,7 @@ def _infer(settings: InferSettings, progress: Progress, profile: Profile | None,
     request = check_request(_absolute(settings))
     make_runs_root(request.settings)
     lock = exclusive(
-        request.settings.runs_root / ".lock",
+        request.settings.runs_root / LOCK_NAME,
         f"the runs root {display_path(bytes(settings.runs_root))!r}",
         f"infer of {display_path(request.archive)}",
     )
@@ -98,7 +99,7 @@ def preview(settings: InferSettings) -> dict[str, Any]:
     """Return what `infer` would read and what it would carry over; writes nothing."""
     request = check_request(_absolute(settings))
     with tempfile.TemporaryDirectory() as directory, cache_errors(request.cache_path):
-        cache = None if settings.fresh else _known(request, Path(directory) / "cache.sqlite")
+        cache = None if settings.fresh else _known(request, Path(directory) / CACHE_NAME)
         scope = cache.find_scope(request.archive, request.inference_key) if cache else None
         survey = make_survey(request, cache if scope is not None else None, scope or 0, run_id=0)
         new = [finding.entry.size for finding in survey.present() if isinstance(finding, NewFile)]
@@ -125,11 +126,9 @@ def _known(request: Request, temporary: Path) -> Cache | None:
     if not runs_root.is_dir():
         return None
     with suppress(OutputError, sqlite3.DatabaseError):
-        # Looking into a file at rest leaves no files beside it; after a kill, they are there already.
-        at_rest = not request.cache_path.with_name(f"{request.cache_path.name}-wal").exists()
-        cache = Cache(request.cache_path, read_only=True, at_rest=at_rest)
+        cache = Cache(request.cache_path, "look")
         if agrees(cache, runs_root):
             return cache
         cache.close()
     rebuild_cache(temporary, runs_root)
-    return Cache(temporary, read_only=True)
+    return Cache(temporary, "read")

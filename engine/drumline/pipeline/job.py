@@ -14,7 +14,7 @@ from drumline.decide import DecisionSettings
 from drumline.frontend import FEATURES_VERSION
 from drumline.index import Codec
 from drumline.records import SCHEMA_VERSION, display_path
-from drumline.runs import Run
+from drumline.runs import CACHE_NAME, Run
 from drumline.settings import InferSettings
 
 __all__ = ["Job", "Request", "decision_key", "inference_key", "model_facts"]
@@ -84,7 +84,7 @@ class Request:
     @property
     def cache_path(self) -> Path:
         """Where the cache of the runs root is."""
-        return self.settings.runs_root / "cache.sqlite"
+        return self.settings.runs_root / CACHE_NAME
 
     @property
     def codec(self) -> Codec:

@@ -18,7 +18,7 @@ from drumline.failpoints import step
 from drumline.inference import check_runtime
 from drumline.pipeline.job import Job, Request, decision_key, inference_key, model_facts
 from drumline.records import display_path
-from drumline.runs import Run, create_run, open_run, remove_stillborn
+from drumline.runs import SUMMARY_NAME, Run, create_run, open_run, remove_stillborn
 from drumline.settings import InferSettings
 
 __all__ = ["check_request", "identity_of", "make_job", "make_runs_root"]
@@ -119,7 +119,7 @@ def _unfinished(request: Request, cache: Cache, scope: int) -> tuple[int, Run, i
     runs = sorted(cache.runs(scope).items(), key=lambda item: item[1][0], reverse=True)
     for number, (name, key, valid) in runs:
         directory = request.settings.runs_root / name
-        if key == request.decision_key and not (directory / "summary.json").exists():
+        if key == request.decision_key and not (directory / SUMMARY_NAME).exists():
             with suppress(IndexFormatError):  # a run that cannot be opened is left alone
                 run = open_run(directory)
                 if run.info["settings"].get("fresh") or not request.settings.fresh:

@@ -10,10 +10,10 @@ from math import isclose
 from pathlib import Path
 from typing import NamedTuple
 
-from drumline.cache import CACHE_VERSION, Cache, FileRow, FrameRow, file_row
+from drumline.cache import CACHE_VERSION, Cache, FileRow, FrameRow, connect, file_row
 from drumline.errors import DrumlineError
 from drumline.index import Codec, parse_record, read_frame, split_lines
-from drumline.runs import Run
+from drumline.runs import CACHE_NAME, Run
 from drumline.tally import Tally
 from drumline.verify.findings import Ledger
 
@@ -48,26 +48,16 @@ class CachedRun(NamedTuple):
 
 def cache_path(run: Run) -> Path:
     """Return where the cache of a run's runs root is."""
-    return run.directory.parent / "cache.sqlite"
+    return run.directory.parent / CACHE_NAME
 
 
 def cached_run(run: Run) -> CachedRun | None:
     """Return what the cache knows of a run; None when it does not know it, or cannot be read."""
     with suppress(sqlite3.Error, OSError, *_GARBLED):
         if cache_path(run).exists():
-            with closing(_connect(cache_path(run))) as database:
+            with closing(connect(cache_path(run), "look")) as database:
                 return _find(database, run)
     return None
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    mode = "ro&immutable=1" if _is_at_rest(path) else "ro"
-    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=30.0)
-
-
-def _is_at_rest(path: Path) -> bool:
-    """Tell whether nobody writes a cache: it can then be read without leaving a trace."""
-    return not path.with_name(f"{path.name}-wal").exists()
 
 
 def _find(database: sqlite3.Connection, run: Run) -> CachedRun | None:
@@ -103,7 +93,7 @@ def check_cache(run: Run, codec: Codec, tally: Tally, ledger: Ledger) -> None:
         elif found.valid < 0:
             ledger.checked("cache", "waits for the next run to be made anew")
         else:
-            with closing(Cache(path, read_only=True, at_rest=_is_at_rest(path))) as cache:
+            with closing(Cache(path, "look")) as cache:
                 _CacheCheck(cache, found, run, codec, ledger).check(tally)
 
 
@@ -113,16 +103,16 @@ def _problems(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except DrumlineError as error:
-        ledger.problem("cache", "cache", "cache.sqlite", error.what)
+        ledger.problem("cache", "cache", CACHE_NAME, error.what)
     except (sqlite3.Error, OSError, *_GARBLED) as error:
-        ledger.problem("cache", "cache", "cache.sqlite", f"cannot be read: {error}")
+        ledger.problem("cache", "cache", CACHE_NAME, f"cannot be read: {error}")
 
 
 def _check_file(path: Path, run: Run) -> CachedRun | None:
     """Return the run as the cache knows it; raise `sqlite3.DatabaseError` when that is no sound cache."""
-    with closing(_connect(path)) as database:
+    with closing(connect(path, "look")) as database:
         version = database.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, CACHE_VERSION):
+        if version != CACHE_VERSION:
             raise sqlite3.DatabaseError(f"version {version}, not {CACHE_VERSION}")
         found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":

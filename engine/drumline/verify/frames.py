@@ -1,7 +1,8 @@
 """Whole frames, and what lies between them: unlike `read_frames`, a scan goes on behind damage.
 
-Behind damage, the next place with a frame's magic number where a whole frame of lines can be read is where
+Behind damage, the next offset with a frame's magic number where a whole frame of lines can be read is where
 the index goes on. A zstd frame has a checksum, a gzip member a CRC: a frame that decodes is what was written.
+Uncompressed, it goes on behind the next newline.
 """
 
 from __future__ import annotations
@@ -102,14 +103,26 @@ def _has_checksum(head: bytes, codec: Codec) -> bool:
 
 
 def _gap(stream: IO[bytes], offset: int, size: int, codec: Codec) -> Stretch:
-    starts = (place for place in _candidates(stream, offset + 1, codec) if _frame_at(stream, place, codec))
+    if codec.compression == "none":
+        return Stretch(offset, _line_end(stream, offset) - offset, None)
+    starts = (start for start in _candidates(stream, offset + 1, codec) if _frame_at(stream, start, codec))
     return Stretch(offset, next(starts, size) - offset, None)
 
 
+def _line_end(stream: IO[bytes], offset: int) -> int:
+    """Return the offset behind the next newline, or the file's end; the line may be of any length."""
+    stream.seek(offset)
+    while block := stream.readline(_BUFFER_BYTES):
+        offset += len(block)
+        if block.endswith(b"\n"):
+            break
+    return offset
+
+
 def _candidates(stream: IO[bytes], start: int, codec: Codec) -> Iterator[int]:
-    """Iterate over the places of the magic number from `start` on."""
-    magic = _MAGIC.get(codec.compression)
-    while magic:
+    """Iterate over the offsets of the magic number from `start` on."""
+    magic = _MAGIC[codec.compression]
+    while True:
         stream.seek(start)
         block = stream.read(_BUFFER_BYTES)
         found = block.find(magic)

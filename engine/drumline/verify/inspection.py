@@ -25,7 +25,7 @@ from drumline.labels import Taxonomy
 from drumline.pipeline.job import decision_key
 from drumline.rebuild.actions import Progress, report_to
 from drumline.records import SCHEMA_VERSION, Record, absolute_path, display_path, relative_path
-from drumline.runs import Run, list_runs
+from drumline.runs import Run, locate_run
 from drumline.settings import InferSettings
 from drumline.tally import Tally
 from drumline.thresholds import resolve_gate, resolve_threshold
@@ -35,10 +35,9 @@ from drumline.verify.frames import Stretch, codec_named, scan
 from drumline.verify.judge import Judge
 from drumline.verify.originals import Originals
 
-__all__ = ["Inspection", "inspect_run", "locate", "path_hash", "verify_run"]
+__all__ = ["Inspection", "inspect_run", "path_hash", "verify_run"]
 
 _GARBLED: Final = (TypeError, ValueError, LookupError, AttributeError)
-_INDEX_NAMES: Final = ("index.jsonl.zst", "index.jsonl.gz", "index.jsonl")
 _REPORT_EVERY: Final = 5_000
 
 
@@ -78,66 +77,11 @@ def inspect_run(
     progress: Callable[[Progress], None] | None = None,
 ) -> Inspection:
     """Look at a run as `verify_run` does, and return all that was learnt."""
-    run, trouble = locate(path)
+    run, trouble = locate_run(path.resolve())  # the cache knows a run by the name of its directory
     inspection = Inspection(run, trouble, report_to(progress))
     originals = Originals(run.archive_root, content, inspection.ledger) if archive else None
     inspection.look(originals)
     return inspection
-
-
-def locate(path: Path) -> tuple[Run, str]:
-    """Find a run, whatever state it is in; return it, and why its run.json, then empty, cannot be read.
-
-    Raises
-    ------
-    IndexFormatError
-        When there is no run or index, or it is of another version.
-    """
-    if path.is_dir() and not os.path.lexists(path / "run.json"):
-        path = _newest_complete(path)
-    if not path.exists():
-        raise IndexFormatError(f"no run or index at {str(path)!r}", "Give a run_… directory or its index.")
-    path = path.resolve()  # the cache knows a run by the name of its directory
-    directory = path if path.is_dir() else path.parent
-    info, trouble = _read_info(directory) if os.path.lexists(directory / "run.json") else ({}, "")
-    if not path.is_dir():
-        return Run(directory, path, info if info.get("index") == path.name else {}), trouble
-    present = (directory / name for name in _INDEX_NAMES if (directory / name).is_file())
-    index = directory / info["index"] if info else next(present, directory / _INDEX_NAMES[0])
-    return Run(directory, index, info), trouble
-
-
-def _newest_complete(runs_root: Path) -> Path:
-    runs = [path for path in list_runs(runs_root) if (path / "summary.json").is_file()]
-    if not runs:
-        raise IndexFormatError(
-            f"{str(runs_root)!r} is no run and holds no complete run",
-            "Make one with 'drumline infer ARCHIVE'.",
-        )
-    archives = {info["archive_root"] for info, trouble in map(_read_info, runs) if not trouble}
-    if len(archives) > 1:
-        raise IndexFormatError(
-            f"{str(runs_root)!r} holds runs of {len(archives)} archives", "Name the run that you mean."
-        )
-    return runs[-1]
-
-
-def _read_info(directory: Path) -> tuple[dict[str, Any], str]:
-    try:
-        info = orjson.loads(_content(directory / "run.json"))
-        version, index, root = info["schema_version"], info["index"], info["archive_root"]
-    except orjson.JSONDecodeError as error:
-        return {}, f"is no JSON: {error}"
-    except _GARBLED:
-        return {}, "lacks version, index or archive"
-    if type(version) is int and version != SCHEMA_VERSION:
-        raise IndexFormatError(
-            f"run {directory.name} is of version {version}; this drumline reads version {SCHEMA_VERSION}",
-            "Use the drumline that wrote it, or classify the archive again.",
-        )
-    if version != SCHEMA_VERSION or index not in _INDEX_NAMES or not isinstance(root, str):
-        return {}, f"has version {version!r:.40}, index {index!r:.40}, archive {root!r:.80}"
-    return info, ""
 
 
 def _content(path: Path) -> bytes:

@@ -1,0 +1,62 @@
+"""Durable writes: whole or not at all, and nothing left beside."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+from drumline.durable import sync_directory, write_json
+from drumline.errors import OutputError
+
+
+@pytest.fixture
+def directories_sync(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let syncing a directory fail with the errors in this list."""
+    errors: list[int] = []
+    fsync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if errors and stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errors[0], os.strerror(errors[0]))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    return errors
+
+
+def test_a_file_system_that_cannot_sync_directories_is_written_all_the_same(
+    tmp_path: Path, directories_sync: list[int]
+) -> None:
+    directories_sync.append(errno.EINVAL)
+    sync_directory(tmp_path)
+    write_json(tmp_path / "it.json", {"whole": True})
+    assert [path.name for path in tmp_path.iterdir()] == ["it.json"]
+
+
+def test_a_directory_that_a_failing_disk_does_not_sync_is_an_error(
+    tmp_path: Path, directories_sync: list[int]
+) -> None:
+    directories_sync.append(errno.EIO)
+    with pytest.raises(OutputError, match="Input/output error"):
+        write_json(tmp_path / "it.json", {})
+
+
+def test_what_a_kill_left_of_a_write_the_next_write_takes_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_names: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(os, "replace", die)
+        write_json(tmp_path / "it.json", {"first": True})
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    write_json(tmp_path / "it.json", {"second": True})
+    assert [path.name for path in tmp_path.iterdir()] == ["it.json"]
