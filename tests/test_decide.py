@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -111,3 +112,10 @@ def test_a_higher_threshold_never_assigns_more(probs: dict[str, float], one: flo
     low, high = sorted((one, other))
     if decide(probs, settings(threshold=low)).misc_routed:
         assert decide(probs, settings(threshold=high)).misc_routed
+
+
+def test_a_tie_of_sums_does_not_depend_on_how_floats_add_up() -> None:
+    settings = DecisionSettings({"a": "Snare", "b": "Snare", "c": "Snare", "k": "Kick"}, threshold=0.0)
+    probs = {"a": 0.05, "b": 0.1, "c": 0.15, "k": 0.3}
+    for order in itertools.permutations(probs):
+        assert decide({label: probs[label] for label in order}, settings).assigned_label == "Kick"

@@ -149,3 +149,10 @@ def test_a_full_disk_under_the_temporary_table_is_an_output_error(
     with pytest.raises(OutputError, match="disk is full") as error:
         compare(tmp_path, [], [])
     assert "SQLITE_TMPDIR" in error.value.way_out
+
+
+def test_of_two_records_of_one_file_the_last_is_compared(tmp_path: Path) -> None:
+    first = [make_record(b"a.wav", KICK)]
+    for order in ([KICK, SNARE], [SNARE, KICK]):
+        twice = [make_record(b"a.wav", probs) for probs in order]
+        assert compare(tmp_path, first, twice)["counts"]["changed"] == (order[-1] is SNARE)

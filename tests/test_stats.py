@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from drumline.charts import bar_text, sparkline_text
 from drumline.errors import IndexFormatError
+from drumline.index import read_index
+from drumline.rebuild import RebuildSettings, plan_rebuild
 from drumline.records import encode_record
 from drumline.runs import Run, open_run
 from drumline.stats import read_stats
@@ -164,3 +167,16 @@ def test_a_sparkline_shows_every_count_that_is_not_zero(counts: list[int]) -> No
     line = sparkline_text(counts)
     assert [char != " " for char in line] == [count > 0 for count in counts]
     assert max(counts) == 0 or line[counts.index(max(counts))] == "█"
+
+
+def test_an_empty_line_is_no_record_for_any_reader(tmp_path: Path) -> None:
+    path = tmp_path / "index.jsonl"
+    path.write_bytes(encode_record(make_record(b"a.wav")) + b"\n" + encode_record(make_record(b"b.wav")))
+    readers: list[Callable[[], object]] = [
+        lambda: list(read_index(path)),
+        lambda: read_stats(open_run(path)),
+        lambda: plan_rebuild(RebuildSettings(path, tmp_path / "out", copy_mode="none")),
+    ]
+    for read in readers:
+        with pytest.raises(IndexFormatError, match="no record"):
+            read()

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from drumline.errors import ConfigError
 from drumline.labels import MISC
 from drumline.thresholds import LabelThresholds
 
-__all__ = ["Decision", "DecisionSettings", "Reason", "decide", "failed_decision"]
+__all__ = [
+    "PROBABILITY_DIGITS",
+    "Decision",
+    "DecisionSettings",
+    "Reason",
+    "decide",
+    "failed_decision",
+    "rounded_probability",
+]
 
-Reason = Literal["top1", "gated", "below_threshold", "out_of_target", "load_error"]
+Reason = Literal["top1", "gated", "below_threshold", "out_of_target", "load_error", "override"]
+"""The last stands in no index: `rebuild` counts it for files whose label a person gave."""
+
+PROBABILITY_DIGITS: Final = 6
+
+
+def rounded_probability(value: float) -> float:
+    """Return a probability as a record stores it."""
+    return round(value, PROBABILITY_DIGITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +41,12 @@ class DecisionSettings:
         Fine label → canonical label or `misc`.
     threshold
         Smallest probability (summed over one canonical label) that is believed, 0..1.
-    thresholds
-        Canonical label → its own threshold in place of that; None: the label is never believed.
     misc
         Label of what is not believed, not wanted, or no kit drum.
     target_labels
         Canonical labels that are wanted; the others go to `misc`. None: all.
+    thresholds
+        Canonical label → its own threshold in place of `threshold`; None: the label is never believed.
     gate_threshold
         Smallest probability of being a kit drum, by the model's gate, that lets a file pass, 0..1. None: all
         files pass.
@@ -106,9 +122,15 @@ def decide(probs: Mapping[str, float], settings: DecisionSettings, gate: float |
     gate
         Probability of being a kit drum, as stored in a record; None of a model without a gate.
 
+    Raises
+    ------
+    ValueError
+        When `probs` is empty: for a file without a prediction, see `failed_decision`.
+
     Notes
     -----
-    Ties go to the label that is first in the alphabet, so the result does not depend on order.
+    Ties go to the label that is first in the alphabet; sums are rounded before they are compared, so the
+    result depends neither on the order of the labels nor on how floats add up.
     """
     highest = max(probs.values())
     label_top1 = min(fine for fine, probability in probs.items() if probability == highest)
@@ -116,8 +138,9 @@ def decide(probs: Mapping[str, float], settings: DecisionSettings, gate: float |
     for fine, probability in probs.items():
         canonical = settings.canonical_of[fine]
         summed[canonical] = summed.get(canonical, 0.0) + probability
-    best = min(summed, key=lambda label: (-summed[label], label))
-    confidence = min(round(summed[best], 6), 1.0)
+    rounded = {label: min(rounded_probability(total), 1.0) for label, total in summed.items()}
+    best = min(rounded, key=lambda label: (-rounded[label], label))
+    confidence = rounded[best]
     below = not settings.believes(best, confidence)
     outside = (
         settings.target_labels is not None and best != settings.misc and best not in settings.target_labels

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import sqlite3
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -49,6 +50,16 @@ class Diff:
     ----------
     limit
         How many files are kept by name in each of `added`, `gone` and `changed`.
+    counts
+        Files in each run and in both; added, gone, and those whose label, fine label or content changed.
+    transitions
+        (label in A, label in B) → files; None for a file without a prediction.
+    steps
+        Changes of confidence in thousandths → files.
+    delta_sum, magnitude_sum
+        Sums of the changes of confidence, and of their sizes.
+    added, gone, changed
+        Files by name, at most `limit` of each.
     """
 
     limit: int
@@ -79,7 +90,7 @@ class Diff:
 
     def _compare(self, before: _Entry, after: _Entry) -> None:
         self.counts["common"] += 1
-        self.counts["edited"] += before.hash is not None is not after.hash and before.hash != after.hash
+        self.counts["edited"] += None not in (before.hash, after.hash) and before.hash != after.hash
         self.counts["fine_changed"] += before.fine != after.fine
         if before.label != after.label:
             self.transitions[before.label, after.label] += 1
@@ -100,14 +111,16 @@ class Diff:
             "files": count,
             "mean": round(self.delta_sum / count, 6),
             "mean_magnitude": round(self.magnitude_sum / count, 6),
-            "percentiles": {str(percent): self._percentile(percent) for percent in PERCENTILES},
+            "percentiles": self._percentiles(count),
         }
 
-    def _percentile(self, percent: int) -> float:
-        wanted = self.steps.total() * percent / 100
+    def _percentiles(self, count: int) -> dict[str, float]:
         steps = sorted(self.steps)
-        places = itertools.accumulate(self.steps[step] for step in steps)
-        return next(step for step, place in zip(steps, places, strict=True) if place >= wanted) / _STEPS
+        places = list(itertools.accumulate(self.steps[step] for step in steps))
+        return {
+            str(percent): steps[bisect_left(places, count * percent / 100)] / _STEPS
+            for percent in PERCENTILES
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return everything in one object."""
@@ -150,14 +163,14 @@ def diff_runs(run_a: Run, run_b: Run, limit: int = 20) -> Diff:
                 diff.add(sides.get(0), sides.get(1))
     except sqlite3.OperationalError as error:
         raise OutputError(
-            f"no room for the temporary table of the comparison: {error}",
-            "Free some space, or name another directory: SQLITE_TMPDIR=/path drumline diff …",
+            f"the temporary table of the comparison failed: {error}",
+            "If the temporary directory is full, name another: SQLITE_TMPDIR=/path drumline diff …",
         ) from error
     return diff
 
 
 def _by_path(table: sqlite3.Connection, run_a: Run, run_b: Run) -> Iterator[Iterable[_Entry]]:
-    """Iterate over the entries of both runs, grouped and sorted by path."""
+    """Iterate over both runs' entries, grouped and sorted by path; a file's last record comes last."""
     table.execute("PRAGMA journal_mode = OFF")
     table.execute("PRAGMA temp_store = FILE")
     table.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -166,7 +179,7 @@ def _by_path(table: sqlite3.Connection, run_a: Run, run_b: Run) -> Iterator[Iter
         with record_errors(run.index_path):
             rows = (_entry(record, side) for record in read_index(run.index_path))
             table.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", rows)
-    entries = map(_Entry._make, table.execute("SELECT * FROM entry ORDER BY path, side"))
+    entries = map(_Entry._make, table.execute("SELECT * FROM entry ORDER BY path, side, rowid"))
     for _, group in itertools.groupby(entries, key=lambda entry: entry.path):
         yield group
 

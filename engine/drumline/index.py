@@ -298,8 +298,8 @@ class IndexAppender:
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """Split a frame into its lines, each with its newline."""
-    return [line + b"\n" for line in data.split(b"\n") if line]
+    """Split a frame into its lines, each with its newline; an empty line is one, and no record."""
+    return [line + b"\n" for line in data.split(b"\n")[:-1]]
 
 
 def read_index(path: Path) -> Iterator[Record]:
@@ -311,7 +311,7 @@ def read_index(path: Path) -> Iterator[Record]:
         When a whole frame holds something that is no record, or a record of another schema version.
     """
     for frame in read_frames(path):
-        for line in frame.data.split(b"\n")[:-1]:
+        for line in split_lines(frame.data):
             yield parse_record(line, path)
 
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict, c
 
 import orjson
 
-from drumline.decide import DecisionSettings, Reason, decide, failed_decision
+from drumline.decide import (
+    PROBABILITY_DIGITS,
+    DecisionSettings,
+    Reason,
+    decide,
+    failed_decision,
+    rounded_probability,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,8 +65,6 @@ ErrorType = Literal[
     "timeout",
     "out_of_memory",
 ]
-
-_PROBABILITY_DIGITS: Final = 6
 
 OPTIONAL_FIELDS: Final[frozenset[str]] = frozenset({"gate"})
 """Fields that the records of some models lack."""
@@ -201,11 +206,6 @@ def encode_record(record: Record) -> bytes:
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def rounded_probability(value: float) -> float:
-    """Return a probability as a record stores it."""
-    return round(value, _PROBABILITY_DIGITS)
-
-
 def sparse_probs(labels: Sequence[str], rows: NDArray[np.floating]) -> Iterator[dict[str, float]]:
     """Yield each file's probabilities as a record stores them: six decimals, zeros left out.
 
@@ -217,7 +217,7 @@ def sparse_probs(labels: Sequence[str], rows: NDArray[np.floating]) -> Iterator[
         Probabilities, shape (files, labels).
     """
     # All at once: rounding number by number would be the costliest step of a record.
-    for row in rows.astype("f8").round(_PROBABILITY_DIGITS).tolist():
+    for row in rows.astype("f8").round(PROBABILITY_DIGITS).tolist():
         yield {label: value for label, value in zip(labels, row, strict=True) if value}
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from drumline.errors import IndexFormatError
-from drumline.index import parse_record, read_frames, read_index, record_errors
+from drumline.index import parse_record, read_frames, read_index, record_errors, split_lines
 from drumline.records import display_path, relative_path
 from drumline.runs import Run
 from drumline.tally import Tally
@@ -101,7 +100,7 @@ def read_stats(run: Run) -> Stats:
 def _stats(run: Run, records: int, failed: int, torn_bytes: int, report: dict[str, Any]) -> Stats:
     root = run.archive_root
     return Stats(
-        run=display_path(os.fsencode(run.name if run.info else run.index_path.name)),
+        run=run.display_name,
         archive_root=None if root is None else display_path(root),
         complete=run.complete if run.info else None,
         records=records,
@@ -120,10 +119,10 @@ def _valid_summary(run: Run) -> dict[str, Any] | None:
         counts = summary["counts"]
         adds_up = counts["indexed"] == sum(summary["labels"].values()) + counts["failed"]
         has_all = all(key in summary for key in Tally().report())
-        newer = run.summary_path.stat().st_mtime_ns >= run.index_path.stat().st_mtime_ns
+        not_older = run.summary_path.stat().st_mtime_ns >= run.index_path.stat().st_mtime_ns
     except (IndexFormatError, OSError, KeyError, TypeError, AttributeError):
         return None
-    return summary if adds_up and has_all and newer else None
+    return summary if adds_up and has_all and not_older else None
 
 
 def _count_index(run: Run) -> tuple[Tally, int]:
@@ -131,7 +130,7 @@ def _count_index(run: Run) -> tuple[Tally, int]:
     tally, end, path = Tally(), 0, run.index_path
     with record_errors(path):
         for frame in read_frames(path):
-            for line in frame.data.split(b"\n")[:-1]:
+            for line in split_lines(frame.data):
                 tally.add(parse_record(line, path))
             end = frame.offset + frame.length
     return tally, path.stat().st_size - end

@@ -25,7 +25,11 @@ DURATION_EDGES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 @dataclass(slots=True)
 class Tally:
-    """Counts over a set of records. Everything is a number that adds, so tallies merge in any order."""
+    """Counts over a set of records. Everything is a number that adds, so tallies merge in any order.
+
+    Sums of confidences and durations are floats: in another order their last digits may differ, which the
+    report rounds away.
+    """
 
     records: int = 0
     failed: int = 0
@@ -35,8 +39,8 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
-    confidence_sum: Counter[str] = field(default_factory=Counter)
-    duration_sum: Counter[str] = field(default_factory=Counter)
+    confidence_sum: dict[str, float] = field(default_factory=dict)
+    duration_sum: dict[str, float] = field(default_factory=dict)
     durations: Counter[str] = field(default_factory=Counter)
     confidences: Counter[str] = field(default_factory=Counter)
 
@@ -54,8 +58,8 @@ class Tally:
         self.labels[label] += 1
         self.fine[record["label_top1"] or ""] += 1
         confidence, duration = record["assigned_conf"] or 0.0, record["duration_sec"] or 0.0
-        self.confidence_sum[label] += confidence  # type: ignore[assignment]
-        self.duration_sum[label] += duration  # type: ignore[assignment]
+        self.confidence_sum[label] = self.confidence_sum.get(label, 0.0) + confidence
+        self.duration_sum[label] = self.duration_sum.get(label, 0.0) + duration
         self.durations[str(_duration_bin(duration))] += 1
         self.confidences[f"{label}/{min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)}"] += 1
 
@@ -63,8 +67,9 @@ class Tally:
         """Add another tally to this one."""
         for name in self.__slots__:
             mine, others = getattr(self, name), getattr(other, name)
-            if isinstance(mine, Counter):
-                mine.update(others)
+            if isinstance(mine, dict):
+                for key, value in others.items():
+                    mine[key] = mine.get(key, 0) + value
             else:
                 setattr(self, name, mine + others)
 
@@ -75,10 +80,10 @@ class Tally:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Tally:
         """Build from what `to_json` gave."""
-        fields: dict[str, Any] = {
-            name: Counter(value) if isinstance(value, dict) else value for name, value in values.items()
-        }
-        return cls(**fields)
+        tally = cls()
+        for name, value in values.items():
+            setattr(tally, name, type(getattr(tally, name))(value))
+        return tally
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Tally:
@@ -116,5 +121,5 @@ def _duration_bin(duration: float) -> int:
     return bisect_left(DURATION_EDGES, duration)
 
 
-def _means(sums: Counter[str], counts: Counter[str]) -> dict[str, float]:
+def _means(sums: dict[str, float], counts: Counter[str]) -> dict[str, float]:
     return {label: round(sums[label] / count, 4) for label, count in counts.most_common()}

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from drumline.errors import OutputError, UsageError
+from drumline.errors import ConfigError, OutputError, UsageError
 from drumline.machine import filesystem_type
-from drumline.rebuild import RebuildSettings, execute, guard, plan_rebuild
+from drumline.rebuild import Action, RebuildSettings, execute, guard, plan_rebuild
 from drumline.rebuild.place import FICLONE
+from drumline.rebuild.tree import Sources
 from tests.rebuild.archives import Archive, snapshot
 
 TREE = {
@@ -181,6 +184,56 @@ def test_copies_land_on_file_systems_without_hard_links(
     assert not (drums.base / "other").exists()
 
 
+def test_an_original_that_vanishes_just_before_its_hard_link_costs_only_itself(
+    drums: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = Sources.find
+
+    def found_too_early(sources: Sources, action: Action) -> tuple[int, bytes, os.stat_result]:
+        found = find(sources, action)
+        if action.source == b"Vendor B/hat.wav":
+            os.unlink(drums.path(action.source))
+        return found
+
+    with drums.plan(copy_mode="hardlink") as plan:
+        monkeypatch.setattr(Sources, "find", found_too_early)
+        summary = execute(plan)
+    assert (summary.counts["missing"], summary.counts["made"]) == (1, 4)
+
+
+def test_what_a_mode_is_tried_with_may_be_gone_by_then(
+    drums: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        fcntl, "ioctl", lambda descriptor, _, origin: os.sendfile(descriptor, origin, 0, 1 << 20)
+    )
+    for mode in ("reflink", "hardlink", "symlink"):
+        with drums.plan(copy_mode=mode, out=drums.base / mode) as plan:
+            first = next(plan.batches(1, 1))[0].source
+            os.rename(drums.path(first), drums.path(b"aside"))
+            summary = execute(plan)
+            os.rename(drums.path(b"aside"), drums.path(first))
+        assert (summary.counts["missing"], summary.counts["made"]) == (1, 4)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EMLINK, errno.EACCES])
+def test_one_original_that_may_not_be_linked_costs_only_itself(
+    drums: Archive, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def refuse(origin: Any, name: Any, **more: Any) -> None:
+        if origin == b"hat.wav":
+            raise OSError(code, os.strerror(code))
+        link(origin, name, **more)
+
+    with drums.plan(copy_mode="hardlink") as plan:
+        assert next(plan.batches(1, 1))[0].source == b"Vendor B/hat.wav"
+        monkeypatch.setattr(os, "link", refuse)
+        summary = execute(plan)
+    assert (summary.counts["refused"], summary.counts["made"]) == (1, 4)
+
+
 def test_settings_that_contradict_each_other_are_refused() -> None:
     for wrong in (
         {"copy_mode": "move"},
@@ -190,3 +243,9 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     ):
         with pytest.raises(UsageError):
             RebuildSettings(Path("run"), Path("out"), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 7.0}, {"gate_threshold": -0.1}, {"gate_threshold": 1.5}])
+def test_impossible_thresholds_are_refused_when_they_are_set(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="not between 0 and 1"):
+        RebuildSettings(Path("run"), Path("out"), **wrong)  # type: ignore[arg-type]

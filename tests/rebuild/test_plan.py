@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+import errno
 import os
 import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from drumline.errors import ConfigError, IndexFormatError
-from drumline.rebuild import Action, Plan, RebuildSettings, execute, plan_rebuild
+from drumline.bundle import Gate, load_bundle
+from drumline.errors import ConfigError, IndexFormatError, OutputError
+from drumline.index import Frame
+from drumline.rebuild import (
+    Action,
+    Plan,
+    RebuildSettings,
+    collect,
+    execute,
+    helpers,
+    labelling,
+    plan_rebuild,
+)
 from tests.making import make_bundle
 from tests.rebuild.archives import CLAP, HIHAT, KICK, SETTINGS, SNARE, Archive, redecided, snapshot
 
@@ -255,3 +270,104 @@ def test_files_are_planned_label_by_label_in_the_order_of_directories(archive: A
             b"misc/b/2.wav",
             b"misc/b-/1.wav",
         ]
+
+
+def test_of_two_records_of_one_file_the_last_in_the_index_counts(archive: Archive) -> None:
+    record = archive.add(b"kick.wav", KICK)
+    archive.records.append(redecided(record, "Snare"))
+    with archive.plan() as plan:
+        assert [path for kind, path, _ in plan.problems() if kind == "duplicate_record"] == [b"kick.wav"]
+        execute(plan)
+    assert set(archive.tree()) == {b"Snare/kick.wav"}
+
+
+def test_a_later_record_takes_the_place_of_a_failure_and_the_other_way_round(archive: Archive) -> None:
+    archive.index(b"late.wav", error="timeout", hash=None)
+    archive.add(b"late.wav", KICK)
+    record = archive.add(b"bad.wav", KICK)
+    archive.index(b"bad.wav", error="decode_error", hash=None, size=record["size"])
+    summary = archive.rebuild()
+    assert set(archive.tree()) == {b"Kick/late.wav"}
+    assert (summary.counts["failed"], summary.counts["duplicate_record"]) == (1, 2)
+
+
+def test_labels_that_differ_by_case_share_a_directory_and_a_manifest(archive: Archive) -> None:
+    for name, label in ((b"a.wav", "Kick"), (b"b.wav", "kick"), (b"c\xff.wav", "kick")):
+        archive.add(name, KICK)
+        archive.records[-1]["assigned_label"] = label
+    archive.rebuild()
+    assert set(archive.tree()) == {b"Kick/a.wav", b"Kick/b.wav", b"Kick/c\xff.wav"}
+    assert {path.name for path in (archive.out / "_manifests").iterdir()} == {"Kick.txt", "errors.txt"}
+
+
+def test_what_a_person_said_is_counted_as_that(archive: Archive) -> None:
+    record = archive.add(b"kick.wav", KICK)
+    archive.add(b"other.wav", KICK)
+    path = overrides(archive, f'{{"hash": "{record["hash"]}", "correct_label": "Snare"}}')
+    for wanted, label in ((None, "Snare"), (("Kick",), "misc")):
+        with archive.plan(overrides=path, labels=wanted) as plan:
+            assert plan.tally.reasons == {"override": 1, "top1": 1}
+            assert plan.tally.labels == {label: 1, "Kick": 1}
+
+
+@pytest.mark.parametrize("given", ["run", "index"])
+def test_a_complete_run_that_was_cut_is_refused_by_its_index_too(drums: Archive, given: str) -> None:
+    run = drums.run()
+    run.summary_path.write_text('{"counts": {"indexed": 7}}')
+    source = run.directory if given == "run" else run.index_path
+    with pytest.raises(IndexFormatError, match="holds 6 records, its summary 7"):
+        plan_rebuild(RebuildSettings(source, drums.out))
+
+
+def test_a_lone_index_in_a_directory_whose_name_is_no_utf8_is_rebuilt(drums: Archive) -> None:
+    lone = drums.base / os.fsdecode(b"idx\xff")
+    lone.mkdir()
+    index = lone / "index.jsonl.zst"
+    shutil.copy(drums.run().index_path, index)
+    with plan_rebuild(RebuildSettings(index, drums.out)) as plan:
+        execute(plan)
+    assert len(drums.tree()) == 5
+
+
+@pytest.mark.parametrize("lone", [True, False])
+def test_a_gate_that_the_model_does_not_have_is_refused(drums: Archive, lone: bool) -> None:
+    run = drums.run()
+    index = drums.base / run.index_path.name
+    shutil.copy(run.index_path, index)
+    with pytest.raises(ConfigError, match=f"the {'default bundle' if lone else 'model of run'}.*no gate"):
+        plan_rebuild(RebuildSettings(index if lone else run.directory, drums.out, gate=True))
+
+
+def test_a_lone_index_takes_the_gate_of_the_default_bundle(
+    drums: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = replace(load_bundle(), gate=Gate("gate", 0.25))
+    monkeypatch.setattr(labelling, "load_bundle", lambda: bundle)
+    index = drums.base / "index.jsonl.zst"
+    shutil.copy(drums.run().index_path, index)
+    with plan_rebuild(RebuildSettings(index, drums.out, gate=True)) as plan:
+        assert plan.decisions is not None
+        assert plan.decisions.gate_threshold == 0.25
+
+
+def test_an_index_that_cannot_be_read_is_named_and_other_errors_are_not_called_that(
+    drums: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = drums.run()
+
+    def broken(_: object) -> Iterator[Frame]:
+        raise OSError(errno.EIO, "Input/output error")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collect, "read_frames", broken)
+        with pytest.raises(IndexFormatError, match=r"cannot read .*Input/output error"):
+            drums.plan(run)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory for helpers")
+
+    monkeypatch.setattr(helpers, "_WORTH_HELP", 0)
+    monkeypatch.setattr(collect, "helpers_for", full)
+    with pytest.raises(OutputError, match="no memory for helpers"):
+        drums.plan(run)

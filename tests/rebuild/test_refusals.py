@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -286,24 +288,79 @@ def test_names_that_the_file_system_refuses_cost_only_themselves(
     assert len(drums.tree()) == 4
 
 
+def _broken_disk(patch: pytest.MonkeyPatch, call: str, broken: bytes) -> None:
+    """Let reading, or writing, the bytes of one sample fail, in the kernel's copying as well."""
+    real = {name: getattr(os, name) for name in ("read", "write", "copy_file_range")}
+
+    def is_broken(descriptor: int) -> bool:
+        return os.pread(descriptor, len(broken), 0) == broken
+
+    def copy_file_range(origin: int, descriptor: int, count: int) -> int:
+        if is_broken(origin):
+            raise OSError(errno.EIO, "Input/output error")
+        return int(real["copy_file_range"](origin, descriptor, count))
+
+    def read(descriptor: int, count: int) -> bytes:
+        if call == "read" and is_broken(descriptor):
+            raise OSError(errno.EIO, "Input/output error")
+        return bytes(real["read"](descriptor, count))
+
+    def write(descriptor: int, data: bytes) -> int:
+        if call == "write" and bytes(data) == broken:
+            raise OSError(errno.EIO, "Input/output error")
+        return int(real["write"](descriptor, data))
+
+    for function in (copy_file_range, read, write):
+        patch.setattr(os, function.__name__, function, raising=False)
+
+
 def test_a_sample_that_cannot_be_read_costs_only_itself(
     drums: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from drumline.rebuild import place
-
-    copy, calls = place.copy_bytes, []
-
-    def failing(origin: int, descriptor: int, size: int) -> int:
-        calls.append(origin)
-        if len(calls) == 2:
-            raise OSError(5, "Input/output error")
-        return copy(origin, descriptor, size)
-
-    monkeypatch.setattr(place, "copy_bytes", failing)
+    drums.add(b"bad.wav", KICK, b"on a bad sector")
+    _broken_disk(monkeypatch, "read", b"on a bad sector")
     summary = drums.rebuild()
     assert summary.counts["unreadable"] == 1
-    assert len(drums.tree()) == 4
+    assert len(drums.tree()) == 5
     assert not (drums.out / "_staging").exists()
+
+
+def test_a_sample_that_cannot_be_written_ends_the_rebuild(
+    drums: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drums.add(b"bad.wav", KICK, b"to a bad sector")
+    run = drums.run()
+    with monkeypatch.context() as patch:
+        _broken_disk(patch, "write", b"to a bad sector")
+        with pytest.raises(OutputError, match="Input/output error"):
+            drums.rebuild(run)
+    drums.rebuild(run)
+    assert len(drums.tree()) == 6
+
+
+def test_a_tree_that_cannot_be_looked_at_is_named(drums: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = drums.run()
+    drums.rebuild(run)
+    stat = os.stat
+
+    def refuse(path: Any, **more: Any) -> os.stat_result:
+        if more.get("follow_symlinks") is False and path == b"hat.wav":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(OutputError, match=r"cannot look at .*hat\.wav.*Permission denied"):
+        drums.plan(run)
+
+
+def test_a_full_disk_says_what_helps_in_this_mode(drums: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = os.statvfs(drums.base)
+    full = os.statvfs_result((*room[:4], 0, *room[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    for mode, helps in (("copy", True), ("hardlink", False)):
+        with pytest.raises(OutputError) as error:
+            drums.plan(copy_mode=mode)
+        assert ("hardlink" in error.value.way_out) == helps
 
 
 def test_an_index_bigger_than_the_temporary_directory_is_named(

@@ -66,3 +66,11 @@ def test_reports_are_the_same_for_the_same_tree(archive: Archive) -> None:
     before = {path.name: path.read_bytes() for path in (archive.out / "_manifests").iterdir()}
     archive.rebuild(reverse)
     assert {path.name: path.read_bytes() for path in (archive.out / "_manifests").iterdir()} == before
+
+
+def test_a_summary_that_somebody_wrote_is_counted_as_left(drums: Archive) -> None:
+    drums.rebuild()
+    place = drums.out / "_rebuild_summary.json"
+    place.write_text("mine")
+    assert drums.rebuild().counts["reports_left"] == 1
+    assert place.read_text() == "mine"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeAlias
 
 from drumline.errors import IndexFormatError
 from drumline.index import garbled, parse_record, read_frames, split_lines
 from drumline.rebuild.actions import Problem, Progress
-from drumline.rebuild.crew import crew_for
+from drumline.rebuild.helpers import helpers_for
 from drumline.rebuild.labelling import Labeller
 from drumline.rebuild.names import collision_key, flat_name, is_safe, label_directory
 from drumline.rebuild.plan import Plan
+from drumline.rebuild.store import Row
 from drumline.records import Record, relative_path
 from drumline.tally import Tally
 
@@ -25,20 +27,39 @@ _INT64 = 1 << 63
 _BYTES_PER_RECORD = 150
 """Of a compressed index, roughly: to guess how many there are."""
 
+_FRAME_SHIFT = 24
+"""A record's place in the index is its frame's number, shifted by this, and its line in the frame."""
 
-Row = tuple[bytes, bytes, str, bytes, int, int, str | None]
-"""Of the plan's table of records: key, source, label's directory, target, size, mtime_ns, hash."""
+Lines: TypeAlias = tuple[int, bytes]
+"""A frame's number and its lines."""
 
 
-class Harvest(NamedTuple):
-    """What some lines of the index give; harvests add up in any order."""
+@dataclass(slots=True)
+class Found:
+    """What one frame of the index gives; it adds up in any order, for rows know their place in the index.
 
-    rows: list[Row]
-    failed: list[tuple[bytes, str, str]]
-    refused: list[tuple[Problem, bytes]]
-    tally: Tally
-    corrected: set[str]
-    overridden: int
+    Parameters
+    ----------
+    rows
+        Files to be placed.
+    failed
+        (place, path, error's type, message) of files that have an error.
+    refused
+        (problem, path) of what cannot be in a tree.
+    tally
+        Counts over all records of the frame.
+    used
+        Content hashes that have an override.
+    overridden
+        Files to be placed that an override gave their label.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    failed: list[tuple[int, bytes, str, str]] = field(default_factory=list)
+    refused: list[tuple[Problem, bytes]] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    used: set[str] = field(default_factory=set)
+    overridden: int = 0
 
 
 def collect(plan: Plan, labeller: Labeller, progress: Callable[[Progress], None]) -> None:
@@ -49,78 +70,99 @@ def collect(plan: Plan, labeller: Labeller, progress: Callable[[Progress], None]
     IndexFormatError
         When it cannot be read, or holds something that is no record.
     ConfigError
-        When the hash of a correction is in no record.
+        When the hash of an override is in no record.
     """
-    path, corrected = plan.run.index_path, set[str]()
+    path, used = plan.run.index_path, set[str]()
     reader = Reader(path, labeller, flat=plan.settings.layout == "flat")
-    try:
-        with crew_for(reader.harvest, path.stat().st_size // _BYTES_PER_RECORD) as crew:
-            for frame in read_frames(path):
-                corrected |= _bring_in(plan, crew.give(frame.data))
-                progress(Progress("reading", plan.tally.records, None))
-            corrected |= _bring_in(plan, crew.finish())
-    except OSError as error:
-        raise IndexFormatError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    labeller.check_used(corrected, plan.settings.overrides)
+    with helpers_for(reader.read, _size(path) // _BYTES_PER_RECORD) as helpers:
+        for lines in _frames(path):
+            used |= _add_up(plan, helpers.give(lines))
+            progress(Progress("reading", plan.tally.records, None))
+        used |= _add_up(plan, helpers.finish())
+    labeller.check_used(used, plan.settings.overrides)
     plan.store.flush()
 
 
-def _bring_in(plan: Plan, done: list[tuple[bytes, Harvest]]) -> set[str]:
-    corrected: set[str] = set()
-    for _, harvest in done:
-        plan.store.add_all("record", harvest.rows)
-        plan.store.add_all("failed", harvest.failed)
-        for problem, path in harvest.refused:
-            plan.store.problem(problem, path)
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _frames(path: Path) -> Iterator[Lines]:
+    frames = enumerate(read_frames(path))
+    while True:
+        try:
+            number, frame = next(frames)
+        except StopIteration:
+            return
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        yield number, frame.data
+
+
+def _unreadable(path: Path, error: OSError) -> IndexFormatError:
+    return IndexFormatError(
+        f"cannot read {str(path)!r}: {error.strerror or error}",
+        "Check its permissions and its disk, then give the same command again.",
+    )
+
+
+def _add_up(plan: Plan, done: list[tuple[Lines, Found]]) -> set[str]:
+    used: set[str] = set()
+    for _, found in done:
+        plan.store.add_all("record", found.rows)
+        plan.store.add_all("failed", found.failed)
+        for problem, path in found.refused:
+            plan.store.note_problem(problem, path)
             plan.counts[problem] += 1
-        plan.tally.merge(harvest.tally)
-        plan.counts["failed"] += len(harvest.failed)
-        plan.counts["overridden"] += harvest.overridden
-        corrected |= harvest.corrected
-    return corrected
+        plan.tally.merge(found.tally)
+        plan.counts["overridden"] += found.overridden
+        used |= found.used
+    return used
 
 
 class Reader:
-    """Turns lines of the index into harvests; has no other effect, so that helpers can do it."""
+    """Turns lines of the index into rows; has no other effect, so that helpers can do it."""
 
     def __init__(self, path: Path, labeller: Labeller, *, flat: bool) -> None:
         self._path, self._labeller, self._flat = path, labeller, flat
         self._directories: dict[str, bytes | None] = {}
 
-    def harvest(self, lines: bytes) -> Harvest:
+    def read(self, lines: Lines) -> Found:
         """Read one frame's lines."""
-        harvest = Harvest([], [], [], Tally(), set(), 0)
-        overridden = 0
-        line = b""
+        found, line = Found(), b""
+        first = lines[0] << _FRAME_SHIFT
         try:
-            for line in split_lines(lines):
-                overridden += self._read(parse_record(line, self._path), harvest)
-            harvest.tally.report()
+            for place, line in enumerate(split_lines(lines[1]), first):
+                self._read(place, parse_record(line, self._path), found)
+            found.tally.report()  # whatever it cannot count must not reach the sum
         except BAD_FIELDS as error:
             raise IndexFormatError(
-                f"{str(self._path)!r} holds a garbled record: {garbled(error)}, in {line[:80]!r}"
+                f"{str(self._path)!r} holds a garbled record: {garbled(error)}, in {line[:80]!r}",
+                "'drumline verify' tells more, 'drumline repair' mends.",
             ) from error
-        return harvest._replace(overridden=overridden)
+        return found
 
-    def _read(self, record: Record, harvest: Harvest) -> bool:
-        """Read one record; return whether a correction gave a placed file its label."""
-        record, corrected = self._labeller.label(record)
-        if corrected:
-            harvest.corrected.add(str(record["hash"]))
-        harvest.tally.add(record)
+    def _read(self, place: int, record: Record, found: Found) -> None:
+        record, overridden = self._labeller.label(record)
+        if overridden:
+            found.used.add(str(record["hash"]))
+        found.tally.add(record)
         source, failure = _source_of(record), record["errors"]
         if failure is not None:
-            harvest.failed.append((source or b"", str(failure["type"]), str(failure["message"])))
+            found.failed.append((place, source or b"", str(failure["type"]), str(failure["message"])))
         elif source is None or not is_safe(source):
-            harvest.refused.append(("unsafe_path", source or record["relative_path"].encode()))
+            found.refused.append(("unsafe_path", source or record["relative_path"].encode()))
         elif (directory := self._directory(record["assigned_label"])) is None:
-            harvest.refused.append(("unsafe_label", source))
+            found.refused.append(("unsafe_label", source))
         else:
             target = directory + b"/" + (flat_name(source) if self._flat else source)
-            key, label = collision_key(target), directory.decode()
-            harvest.rows.append((key, source, label, target, *_checked(record)))
-            return corrected
-        return False
+            found.rows.append(
+                Row(place, collision_key(target), source, directory.decode(), target, *_checked(record))
+            )
+            found.overridden += overridden
 
     def _directory(self, label: str) -> bytes | None:
         if label not in self._directories:

@@ -1,41 +1,46 @@
-"""Executing a plan: remove what is no longer wanted, place what is missing, write the reports.
+"""Executing a plan: remove what nobody wants here, replace, place, remove last copies, write the reports.
 
-The order makes every step repeatable. Files are announced in the mapping log, on disk, before they appear;
-removals are noted after. A rebuild that was killed anywhere is completed by the same command.
+The order makes every step repeatable, and keeps every sample. Files are announced in the mapping log, on
+disk, before they appear; removals are noted once they are on disk. A file that is made anew stands complete
+in the staging directory before the old one goes; a last copy whose content the plan places elsewhere goes
+only when that stands there. A rebuild that was killed anywhere is completed by the same command.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from drumline import __version__
 from drumline.durable import output_errors
-from drumline.errors import Interrupted, OutputError
+from drumline.errors import DrumlineError, Interrupted, OutputError
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Failure, Progress, Refused, report_to
-from drumline.rebuild.crew import crew_for
+from drumline.rebuild.helpers import helpers_for
 from drumline.rebuild.log import (
-    MAPPING,
-    Made,
+    LOG_NAME,
+    WHY_IT_STAYS,
     MappingLog,
+    Removals,
     fate,
-    folders_bottom_up,
+    has_same_content,
     make_line,
     path_line,
     rebuild_line,
 )
 from drumline.rebuild.manifests import MANIFESTS, STATS, SUMMARY, Reports
-from drumline.rebuild.place import Placer, placer_for
-from drumline.rebuild.plan import Plan, check_not_executed
+from drumline.rebuild.place import Placer, Staged, placer_for
+from drumline.rebuild.plan import Plan
 from drumline.rebuild.settings import display
-from drumline.rebuild.store import working_space
-from drumline.rebuild.tree import STAGING, Tree
+from drumline.rebuild.store import Made, working_space
+from drumline.rebuild.tree import STAGING, Sources, Tree
 
 __all__ = ["RebuildSummary", "execute"]
 
@@ -54,7 +59,7 @@ BESIDES = (
 )
 """What is counted besides."""
 
-_REMOVED_LINES = 1_000
+_REPORT_EVERY = 1_000
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,9 @@ class RebuildSummary:
         The tree.
     counts
         ``planned`` = ``made`` + ``already_there`` + ``listed`` (copy mode none) + `FILE_PROBLEMS`. Besides
-        them ``replaced`` (made where another stood), ``removed`` and ``kept`` (no longer in the plan),
-        ``failed`` (have an error in the index), ``duplicate`` (left out by dedup), records that are refused,
-        ``overridden``, and ``reports_left`` (reports that somebody edited).
+        them ``replaced`` (of those made: where another stood), ``removed`` and ``kept`` (no longer in the
+        plan), ``failed`` (have an error in the index), ``duplicate`` (left out by dedup), records that are
+        refused, ``overridden``, and ``reports_left`` (reports that somebody edited).
     labels
         Files and bytes of each label in the tree.
     seconds
@@ -108,7 +113,7 @@ def execute(plan: Plan, progress: Callable[[Progress], None] | None = None) -> R
     Interrupted
         On Ctrl-C; likewise.
     """
-    check_not_executed(plan)
+    plan.begin_execution()
     with output_errors(plan.settings.out), working_space():
         execution = _Execution(plan, report_to(progress))
         try:
@@ -127,14 +132,16 @@ class _Execution:
         self._began = time.monotonic()
         self._cleanup = ExitStack()
         self._known_folder = b""
-        self._done = 0
+        self._done = self._removed_before = 0
         self.counts: Counter[str] = Counter()
         self.to_make = sum(plan.counts[state] for state in ("make", "replace", "adopt"))
 
     def run(self) -> RebuildSummary:
         self._open()
         self._remove()
+        self._replace()
         self._place()
+        self._remove_last_copies()
         return self._report()
 
     def close(self) -> None:
@@ -145,8 +152,7 @@ class _Execution:
         made_root = self._plan.tree is None
         with ExitStack() as on_error:
             if made_root:
-                os.makedirs(self._plan.settings.out, exist_ok=True)
-                on_error.callback(self._forsake_root)
+                on_error.callback(_remove_directories, _make_directories(self._plan.settings.out))
                 self._lock_root()
             assert self._plan.tree is not None
             self._tree: Tree = self._plan.tree
@@ -165,6 +171,7 @@ class _Execution:
         if fresh:
             on_error.callback(self._forsake)
         self._log = MappingLog(self._tree, 0 if state is None else state.length)
+        self._removals = Removals(self._tree, self._log)
         self._cleanup.callback(self._log.close)
         if fresh:
             self._log.begin(made_root=made_root)
@@ -181,11 +188,12 @@ class _Execution:
     def _make_folder(self, folder: bytes) -> None:
         if self._tree.lstat(folder) is None:
             self._log.append([path_line("dir", folder)])
-            self._store.folder(folder)
+            self._store.note_folder(folder)
         self._tree.locate(folder + b"/", make=True)
 
     def _drop_staging(self) -> None:
-        with suppress(OSError):
+        """Leave no staging directory; where that fails, the log knows it, and the next rebuild clears it."""
+        with suppress(OSError, DrumlineError, Refused):
             self._tree.clear_staging()
             if self._tree.rmdir(STAGING):
                 self._log.append([path_line("removed", STAGING)], sync=False)
@@ -202,14 +210,10 @@ class _Execution:
     def _forsake(self) -> None:
         """Leave nothing behind in a directory that turned out not to do."""
         self.close()
-        with suppress(OSError):
+        with suppress(OSError, Refused):
             self._tree.clear_staging()
             if self._tree.rmdir(STAGING) and self._tree.rmdir(MANIFESTS):
-                self._tree.unlink(MAPPING)
-
-    def _forsake_root(self) -> None:
-        with suppress(OSError):
-            os.rmdir(self._plan.settings.out)
+                self._tree.unlink(LOG_NAME)
 
     def _about(self) -> dict[str, Any]:
         about = self._plan.to_json()
@@ -219,61 +223,120 @@ class _Execution:
         }
 
     def _remove(self) -> None:
-        """Remove what was made earlier and is not wanted any more, or otherwise; then empty directories."""
-        # A rebuild that was killed may have removed files and not have noted it.
-        gone = self._store.rows("SELECT target FROM gone ORDER BY target")
-        self._log.append([path_line("removed", target) for (target,) in gone], sync=False)
-        drop = int(self._plan.settings.drop_last_copies)
-        self._remove_files(
-            "SELECT s.even_last, m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash FROM stale s"
-            " JOIN made m ON m.target = s.target",
-            "removed",
-        )
-        self._remove_files(
-            f"SELECT {drop} OR m.hash IS p.hash, m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash"
-            " FROM plan p JOIN made m ON m.target = p.target WHERE p.state = 'replace'",
-            "replaced",
-        )
-        if self.counts["removed"] or self.counts["replaced"]:
-            self._remove_folders()
+        """Remove what was made earlier and the plan does not want, where it is not the last copy."""
+        even_last = self._plan.settings.drop_last_copies
+        for made in self._store.stale(is_last=False):
+            self._remove_file(made, even_last=even_last)
+        self._remove_folders()
 
-    def _remove_files(self, query: str, count: str) -> None:
-        total = self._plan.counts["remove"] + self._plan.counts["replace"]
-        lines = []
-        for even_last, *fields in self._store.rows(query + " ORDER BY m.target"):
-            made = Made(*fields)
-            if fate(self._tree, made, even_last=bool(even_last)) == "ours":
-                self._tree.unlink(made.target)
-                self.counts[count] += 1
-                lines.append(path_line("removed", made.target))
-            if len(lines) == _REMOVED_LINES:
-                self._log.append(lines, sync=False)
-                lines.clear()
-                self._progress(Progress("removing", self.counts["removed"] + self.counts["replaced"], total))
-        self._log.append(lines, sync=False)
+    def _remove_last_copies(self) -> None:
+        """Remove last copies whose content stands elsewhere in the tree by now."""
+        for made in self._store.stale(is_last=True):
+            if any(map(self._stands, self._store.twins(made))):
+                self._remove_file(made, even_last=True)
+            else:
+                self._note_kept(made, WHY_IT_STAYS["last_copy"])
+        self._remove_folders()
+
+    def _remove_file(self, made: Made, *, even_last: bool) -> None:
+        how = fate(self._tree, made, even_last=even_last)
+        if how == "ours":
+            self._tree.unlink(made.target)
+            self._removals.add(made.target)
+            self.counts["removed"] += 1
+            if self.counts["removed"] % _REPORT_EVERY == 0:
+                self._progress(Progress("removing", self.counts["removed"], self._plan.counts["remove"]))
+        elif how == "gone":
+            self._removals.add(made.target)  # by somebody, or by a rebuild that was killed before it noted it
+        else:
+            self._note_kept(made, WHY_IT_STAYS[how])
+
+    def _note_kept(self, made: Made, why: str) -> None:
+        self._store.note_problem("kept", made.target, why)
+        self.counts["kept"] += 1
+
+    def _stands(self, action: Action) -> bool:
+        """Tell whether a file of the plan is in the tree, and not as a link that leads nowhere."""
+        try:
+            if self._plan.settings.copy_mode == "symlink":
+                self._sources().find(action)
+            status = self._tree.lstat(action.target)
+        except Refused:
+            return False
+        return status is not None and (stat.S_ISLNK(status.st_mode) or status.st_size == action.size)
 
     def _remove_folders(self) -> None:
+        """Remove directories that became empty, when something was removed."""
+        self._removals.flush()
+        if self.counts["removed"] == self._removed_before:
+            return
+        self._removed_before = self.counts["removed"]
         self._tree.forget()
-        for folder in folders_bottom_up(self._store):
+        for folder in self._store.folders_bottom_up():
             if folder not in (STAGING, MANIFESTS) and self._tree.rmdir(folder):
-                self._store.removed(folder)
-                self._log.append([path_line("removed", folder)], sync=False)
+                self._store.note_removed(folder)
+                self._removals.add(folder)
+        self._removals.flush()
         self._tree.forget()
+        self._known_folder = b""
+
+    def _replace(self) -> None:
+        """Make anew what was made otherwise: helpers stage it, then the old ones give way to it."""
+        if self._placer is None or not self._plan.counts["replace"]:
+            return
+        placer = self._placer
+        with helpers_for(placer.stage, self._plan.counts["replace"]) as helpers:
+            for batch in self._plan.batches(placer.batch_files, placer.batch_bytes, ("replace",)):
+                self._exchange(helpers.give(batch))
+            self._exchange(helpers.finish())
+
+    def _exchange(self, done: Sequence[tuple[Sequence[Action], tuple[list[Staged], list[Failure]]]]) -> None:
+        assert self._placer is not None
+        for batch, (staged, failures) in done:
+            ready = []
+            for action, place in staged:
+                if failure := self._make_way(action):
+                    failures.append(failure)
+                    self._tree.unlink(place)
+                else:
+                    ready.append((action, place))
+            self._removals.flush()
+            self._announce([action for action, _ in ready])
+            unpublished = self._placer.publish(ready)
+            self._disown(unpublished)
+            self.counts["replaced"] += len(ready) - len(unpublished)
+            self._note(batch, failures + unpublished)
+
+    def _make_way(self, action: Action) -> Failure | None:
+        """Take the old file away whose successor is staged; return why it stays."""
+        made = self._store.made_at(action.target)
+        assert made is not None
+        even_last = self._plan.settings.drop_last_copies or has_same_content(made, action)
+        how = fate(self._tree, made, even_last=even_last)
+        if how in ("changed", "last_copy"):
+            return Failure(action, "edited", WHY_IT_STAYS[how])
+        if self._plan.settings.copy_mode == "symlink":
+            try:
+                self._sources().find(action)
+            except Refused as refused:
+                return Failure(action, refused.problem, refused.message)
+        self._tree.unlink(action.target)
+        self._removals.add(action.target)
+        return None
 
     def _place(self) -> None:
         if self._placer is None:
             return
         placer = self._placer
-        with crew_for(placer.place, self.to_make) as crew:
-            for batch in self._plan.batches(placer.batch_files, placer.batch_bytes):
+        with helpers_for(placer.place, self.to_make) as helpers:
+            for batch in self._plan.batches(placer.batch_files, placer.batch_bytes, ("make", "adopt")):
                 self._announce(batch)
-                self._note(crew.give(batch))
-            self._note(crew.finish())
+                self._note_placed(helpers.give(batch))
+            self._note_placed(helpers.finish())
 
     def _announce(self, batch: Iterable[Action]) -> None:
-        """Put on disk what is about to appear: first of all the directories."""
-        assert self._plan.sources is not None
-        mode, absolute = self._plan.settings.copy_mode, self._plan.sources.absolute
+        """Put on disk what is about to appear, each directory before what is in it."""
+        mode, absolute = self._plan.settings.copy_mode, self._sources().absolute
         lines: list[bytes] = []
         for action in batch:
             folder = action.target.rpartition(b"/")[0]
@@ -291,31 +354,39 @@ class _Execution:
             folder = folder.rpartition(b"/")[0]
         for folder in reversed(new):
             lines.append(path_line("dir", folder))
-            self._store.change("INSERT OR IGNORE INTO folder VALUES (?)", (folder,))
+            self._store.note_folder(folder)
+        self._store.flush()
 
     def _is_new(self, folder: bytes) -> bool:
-        if self._store.row("SELECT 1 FROM folder WHERE target = ?", (folder,)) is not None:
+        if self._store.is_our_folder(folder):
             return False
         try:
             return self._tree.lstat(folder) is None
         except Refused:
             return False  # something stands in the way: placing will say so
 
-    def _note(self, done: list[tuple[list[Action], list[Failure]]]) -> None:
+    def _note_placed(self, done: Sequence[tuple[Sequence[Action], list[Failure]]]) -> None:
         for batch, failures in done:
-            for failure in failures:
-                self._note_failure(failure)
-            self._store.flush()
-            self._log.append([path_line("removed", failure.action.target) for failure in failures])
-            adopted = sum(action.state == "adopt" for action in batch)
-            self.counts["made"] += len(batch) - len(failures) - adopted
-            self._done += len(batch)
-            self._progress(Progress("placing", self._done, self.to_make))
+            self._disown(failures)
+            self._note(batch, failures)
+
+    def _disown(self, failures: Sequence[Failure]) -> None:
+        """Note that what was announced did not come."""
+        self._log.append([path_line("removed", failure.action.target) for failure in failures])
+
+    def _note(self, batch: Sequence[Action], failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            self._note_failure(failure)
+        self._store.flush()
+        adopted = sum(action.state == "adopt" for action in batch)
+        self.counts["made"] += len(batch) - len(failures) - adopted
+        self._done += len(batch)
+        self._progress(Progress("placing", self._done, self.to_make))
 
     def _note_failure(self, failure: Failure) -> None:
         action, problem, message = failure
-        self._store.problem(problem, action.target, message)
-        self._store.change("UPDATE plan SET state = ? WHERE number = ?", (problem, action.number))
+        self._store.note_problem(problem, action.target, message)
+        self._store.set_state(action, problem)
         self.counts[problem] += 1
         total = self._plan.labels[action.label]
         total.files -= 1
@@ -324,26 +395,45 @@ class _Execution:
     def _report(self) -> RebuildSummary:
         self._progress(Progress("writing", self.to_make, self.to_make))
         reports = Reports(self._plan, self._tree, self._log)
-        reports.write_manifests()
+        self.counts["reports_left"] += reports.write_manifests()
         labels = {label: vars(total) for label, total in sorted(self._plan.labels.items()) if total.files}
-        reports.write_json(STATS, {**self._plan.tally.report(), "tree": labels})
-        summary = RebuildSummary(
-            display(self._plan.settings.out), self._counts(), labels, round(time.monotonic() - self._began, 3)
+        self.counts["reports_left"] += not reports.write_json(
+            STATS, {**self._plan.tally.report(), "tree": labels}
         )
         if self.to_make:
             self._tree.sync()
-        reports.write_json(SUMMARY, {**self._about(), **summary.to_json()})
+        seconds = round(time.monotonic() - self._began, 3)
+        summary = RebuildSummary(display(self._plan.settings.out), self._counts(), labels, seconds)
+        if not reports.write_json(SUMMARY, {**self._about(), **summary.to_json()}):
+            self.counts["reports_left"] += 1
+            summary = replace(summary, counts=self._counts())
+        self._tree.sync_names()
         self._store.flush()
         return summary
 
     def _counts(self) -> dict[str, int]:
         planned = self._plan.counts
-        counts = {name: planned[name] + self.counts[name] for name in (*FILE_PROBLEMS, *BESIDES)}
-        done = {name: self.counts[name] for name in ("made", "replaced", "removed")}
         return {
-            "planned": self._store.row("SELECT COUNT(*) FROM plan")[0],
+            "planned": self._store.action_count(),
             "already_there": planned["there"] + planned["adopt"],
             "listed": planned["listed"],
-            **done,
-            **counts,
+            **{name: self.counts[name] for name in ("made", "replaced", "removed")},
+            **{name: planned[name] + self.counts[name] for name in (*FILE_PROBLEMS, *BESIDES)},
         }
+
+    def _sources(self) -> Sources:
+        assert self._plan.sources is not None
+        return self._plan.sources
+
+
+def _make_directories(out: Path) -> list[Path]:
+    """Make a directory and what it is in; return what had to be made, innermost first."""
+    missing = [path for path in (out, *out.parents) if not path.exists()]
+    os.makedirs(out, exist_ok=True)
+    return missing
+
+
+def _remove_directories(directories: list[Path]) -> None:
+    with suppress(OSError):
+        for directory in directories:
+            os.rmdir(directory)

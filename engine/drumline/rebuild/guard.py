@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from drumline.errors import ArchiveError, OutputError
 from drumline.machine import filesystem_type
-from drumline.rebuild.log import MAPPING, LogState, load_log
+from drumline.rebuild.log import LOG_NAME, LogState, load_log
 from drumline.rebuild.settings import CopyMode
 from drumline.rebuild.store import Store
 from drumline.rebuild.tree import Sources, Tree, not_a_tree
 
-__all__ = ["check_device", "check_places", "check_room", "open_archive", "open_tree"]
+__all__ = ["check_device", "check_places", "check_room", "looking_at", "open_archive", "open_tree"]
 
-_NOBODYS = {b".DS_Store", b"lost+found", MAPPING}
+_NOBODYS = {b".DS_Store", b"lost+found", LOG_NAME}
 _WITHOUT_LINKS = {"vfat", "msdos", "exfat"}
 _MARGIN_BYTES = 16 << 20
 _BYTES_PER_FILE = 1_024
 """Room for a file's lines in the mapping log and in its manifest."""
+
+
+@contextmanager
+def looking_at(out: Path) -> Iterator[None]:
+    """Turn an `OSError` of the enclosed looks at the output directory into an `OutputError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        name = f", at {os.fsdecode(error.filename)!r}" if isinstance(error.filename, str | bytes) else ""
+        raise OutputError(
+            f"cannot look at {str(out)!r}{name}: {error.strerror or error}",
+            "Check its permissions, or give another directory with --out.",
+        ) from error
 
 
 def open_tree(out: Path, store: Store) -> tuple[Tree, LogState | None] | None:
@@ -54,7 +68,10 @@ def _log_of(tree: Tree, store: Store) -> LogState | None:
 
 
 def check_places(out: Path, archive_root: bytes | None, run_directory: Path | None) -> None:
-    """Raise `OutputError` when tree and archive, or tree and run, lie in one another."""
+    """Raise `OutputError` when tree and archive lie in one another, or the tree lies in the run.
+
+    The run may lie in the tree's directory: that one is then not empty, and refused for that.
+    """
     tree = os.fsencode(out)
     if archive_root is not None:
         if _within(tree, archive_root):
@@ -149,9 +166,10 @@ def check_room(out: Path, mode: CopyMode, files: int, data_bytes: int) -> None:
         needed += data_bytes + files * system.f_frsize // 2
     free = system.f_bavail * system.f_frsize
     if needed > free:
+        links = ", or use --copy-mode hardlink, which needs hardly any" if mode == "copy" else ""
         raise OutputError(
             f"{str(out)!r} needs {needed / 1e9:,.2f} GB, but its file system has {free / 1e9:,.2f} GB free",
-            "Free some space, choose another --out, or use --copy-mode hardlink, which needs none.",
+            f"Free some space, or choose another --out{links}.",
         )
     if mode not in ("hardlink", "none") and system.f_files and files > system.f_favail:
         raise OutputError(

@@ -1,4 +1,4 @@
-"""Which label a record gets: the stored or renewed decision, then a person's correction."""
+"""Which label a record gets: the stored or renewed decision, then a person's override."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_LINE = 1 << 20
 
 
 class Override(NamedTuple):
-    """A person's correction: the canonical label, and the line that says so."""
+    """A person's word on a content: the canonical label, and the line that says so."""
 
     label: str
     line: int
@@ -40,9 +40,9 @@ class Labeller:
     settings
         How to decide anew; None keeps the decisions of the index.
     overrides
-        Content hash → correction.
+        Content hash → override.
     targets
-        Labels that are wanted; None: all. Binds corrections too.
+        Labels that are wanted; None: all. Binds overrides too.
     misc
         Label of what is not wanted.
     """
@@ -53,18 +53,25 @@ class Labeller:
     misc: str
 
     def label(self, record: Record) -> tuple[Record, bool]:
-        """Return (the record as it reads now, whether there is a correction for its content)."""
+        """Return (the record as it reads now, whether there is an override for its content)."""
         if self.settings is not None:
             record = _redecide(record, self.settings)
         if not self.overrides or record["hash"] not in self.overrides:
             return record, False
-        return record if record["errors"] is not None else self._corrected(record), True
+        return record if record["errors"] is not None else self._overridden(record), True
 
-    def _corrected(self, record: Record) -> Record:
+    def _overridden(self, record: Record) -> Record:
+        """Return a record with a person's label; `assigned_conf` stays the model's, of its own best label."""
         label = self.overrides[cast(str, record["hash"])].label
-        if self.targets is not None and label not in self.targets:
-            label = self.misc
-        return {**record, "assigned_label": label, "misc_routed": label == self.misc}
+        outside = self.targets is not None and label not in self.targets and label != self.misc
+        changes = {
+            "assigned_label": self.misc if outside else label,
+            "assigned_reason": "override",
+            "misc_routed": outside or label == self.misc,
+            "below_misc_threshold": False,
+            "out_of_target": outside,
+        }
+        return cast(Record, {**record, **changes})
 
     def check_used(self, used: set[str], path: Path | None) -> None:
         """Raise `ConfigError` when the hash of a correction is not among the `used` ones."""
@@ -88,35 +95,40 @@ def _redecide(record: Record, settings: DecisionSettings) -> Record:
         ) from error
 
 
-def labeller_for(run: Run, settings: RebuildSettings) -> Labeller:
+def labeller_for(run: Run, decisions: DecisionSettings | None, settings: RebuildSettings) -> Labeller:
     """Return the labeller that `settings` ask for.
 
-    Notes
-    -----
-    The canonical mapping is the run's own. An index without a run.json is decided anew, where that is
-    asked for, by the default bundle's mapping and a threshold of 0.5 unless one is given.
+    Parameters
+    ----------
+    decisions
+        From `deciding`.
 
     Raises
     ------
     ConfigError
-        For an unknown label, a threshold out of range, or an overrides file that is wrong.
+        For an overrides file that is wrong.
     """
-    decision = deciding(run, settings)
-    if decision is None:
+    if decisions is None:
         return Labeller(None, {}, None, run.misc_label())
-    overrides = read_overrides(settings.overrides, decision) if settings.overrides else {}
+    overrides = read_overrides(settings.overrides, decisions) if settings.overrides else {}
     return Labeller(
-        decision if settings.redecides else None, overrides, decision.target_labels, decision.misc
+        decisions if settings.redecides else None, overrides, decisions.target_labels, decisions.misc
     )
 
 
 def deciding(run: Run, settings: RebuildSettings) -> DecisionSettings | None:
     """Return what decides the labels; None where the index alone holds the decisions, and they are kept.
 
+    Notes
+    -----
+    The canonical mapping is the run's own. An index without a run.json is decided anew, where that is asked
+    for, by the default bundle's mapping, its operating points and its gate, and a threshold of 0.5 unless one
+    is given.
+
     Raises
     ------
     ConfigError
-        As for `labeller_for`.
+        For an unknown label or operating point, or a gate that the model does not have.
     """
     if not (run.info or settings.redecides or settings.overrides):
         return None
@@ -127,7 +139,10 @@ def _made_with(run: Run) -> DecisionSettings:
     try:
         stored = run.decision_settings()
     except (KeyError, TypeError, AttributeError) as error:
-        raise IndexFormatError(f"run.json of {run.name} lacks its settings: {garbled(error)}") from error
+        raise IndexFormatError(
+            f"run.json of {run.display_name} lacks its settings: {garbled(error)}",
+            "It was changed after drumline wrote it: restore it, or rebuild from the index file alone.",
+        ) from error
     if stored is not None:
         return stored
     taxonomy = load_bundle().taxonomy
@@ -144,17 +159,32 @@ def _asked(run: Run, made_with: DecisionSettings, settings: RebuildSettings) -> 
     if settings.threshold is None:
         return decision
     points = run.operating_points() if run.info else load_bundle().operating_points
-    threshold, by_label = resolve_threshold(settings.threshold, points, f"the model of {run.name}")
+    threshold, by_label = resolve_threshold(settings.threshold, points, _model_of(run))
     return replace(decision, threshold=threshold, thresholds=by_label)
 
 
 def _gate(run: Run, made_with: DecisionSettings, settings: RebuildSettings) -> float | None:
+    """Return the gate's threshold; asked to use a gate, a model that has none is an error."""
     if settings.gate is None and settings.gate_threshold is None:
         return made_with.gate_threshold
+    if settings.gate is False:
+        return None
     # Records tell themselves what the gate said, so an index without a run.json may have had one.
-    fitted = run.gate_threshold() if run.info else settings.gate_threshold
-    enabled = settings.gate is not False
-    return resolve_gate(enabled, settings.gate_threshold, fitted, f"the model of {run.name}")
+    fitted = _fitted_gate(run) if run.info or settings.gate_threshold is None else settings.gate_threshold
+    if fitted is None and settings.gate_threshold is None:
+        raise ConfigError(f"{_model_of(run)} has no gate", "Leave --gate out, or give --gate-threshold.")
+    return resolve_gate(True, settings.gate_threshold, fitted, _model_of(run))
+
+
+def _fitted_gate(run: Run) -> float | None:
+    if run.info:
+        return run.gate_threshold()
+    gate = load_bundle().gate
+    return None if gate is None else gate.threshold
+
+
+def _model_of(run: Run) -> str:
+    return f"the model of {run.display_name}" if run.info else "the default bundle"
 
 
 def read_overrides(path: Path, settings: DecisionSettings) -> dict[str, Override]:

@@ -2,7 +2,7 @@
 
 ``_mapping.jsonl`` is appended to, never rewritten. Its first line marks the directory as made by drumline.
 A line is on disk *before* what it speaks of appears, so that after a kill nothing of ours is unknown; a line
-whose file never appeared does no harm. ``removed`` lines come after the removal.
+whose file never appeared does no harm. ``removed`` lines come after the removal is on disk.
 
 ===========  ====================================================================================
 action       says
@@ -23,7 +23,6 @@ from __future__ import annotations
 import base64
 import os
 import stat
-from collections.abc import Iterator
 from typing import IO, Any, Literal, NamedTuple
 
 import orjson
@@ -33,19 +32,20 @@ from drumline.errors import OutputError
 from drumline.failpoints import step
 from drumline.rebuild.actions import Action, Refused
 from drumline.rebuild.names import MAX_TARGET, is_safe
-from drumline.rebuild.store import Store
+from drumline.rebuild.store import Made, Store
 from drumline.rebuild.tree import Tree, not_a_tree, write_all
 from drumline.records import path_fields
 from drumline.walk import mtime_of
 
 __all__ = [
-    "MAPPING",
+    "LOG_NAME",
+    "WHY_IT_STAYS",
     "LogState",
-    "Made",
     "MappingLog",
+    "Removals",
     "Standing",
     "fate",
-    "folders_bottom_up",
+    "has_same_content",
     "load_log",
     "make_line",
     "original_is_gone",
@@ -54,23 +54,19 @@ __all__ = [
     "standing",
 ]
 
-MAPPING = b"_mapping.jsonl"
+LOG_NAME = b"_mapping.jsonl"
 LOG_VERSION = 1
 _MAX_LINE = 1 << 17
-
-
-class Made(NamedTuple):
-    """A file that rebuild made, as it was then. `source` is absolute."""
-
-    target: bytes
-    mode: str
-    size: int
-    mtime_ns: int
-    source: bytes
-    hash: str | None
+_TIME_UNITS_NS = (2 * 10**9, 10**9, 10**7, 10**3, 100, 1)
+_LINES_TOGETHER = 10_000
 
 
 Standing = Literal["ours", "gone", "changed", "last_copy"]
+
+WHY_IT_STAYS: dict[Standing, str] = {
+    "changed": "changed since it was made",
+    "last_copy": "the archive does not have it any more",
+}
 
 
 def standing(tree: Tree, made: Made) -> Standing:
@@ -105,11 +101,30 @@ def fate(tree: Tree, made: Made, *, even_last: bool) -> Standing:
     ----------
     even_last
         Also the last copy: it is elsewhere, or somebody said so.
+
+    Notes
+    -----
+    A hard link to the archive's file is ours although somebody edited that file: it stays in the archive.
     """
     how = standing(tree, made)
     if how == "ours" and original_is_gone(made):
         how = "last_copy"
+    if how == "changed" and made.mode == "hardlink" and _is_linked_to_original(tree, made):
+        return "ours"
     return "ours" if how == "last_copy" and even_last else how
+
+
+def _is_linked_to_original(tree: Tree, made: Made) -> bool:
+    try:
+        status = tree.lstat(made.target)
+        return status is not None and status.st_nlink > 1 and os.path.samestat(status, os.stat(made.source))
+    except (OSError, Refused):
+        return False
+
+
+def has_same_content(made: Made, action: Action) -> bool:
+    """Tell whether a file made earlier has the content of a planned one; what has no hash is not known to."""
+    return made.hash is not None and (made.hash, made.size) == (action.hash, action.size)
 
 
 def original_is_gone(made: Made) -> bool:
@@ -120,9 +135,10 @@ def original_is_gone(made: Made) -> bool:
 def same_time(found_ns: int, given_ns: int) -> bool:
     """Tell whether a time is the one that was given to the file system, which may have rounded it.
 
-    FAT keeps 2 s, exFAT 10 ms, NTFS 100 ns.
+    FAT keeps 2 s, some file systems 1 s, exFAT 10 ms, others 1 µs, NTFS 100 ns. Which one it is shows in the
+    time itself: a time that is a multiple of 2 s may have been rounded to that.
     """
-    granularity = next(step for step in (2 * 10**9, 10**9, 10**7, 10**3, 100, 1) if found_ns % step == 0)
+    granularity = next(unit for unit in _TIME_UNITS_NS if found_ns % unit == 0)
     return abs(found_ns - given_ns) < granularity
 
 
@@ -161,12 +177,12 @@ class MappingLog:
     def __init__(self, tree: Tree, length: int) -> None:
         self._tree = tree
         with output_errors(tree.path):
-            self._descriptor = tree.open_file(MAPPING, os.O_WRONLY | os.O_CREAT)
+            self._descriptor = tree.open_file(LOG_NAME, os.O_WRONLY | os.O_CREAT)
             self._length = length
             os.ftruncate(self._descriptor, length)
             os.lseek(self._descriptor, length, os.SEEK_SET)
             if length == 0:
-                os.fsync(tree.root)
+                tree.sync_names()
 
     def begin(self, *, made_root: bool) -> None:
         """Write the first line."""
@@ -195,6 +211,27 @@ class MappingLog:
         os.close(self._descriptor)
 
 
+class Removals:
+    """Notes what was removed, once that is on disk: a removal that lost power takes back is still known."""
+
+    def __init__(self, tree: Tree, log: MappingLog) -> None:
+        self._tree, self._log = tree, log
+        self._lines: list[bytes] = []
+
+    def add(self, target: bytes) -> None:
+        """Note a file or directory that was just removed, soon."""
+        self._lines.append(path_line("removed", target))
+        if len(self._lines) >= _LINES_TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put the removals on disk, then note them."""
+        if self._lines:
+            self._tree.sync()
+            self._log.append(self._lines, sync=False)
+            self._lines.clear()
+
+
 class LogState(NamedTuple):
     """What stands in a log besides the paths: its length in bytes (whole lines), and of its first line."""
 
@@ -211,16 +248,16 @@ def load_log(tree: Tree, store: Store) -> LogState | None:
         When the log is of a newer version, or a line in it makes no sense.
     """
     try:
-        descriptor = tree.open_file(MAPPING, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = tree.open_file(LOG_NAME, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise not_a_tree(
-            tree.path, f"has a {MAPPING.decode()} that cannot be read: {error.strerror}"
+            tree.path, f"has a {LOG_NAME.decode()} that cannot be read: {error.strerror}"
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise not_a_tree(tree.path, f"has a {MAPPING.decode()} that is no file")
+        raise not_a_tree(tree.path, f"has a {LOG_NAME.decode()} that is no file")
     with open(descriptor, "rb") as stream:
         return _load(tree, stream, store)
 
@@ -260,7 +297,7 @@ def _parse(tree: Tree, line: bytes, number: int) -> dict[str, Any]:
 
 def _damaged(tree: Tree, number: int) -> OutputError:
     return OutputError(
-        f"line {number} of {MAPPING.decode()} in {str(tree.path)!r} makes no sense",
+        f"line {number} of {LOG_NAME.decode()} in {str(tree.path)!r} makes no sense",
         "The log was changed by hand or damaged. Nothing was touched; rebuild into a new directory.",
     )
 
@@ -274,13 +311,13 @@ def _apply(tree: Tree, store: Store, line: dict[str, Any], number: int) -> None:
         if not is_safe(target, MAX_TARGET):
             raise ValueError(target)
         if action == "make":
-            store.made(target, *_made_fields(line))
+            store.note_made(Made(target, *_made_fields(line)))
         elif action == "dir":
-            store.folder(target)
+            store.note_folder(target)
         elif action == "report":
-            store.report(target, str(line["hash"]))
+            store.note_report(target, str(line["hash"]))
         elif action == "removed":
-            store.removed(target)
+            store.note_removed(target)
         else:
             raise ValueError(action)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -297,12 +334,3 @@ def _made_fields(line: dict[str, Any]) -> tuple[str, int, int, bytes, str | None
 def _exact(line: dict[str, Any], name: str) -> bytes:
     encoded = line.get(name + "_b64")
     return line[name].encode() if encoded is None else base64.b64decode(encoded, validate=True)
-
-
-def folders_bottom_up(store: Store) -> Iterator[bytes]:
-    """Iterate over the directories that rebuild made, each before its parent; removing rows is fine."""
-    query = "SELECT target FROM folder WHERE target < ? ORDER BY target DESC LIMIT 1000"
-    last = b"\xff" * MAX_TARGET
-    while page := store.rows(query, (last,)).fetchall():
-        for (last,) in page:
-            yield last

@@ -22,11 +22,21 @@ from drumline.durable import output_errors
 from drumline.failpoints import step
 from drumline.rebuild.actions import Refused
 from drumline.rebuild.log import MappingLog, path_line
-from drumline.rebuild.plan import PLACED, Plan
+from drumline.rebuild.plan import Plan
 from drumline.rebuild.store import Store
 from drumline.rebuild.tree import STAGING, Tree
 
-__all__ = ["ERRORS", "MANIFESTS", "STATS", "SUMMARY", "Reports", "content_hash", "escaped", "manifest_name"]
+__all__ = [
+    "ERRORS",
+    "MANIFESTS",
+    "STATS",
+    "SUMMARY",
+    "Reports",
+    "content_hash",
+    "escaped",
+    "is_ours",
+    "manifest_name",
+]
 
 MANIFESTS = b"_manifests"
 ERRORS = MANIFESTS + b"/errors.txt"
@@ -79,8 +89,7 @@ def is_ours(tree: Tree, store: Store, target: bytes) -> bool:
         digest = content_hash(tree, target)
     except Refused:
         return False
-    query = "SELECT 1 FROM report WHERE target = ? AND hash = ?"
-    return digest is not None and store.row(query, (target, digest)) is not None
+    return digest is not None and store.is_our_report(target, digest)
 
 
 class Reports:
@@ -89,47 +98,54 @@ class Reports:
     def __init__(self, plan: Plan, tree: Tree, log: MappingLog) -> None:
         self._plan, self._tree, self._log, self._store = plan, tree, log, plan.store
 
-    def write_manifests(self) -> None:
-        """Write a manifest for each label and the list of errors; remove those of labels that are gone."""
-        wanted = {ERRORS}
-        spans = self._store.rows("SELECT label, MIN(number), MAX(number) FROM plan GROUP BY label").fetchall()
-        for label, first, last in spans:
+    def write_manifests(self) -> int:
+        """Write a manifest for each label and the list of errors; remove those of labels that are gone.
+
+        Returns
+        -------
+        int
+            How many were left as somebody else wrote them.
+        """
+        wanted, left = {ERRORS}, 0
+        for label, first, last in self._store.spans():
             if label in self._plan.labels and self._plan.labels[label].files:
                 wanted.add(manifest_name(label))
-                self.write(manifest_name(label), self._listed(label, first, last))
-        self.write(ERRORS, self._errors())
-        for (target,) in self._store.rows("SELECT DISTINCT target FROM report").fetchall():
+                left += not self.write(manifest_name(label), self._listed(label, first, last))
+        left += not self.write(ERRORS, self._errors())
+        for target in self._store.reports():
             if target.startswith(MANIFESTS + b"/") and target not in wanted:
-                self._remove(target)
+                left += not self._remove(target)
+        return left
 
     def _listed(self, label: str, first: int, last: int) -> Iterator[bytes]:
-        rows = self._store.rows(
-            "SELECT target FROM plan WHERE number BETWEEN ? AND ? AND label = ?"
-            f" AND state IN {PLACED} ORDER BY number",
-            (first, last, label),
-        )
+        rows = self._store.placed_targets(label, first, last)
         while chunk := rows.fetchmany(_ROWS):
             yield b"".join([escaped(target) + b"\n" for (target,) in chunk])
 
     def _errors(self) -> Iterator[bytes]:
-        for path, kind, message in self._store.rows("SELECT * FROM failed ORDER BY path, type, message"):
+        for path, kind, message in self._store.failed_files():
             yield b"\t".join((escaped(path), escaped(kind.encode()), escaped(message.encode()))) + b"\n"
 
-    def write_json(self, target: bytes, value: Any) -> None:
-        """Write an object as indented JSON."""
+    def write_json(self, target: bytes, value: Any) -> bool:
+        """Write an object as indented JSON; as `write`."""
         option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS
-        self.write(target, [orjson.dumps(value, option=option)])
+        return self.write(target, [orjson.dumps(value, option=option)])
 
-    def write(self, target: bytes, lines: Iterable[bytes]) -> None:
-        """Replace a report atomically and durably, unless it is not ours."""
+    def write(self, target: bytes, lines: Iterable[bytes]) -> bool:
+        """Replace a report atomically, unless it is not ours; tell whether it reads so now.
+
+        Its content is on disk before it takes the old one's place; the new name is once the tree is synced.
+        """
         with output_errors(self._tree.path):
             digest, size = self._stage(lines)
             try:
                 self._publish(target, digest, size)
-            except Refused as verdict:
-                self._leave(target, verdict.message)
+            except Refused as refused:
+                self._leave(target, refused.message)
+                return False
             finally:
                 self._tree.unlink(_STAGED)
+        return True
 
     def _stage(self, lines: Iterable[bytes]) -> tuple[str, int]:
         digest, size = xxhash.xxh3_128(), 0
@@ -145,12 +161,13 @@ class Reports:
 
     def _publish(self, target: bytes, digest: str, size: int) -> None:
         current = content_hash(self._tree, target)
-        if current == digest and is_ours(self._tree, self._store, target):
-            return
-        if current is not None and not is_ours(self._tree, self._store, target):
+        ours = current is not None and self._store.is_our_report(target, current)
+        if current is not None and not ours:
             raise Refused("occupied", "edited by somebody, or not made by drumline")
+        if current == digest:
+            return
         self._log.append([path_line("report", target, hash=digest, size=size)])
-        self._store.report(target, digest)
+        self._store.note_report(target, digest)
         self._store.flush()
         self._rename(target)
 
@@ -164,13 +181,16 @@ class Reports:
         finally:
             os.close(staging)
 
-    def _remove(self, target: bytes) -> None:
+    def _remove(self, target: bytes) -> bool:
+        """Remove a report, unless it is not ours; tell whether it is gone."""
         if is_ours(self._tree, self._store, target):
             self._tree.unlink(target)
+            self._tree.sync()
             self._log.append([path_line("removed", target)])
         elif self._tree.lstat(target) is not None:
             self._leave(target, "edited by somebody")
+            return False
+        return True
 
     def _leave(self, target: bytes, why: str) -> None:
-        self._store.problem("edited", target, why)
-        self._plan.counts["reports_left"] += 1
+        self._store.note_problem("edited", target, why)

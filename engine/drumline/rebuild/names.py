@@ -52,7 +52,8 @@ def label_directory(label: str) -> bytes | None:
     Notes
     -----
     Names that start with an underscore or a dot, and ``errors``, are taken or hidden: such a label gets
-    ``label_`` in front.
+    ``label_`` in front, without its underscores and dots. Labels that come to one name, as ``_x`` and
+    ``label_x`` do, share its directory and its manifest.
     """
     usable = label.strip() and label.isprintable() and "/" not in label and label not in (".", "..")
     encoded = label.encode("utf-8", "replace")

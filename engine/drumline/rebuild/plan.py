@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from drumline.decide import DecisionSettings
 from drumline.errors import UsageError
 from drumline.rebuild.actions import Action, Problem
 from drumline.rebuild.log import LogState
 from drumline.rebuild.settings import RebuildSettings, display
-from drumline.rebuild.store import Store
+from drumline.rebuild.store import PLACED, TO_DO, Store
 from drumline.rebuild.tree import Sources, Tree
 from drumline.records import display_path
 from drumline.runs import Run
 from drumline.tally import Tally
 
-__all__ = ["PLACED", "TO_DO", "LabelTotal", "Plan", "check_not_executed"]
-
-PLACED = ("make", "replace", "adopt", "there", "listed")
-"""States of files that are, or will be, in the tree."""
-
-TO_DO = ("make", "replace", "adopt")
-"""States of files that `execute` has something to do for."""
-
-_COLUMNS = "number, state, label, target, source, size, mtime_ns, hash"
+__all__ = ["PLACED", "TO_DO", "LabelTotal", "Plan"]
 
 
 @dataclass
@@ -50,8 +42,14 @@ class Plan:
         The run that it comes from.
     archive_root
         Where the archive is; None for an empty index without a run.json.
+    store
+        The table that it stands in.
     decisions
         What decides the labels; None where the index alone holds the decisions.
+    tree, log
+        The output directory, opened and locked, and what its mapping log says; None when it is not there yet.
+    sources
+        The archive, opened; None when nothing is taken from it.
     counts
         Files per `State`, and ``remove``, ``duplicate`` (left out by dedup), ``failed``, ``overridden``.
     labels
@@ -60,6 +58,8 @@ class Plan:
         Counts over all records as decided now.
     warnings
         What the user should know before.
+    executed
+        Whether it was executed already.
     """
 
     settings: RebuildSettings
@@ -101,23 +101,27 @@ class Plan:
         """Their size, in bytes."""
         return sum(total.bytes for total in self.labels.values())
 
+    def begin_execution(self) -> None:
+        """Note that the plan is being executed; raise `UsageError` the second time."""
+        if self.executed:
+            raise UsageError(
+                "this plan was executed already", "Plan again: what is in place is then left alone."
+            )
+        self.executed = True
+
     def actions(self) -> Iterator[Action]:
         """Iterate over the whole plan, in order: what will be done, what is done, what cannot be done."""
-        return map(Action._make, self.store.rows(f"SELECT {_COLUMNS} FROM plan ORDER BY number"))
+        return self.store.actions()
 
     def problems(self) -> Iterator[tuple[Problem, bytes, str]]:
         """Iterate over (problem, path, message), sorted."""
-        return cast(
-            "Iterator[tuple[Problem, bytes, str]]",
-            self.store.rows("SELECT kind, path, message FROM problem ORDER BY kind, path"),
-        )
+        return self.store.problems()
 
-    def batches(self, files: int, size: int) -> Iterator[list[Action]]:
+    def batches(self, files: int, size: int, states: Sequence[str] = TO_DO) -> Iterator[list[Action]]:
         """Iterate over what is to be done, in lists of at most `files` files and about `size` bytes."""
-        query = f"SELECT {_COLUMNS} FROM plan WHERE number > ? AND state IN {TO_DO} ORDER BY number LIMIT ?"
         last = -1
-        while rows := self.store.rows(query, (last, files)).fetchall():
-            batch = _up_to(list(map(Action._make, rows)), size)
+        while actions := self.store.actions_after(last, states, files):
+            batch = _up_to(actions, size)
             yield batch
             last = batch[-1].number
 
@@ -125,7 +129,7 @@ class Plan:
         """Return everything that can be counted."""
         return {
             "out": display(self.settings.out),
-            "run": self.run.name,
+            "run": self.run.display_name,
             "archive_root": None if self.archive_root is None else display_path(self.archive_root),
             "settings": self.settings.to_json(),
             "files": self.files,
@@ -143,10 +147,3 @@ def _up_to(actions: list[Action], size: int) -> list[Action]:
         if total >= size:
             return actions[: place + 1]
     return actions
-
-
-def check_not_executed(plan: Plan) -> None:
-    """Raise `UsageError` when a plan is executed a second time."""
-    if plan.executed:
-        raise UsageError("this plan was executed already", "Plan again: what is in place is then left alone.")
-    plan.executed = True

@@ -21,7 +21,7 @@ from drumline.rebuild import guard
 from drumline.rebuild.actions import Progress, report_to
 from drumline.rebuild.collect import BAD_FIELDS, collect
 from drumline.rebuild.labelling import deciding, labeller_for
-from drumline.rebuild.plan import TO_DO, Plan
+from drumline.rebuild.plan import Plan
 from drumline.rebuild.settings import RebuildSettings
 from drumline.rebuild.store import Store, working_space
 from drumline.rebuild.survey import Surveyor
@@ -58,17 +58,17 @@ def plan_rebuild(settings: RebuildSettings, progress: Callable[[Progress], None]
         When the output directory is somebody's, too small, on the wrong file system, or in use.
     """
     run = open_run(settings.source)
-    labeller = labeller_for(run, settings)
-    with ExitStack() as on_error, working_space():
-        plan = Plan(settings, run, _archive_root(run, settings), Store(), deciding(run, settings))
+    decisions = deciding(run, settings)
+    labeller = labeller_for(run, decisions, settings)
+    with ExitStack() as on_error, working_space(), guard.looking_at(settings.out):
+        plan = Plan(settings, run, _archive_root(run, settings), Store(), decisions)
         on_error.callback(plan.close)
         _open_places(plan)
         collect(plan, labeller, report_to(progress))
-        if settings.source.is_dir():
+        if run.info:
             run.check_count(plan.tally.records)
         Surveyor(plan, report_to(progress)).survey()
-        to_make = plan.store.row(f"SELECT COUNT(*), TOTAL(size) FROM plan WHERE state IN {TO_DO}")
-        guard.check_room(settings.out, settings.copy_mode, to_make[0], int(to_make[1]))
+        guard.check_room(settings.out, settings.copy_mode, *plan.store.to_do())
         plan.warnings.extend(_warnings(plan))
         on_error.pop_all()
     return plan
@@ -94,7 +94,10 @@ def _archive_root(run: Run, settings: RebuildSettings) -> bytes | None:
         if root is None:
             root = _root_in_index(run.index_path)
     except BAD_FIELDS as error:
-        raise IndexFormatError(f"{run.name} does not say where its archive is: {garbled(error)}") from error
+        raise IndexFormatError(
+            f"{run.display_name} does not say where its archive is: {garbled(error)}",
+            "Say with --archive-root where it is.",
+        ) from error
     return None if root is None else os.path.abspath(root)
 
 
@@ -113,7 +116,8 @@ def _root_in_index(index_path: Path) -> bytes | None:
 
 def _warnings(plan: Plan) -> Iterator[str]:
     if plan.run.info and not plan.run.complete:
-        yield f"{plan.run.name} is not complete: planned are the {plan.tally.records:,} files indexed so far"
+        records = f"{plan.tally.records:,} files indexed so far"
+        yield f"{plan.run.display_name} is not complete: planned are the {records}"
     if plan.settings.copy_mode == "symlink":
         yield "symbolic links break when the archive is moved or its volume is not mounted"
     if plan.settings.archive_root is None and not plan.run.info and plan.archive_root is not None:

@@ -1,15 +1,20 @@
-"""What a rebuild is asked to do, checked once, at the edge."""
+"""What a rebuild is asked to do; contradictions and impossible values are refused here, by name.
+
+Whether the run has such labels and operating points shows when its run.json is read.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from drumline.errors import UsageError
-from drumline.thresholds import Threshold
+from drumline.errors import ConfigError, UsageError
+from drumline.records import display_path
+from drumline.thresholds import Threshold, is_threshold
 
-__all__ = ["CopyMode", "Dedup", "Layout", "RebuildSettings"]
+__all__ = ["CopyMode", "Dedup", "Layout", "RebuildSettings", "display"]
 
 CopyMode = Literal["copy", "hardlink", "symlink", "reflink", "none"]
 """How a file gets into the tree; none: manifests and statistics only, the tree's files stay as they are."""
@@ -45,7 +50,7 @@ class RebuildSettings:
     gate_threshold
         Smallest probability that passes the gate, 0..1. None: as the run was made, or as the gate was fitted.
     overrides
-        File of corrections, one JSON object a line: ``hash``, ``correct_label``, ``note``.
+        File of overrides, one JSON object a line: ``hash``, ``correct_label``, ``note``.
     archive_root
         Where the archive is now, when it was moved since it was indexed.
     drop_last_copies
@@ -82,6 +87,14 @@ class RebuildSettings:
             )
         if self.labels is not None and not self.labels:
             raise UsageError("the list of labels is empty", "Name at least one, or leave it out.")
+        self._check_thresholds()
+
+    def _check_thresholds(self) -> None:
+        for name, value in (("threshold", self.threshold), ("gate threshold", self.gate_threshold)):
+            if isinstance(value, str) and name == "threshold":
+                continue  # an operating point: the run says which it has
+            if value is not None and not is_threshold(value):
+                raise ConfigError(f"{name} {value!r} is not between 0 and 1", "Give a probability.")
 
     @property
     def redecides(self) -> bool:
@@ -98,4 +111,4 @@ class RebuildSettings:
 
 def display(path: Path) -> str:
     """Return a path as text that JSON can hold."""
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return display_path(os.fsencode(path))

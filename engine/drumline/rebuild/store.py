@@ -6,57 +6,97 @@ so vanishes with the process, however that ends. Sorting and joining 10^7 rows n
 10^5. Measured: 2 µs a row inserted, 2 µs a row sorted and read.
 
 ==========  =================================================================================
-record      a file of the index that is to be placed, its wanted target and the collision key
+record      a file of the index that is to be placed, its place in the index, its wanted target and the
+            collision key
+content     content that several files have, and which of them is placed (only with dedup)
 spare       keys that are taken and hold a ``~``: only these can clash with a spare name
 plan        the plan: one row per file, numbered in the order of execution
-failed      files of the index that have an error
+failed      files of the index that have an error, with their place in the index
 problem     what stands against a file, and why
 made        from the mapping log: files that rebuild made earlier
 folder      from the mapping log: directories that it made
 report      from the mapping log: manifests and summaries that it wrote, by content hash
-stale       made earlier, no longer in the plan, as it was made: to be removed (even the last copy?)
-gone        made earlier, no longer in the plan, not there: the log is to say so
+stale       made earlier, no longer in the plan, as it was made, or gone already: to be removed (or, the last
+            copy of what the plan places elsewhere: once that stands)
 ==========  =================================================================================
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from drumline.errors import OutputError
+from drumline.rebuild.actions import Action, Problem
 
-__all__ = ["Store", "working_space"]
+__all__ = ["PLACED", "TO_DO", "Made", "Row", "Store", "working_space"]
+
+PLACED = ("make", "replace", "adopt", "there", "listed")
+"""States of files that are, or will be, in the tree."""
+
+TO_DO = ("make", "replace", "adopt")
+"""States of files that `execute` has something to do for."""
 
 _CACHE_KIB = 64 << 10
 _CHUNK = 5_000
+_FOLDERS = 1_000
+_TWINS = 100
+_PLAN = "number, state, label, target, source, size, mtime_ns, hash"
+_MADE = "m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash"
 _SCHEMA = """
-CREATE TABLE record (key BLOB, source BLOB, label TEXT, target BLOB, size INT, mtime_ns INT, hash TEXT);
+CREATE TABLE record (place INTEGER PRIMARY KEY, key BLOB, source BLOB, label TEXT, target BLOB, size INT,
+                     mtime_ns INT, hash TEXT);
 CREATE TABLE spare (key BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE plan (number INTEGER PRIMARY KEY, state TEXT, label TEXT, target BLOB, source BLOB,
                    size INT, mtime_ns INT, hash TEXT);
-CREATE TABLE failed (path BLOB, type TEXT, message TEXT);
+CREATE TABLE failed (place INTEGER PRIMARY KEY, path BLOB, type TEXT, message TEXT);
 CREATE TABLE problem (kind TEXT, path BLOB, message TEXT);
 CREATE TABLE made (target BLOB PRIMARY KEY, mode TEXT, size INT, mtime_ns INT, source BLOB, hash TEXT)
                   WITHOUT ROWID;
 CREATE TABLE folder (target BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE report (target BLOB, hash TEXT, PRIMARY KEY (target, hash)) WITHOUT ROWID;
-CREATE TABLE stale (target BLOB, even_last INT);
-CREATE TABLE gone (target BLOB);
+CREATE TABLE stale (target BLOB, is_last INT);
 """
+
+
+class Row(NamedTuple):
+    """A record of the index that is to be placed.
+
+    `place` is where it stands in the index, `key` the target's collision key, `label` the label's directory.
+    """
+
+    place: int
+    key: bytes
+    source: bytes
+    label: str
+    target: bytes
+    size: int
+    mtime_ns: int
+    hash: str | None
+
+
+class Made(NamedTuple):
+    """A file that rebuild made, as it was then. `source` is absolute."""
+
+    target: bytes
+    mode: str
+    size: int
+    mtime_ns: int
+    source: bytes
+    hash: str | None
 
 
 @contextmanager
 def working_space() -> Iterator[None]:
-    """Turn what SQLite says about a full temporary directory into an `OutputError`."""
+    """Turn what SQLite says about a full or failing temporary directory into an `OutputError`."""
     try:
         yield
     except sqlite3.OperationalError as error:
         raise OutputError(
-            f"the temporary directory cannot hold the plan: {error}",
-            "Free some space there, or set TMPDIR to a directory on a larger disk.",
+            f"the plan's table in the temporary directory failed: {error}",
+            "If the temporary directory is full or read-only, set TMPDIR to a directory on a larger disk.",
         ) from error
 
 
@@ -64,6 +104,7 @@ class Store:
     """The tables, with buffered inserts."""
 
     def __init__(self) -> None:
+        # A plan may be made in one thread and executed or closed in another, as in a service; never at once.
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         for pragma in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}"):
             self._db.execute(f"PRAGMA {pragma}")
@@ -103,30 +144,234 @@ class Store:
         """Execute a statement; return how many rows it changed."""
         return self._db.execute(statement, values).rowcount
 
-    def made(
-        self, target: bytes, mode: str, size: int, mtime_ns: int, source: bytes, digest: str | None
-    ) -> None:
+    def note_made(self, made: Made) -> None:
         """Note a file that the log announces."""
-        self.add("made", (target, mode, size, mtime_ns, source, digest))
+        self.add("made", made)
 
-    def folder(self, target: bytes) -> None:
+    def note_folder(self, target: bytes) -> None:
         """Note a directory that the log announces."""
         self.add("folder", (target,))
 
-    def report(self, target: bytes, digest: str) -> None:
+    def note_report(self, target: bytes, digest: str) -> None:
         """Note a report that the log announces."""
         self.add("report", (target, digest))
 
-    def removed(self, target: bytes) -> None:
+    def note_removed(self, target: bytes) -> None:
         """Note that what stood at `target` is gone."""
         self.flush()
         for table in ("made", "folder", "report"):
             self.change(f"DELETE FROM {table} WHERE target = ?", (target,))
 
-    def problem(self, kind: str, path: bytes, message: str = "") -> None:
+    def note_problem(self, kind: Problem, path: bytes, message: str = "") -> None:
         """Note what stands against a file."""
         self.add("problem", (kind, path, message))
+
+    def made_files(self) -> Iterator[Made]:
+        """Iterate over what was made earlier, sorted."""
+        return map(Made._make, self.rows(f"SELECT {_MADE} FROM made m ORDER BY m.target"))
+
+    def made_count(self) -> int:
+        """Return how many files were made earlier."""
+        return int(self.row("SELECT COUNT(*) FROM made")[0])
+
+    def made_at(self, target: bytes) -> Made | None:
+        """Return what was made at `target` earlier."""
+        row = self.row(f"SELECT {_MADE} FROM made m WHERE m.target = ?", (target,))
+        return None if row is None else Made._make(row)
+
+    def is_our_folder(self, target: bytes) -> bool:
+        """Tell whether rebuild made a directory."""
+        return self.row("SELECT 1 FROM folder WHERE target = ?", (target,)) is not None
+
+    def folder_count(self) -> int:
+        """Return how many directories rebuild made."""
+        return int(self.row("SELECT COUNT(*) FROM folder")[0])
+
+    def folders_bottom_up(self) -> Iterator[bytes]:
+        """Iterate over the directories that rebuild made, each before its parent; they may go meanwhile."""
+        page = self.rows("SELECT target FROM folder ORDER BY target DESC LIMIT ?", (_FOLDERS,)).fetchall()
+        while page:
+            yield from (target for (target,) in page)
+            query = "SELECT target FROM folder WHERE target < ? ORDER BY target DESC LIMIT ?"
+            page = self.rows(query, (*page[-1], _FOLDERS)).fetchall()
+
+    def reports(self) -> list[bytes]:
+        """Return where reports were written, sorted."""
+        rows = self.rows("SELECT DISTINCT target FROM report ORDER BY target")
+        return [target for (target,) in rows]
+
+    def is_our_report(self, target: bytes, digest: str) -> bool:
+        """Tell whether rebuild wrote a report of this content at `target`."""
+        query = "SELECT 1 FROM report WHERE target = ? AND hash = ?"
+        return self.row(query, (target, digest)) is not None
+
+    def drop_superseded(self) -> list[bytes]:
+        """Of several records of one file keep the last in the index; return the path of each that goes."""
+        gone = self.rows(
+            "WITH named AS (SELECT source, place FROM record"
+            " UNION ALL SELECT path, place FROM failed WHERE path <> x'')"
+            " SELECT source, place FROM (SELECT source, place,"
+            " lead(place) OVER (PARTITION BY source ORDER BY place) AS later FROM named)"
+            " WHERE later IS NOT NULL"
+        ).fetchall()
+        for _, place in gone:
+            for table in ("record", "failed"):
+                self.change(f"DELETE FROM {table} WHERE place = ?", (place,))
+        return [source for source, _ in gone]
+
+    def labels(self) -> list[str]:
+        """Return the labels' directories, sorted."""
+        return [label for (label,) in self.rows("SELECT DISTINCT label FROM record ORDER BY label")]
+
+    def rename_label(self, label: str, other: str) -> None:
+        """Put a label's files into the directory of another."""
+        self.change(
+            "UPDATE record SET label = ?1, target = CAST(?2 || substr(target, ?3) AS BLOB) WHERE label = ?4",
+            (other, other.encode(), len(label.encode()) + 1, label),
+        )
+
+    def keep_one_of_each_content(self, can_be_placed: Callable[[Row], bool]) -> int:
+        """Of files with the same content keep the first by path that can be placed; return how many went."""
+        self.change(
+            "CREATE TABLE content (hash TEXT, size INT, first INT, kept INT, PRIMARY KEY (hash, size))"
+        )
+        self.change(
+            "INSERT INTO content SELECT hash, size, NULL, NULL FROM record WHERE hash IS NOT NULL"
+            " GROUP BY hash, size HAVING COUNT(*) > 1"
+        )
+        same = "WHERE hash = ? AND size = ?"
+        shared = self.rows("SELECT r.* FROM record r JOIN content USING (hash, size) ORDER BY r.source")
+        for row in map(Row._make, shared):
+            content = (row.hash, row.size)
+            if self.row(f"SELECT kept FROM content {same}", content)[0] is None:
+                self.change(f"UPDATE content SET first = ifnull(first, ?) {same}", (row.place, *content))
+                if can_be_placed(row):
+                    self.change(f"UPDATE content SET kept = ? {same}", (row.place, *content))
+        return self.change(
+            "DELETE FROM record WHERE place IN (SELECT r.place FROM record r"
+            " JOIN content c USING (hash, size) WHERE r.place <> ifnull(c.kept, c.first))"
+        )
+
+    def reserve_marked(self) -> None:
+        """Note the keys, of files and directories, that a spare name could clash with."""
+        for (key,) in self.rows("SELECT key FROM record WHERE instr(key, x'7e')"):
+            while b"~" in key:
+                self.add("spare", (key,))
+                key = key.rpartition(b"\0")[0]
+        self.flush()
+
+    def reserve(self, key: bytes) -> bool:
+        """Note that a key is taken; tell whether it was free."""
+        return self.change("INSERT OR IGNORE INTO spare VALUES (?)", (key,)) > 0
+
+    def record_count(self) -> int:
+        """Return how many files there are to be placed."""
+        return int(self.row("SELECT COUNT(*) FROM record")[0])
+
+    def records(self) -> Iterator[Row]:
+        """Iterate over the files to be placed, in their order in the tree."""
+        return map(Row._make, self.rows("SELECT * FROM record ORDER BY key, source"))
+
+    def drop_records(self) -> None:
+        """Free the room of the records: all of them are in the plan."""
+        self.flush()
+        self.change("DROP TABLE record")
+
+    def failed_files(self) -> Iterator[tuple[bytes, str, str]]:
+        """Iterate over (path, error's type, message) of files that have an error, sorted."""
+        rows = self.rows("SELECT path, type, message FROM failed ORDER BY path, type, message")
+        return cast("Iterator[tuple[bytes, str, str]]", rows)
+
+    def failed_count(self) -> int:
+        """Return how many files have an error."""
+        return int(self.row("SELECT COUNT(*) FROM failed")[0])
+
+    def add_action(self, action: Action) -> None:
+        """Add a file to the plan, soon."""
+        self.add("plan", action)
+
+    def action_count(self) -> int:
+        """Return how many files are in the plan."""
+        return int(self.row("SELECT COUNT(*) FROM plan")[0])
+
+    def actions(self) -> Iterator[Action]:
+        """Iterate over the plan, in order."""
+        return map(Action._make, self.rows(f"SELECT {_PLAN} FROM plan ORDER BY number"))
+
+    def actions_after(self, number: int, states: Sequence[str], most: int) -> list[Action]:
+        """Return the next files of the plan that are in one of these states."""
+        query = (
+            f"SELECT {_PLAN} FROM plan WHERE number > ? AND state IN ({_places(states)})"
+            " ORDER BY number LIMIT ?"
+        )
+        return list(map(Action._make, self.rows(query, (number, *states, most))))
+
+    def to_do(self) -> tuple[int, int]:
+        """Return (files, bytes) of what there is to be done."""
+        query = f"SELECT COUNT(*), TOTAL(size) FROM plan WHERE state IN ({_places(TO_DO)})"
+        files, size = self.row(query, TO_DO)
+        return files, int(size)
+
+    def set_state(self, action: Action, state: Problem) -> None:
+        """Note in the plan that an action could not be done."""
+        self.change("UPDATE plan SET state = ? WHERE number = ?", (state, action.number))
+
+    def spans(self) -> list[tuple[str, int, int]]:
+        """Return (label, its first number in the plan, its last)."""
+        rows = self.rows("SELECT label, MIN(number), MAX(number) FROM plan GROUP BY label")
+        return cast("list[tuple[str, int, int]]", rows.fetchall())
+
+    def placed_targets(self, label: str, first: int, last: int) -> sqlite3.Cursor:
+        """Return (target,) of the files of a label that are in the tree, in order."""
+        return self.rows(
+            "SELECT target FROM plan WHERE number BETWEEN ? AND ? AND label = ?"
+            f" AND state IN ({_places(PLACED)}) ORDER BY number",
+            (first, last, label, *PLACED),
+        )
+
+    def index_plan(self) -> None:
+        """Make look-ups by target and content quick."""
+        self.change("CREATE INDEX plan_target ON plan (target)")
+        self.change("CREATE INDEX plan_hash ON plan (hash)")
+
+    def twins(self, made: Made) -> list[Action]:
+        """Return files of the plan that have the content of one made earlier; of very many, some."""
+        if made.hash is None:
+            return []
+        query = (
+            f"SELECT {_PLAN} FROM plan WHERE hash = ? AND size = ? AND state IN ({_places(PLACED)}) LIMIT ?"
+        )
+        return list(map(Action._make, self.rows(query, (made.hash, made.size, *PLACED, _TWINS))))
+
+    def made_but_not_planned(self) -> Iterator[Made]:
+        """Iterate over what was made earlier and is not in the plan, sorted."""
+        query = (
+            f"SELECT {_MADE} FROM made m LEFT JOIN plan p ON p.target = m.target"
+            " WHERE p.target IS NULL ORDER BY m.target"
+        )
+        return map(Made._make, self.rows(query))
+
+    def note_stale(self, made: Made, *, is_last: bool) -> None:
+        """Note what is to be removed; `is_last`: only when what the plan places elsewhere stands there."""
+        self.add("stale", (made.target, is_last))
+
+    def stale(self, *, is_last: bool) -> Iterator[Made]:
+        """Iterate over what is to be removed, sorted."""
+        query = (
+            f"SELECT {_MADE} FROM stale s JOIN made m ON m.target = s.target WHERE s.is_last = ?"
+            " ORDER BY m.target"
+        )
+        return map(Made._make, self.rows(query, (is_last,)))
+
+    def problems(self) -> Iterator[tuple[Problem, bytes, str]]:
+        """Iterate over (problem, path, message), sorted."""
+        rows = self.rows("SELECT kind, path, message FROM problem ORDER BY kind, path, message")
+        return cast("Iterator[tuple[Problem, bytes, str]]", rows)
 
     def close(self) -> None:
         """Drop everything."""
         self._db.close()
+
+
+def _places(values: Sequence[str]) -> str:
+    return ",".join("?" * len(values))

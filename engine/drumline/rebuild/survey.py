@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import cast
 
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Progress, Refused, State
-from drumline.rebuild.collect import Row
-from drumline.rebuild.log import Made, Standing, fate, original_is_gone, standing
+from drumline.rebuild.log import (
+    WHY_IT_STAYS,
+    Standing,
+    fate,
+    has_same_content,
+    original_is_gone,
+    standing,
+)
 from drumline.rebuild.names import collision_key, spare_names
 from drumline.rebuild.plan import PLACED, LabelTotal, Plan
+from drumline.rebuild.store import Made, Row
 
 __all__ = ["Surveyor"]
 
-_WHY_KEPT: dict[Standing, str] = {
-    "changed": "changed since it was made",
-    "last_copy": "the archive does not have it any more",
-}
 _REPORT_EVERY = 5_000
 
 
@@ -28,40 +30,50 @@ class Surveyor:
     def __init__(self, plan: Plan, progress: Callable[[Progress], None]) -> None:
         self._plan, self._store, self._progress = plan, plan.store, progress
         self._mode = plan.settings.copy_mode
-        self._log_is_empty = plan.store.row("SELECT 1 FROM made LIMIT 1") is None
+        self._log_is_empty = not plan.store.made_count()
         self._root = plan.archive_root or b""
         self._devices = {os.fstat(plan.sources.root).st_dev} if plan.sources else set()
 
     def survey(self) -> None:
         """Go over all files."""
+        self._drop_superseded()
+        self._unify_labels()
         if self._plan.settings.dedup == "first":
-            self._plan.counts["duplicate"] = self._drop_duplicates()
-        self._reserve()
-        total = self._store.row("SELECT COUNT(*) FROM record")[0]
+            self._plan.counts["duplicate"] = self._store.keep_one_of_each_content(self._can_be_placed)
+        self._store.reserve_marked()
+        total = self._store.record_count()
         for number, (target, row) in enumerate(self._named()):
             self._add(number, target, row)
             if number % _REPORT_EVERY == 0:
                 self._progress(Progress("planning", number, total))
-        self._store.flush()
-        self._store.change("DROP TABLE record")
+        self._store.drop_records()
         if self._mode != "none" and not self._log_is_empty:
             self._find_stale()
         self._store.flush()
 
-    def _reserve(self) -> None:
-        """Note the keys, of files and directories, that a spare name could clash with."""
-        for (key,) in self._store.rows("SELECT key FROM record WHERE instr(key, x'7e')"):
-            while b"~" in key:
-                self._store.add("spare", (key,))
-                key = key.rpartition(b"\0")[0]
-        self._store.flush()
+    def _drop_superseded(self) -> None:
+        """Let the last record of a file count, as `repair` does, and say which files have several."""
+        for source in self._store.drop_superseded():
+            self._store.note_problem("duplicate_record", source)
+            self._plan.counts["duplicate_record"] += 1
+        self._plan.counts["failed"] = self._store.failed_count()
 
-    def _drop_duplicates(self) -> int:
-        return self._store.change(
-            "DELETE FROM record WHERE rowid IN (SELECT place FROM (SELECT rowid AS place, row_number()"
-            " OVER (PARTITION BY hash, size ORDER BY source, key) AS copy FROM record WHERE hash IS NOT NULL)"
-            " WHERE copy > 1)"
-        )
+    def _unify_labels(self) -> None:
+        """Let labels that a file system may take for one share the directory of the first."""
+        first: dict[bytes, str] = {}
+        for label in self._store.labels():
+            kept = first.setdefault(collision_key(label.encode()), label)
+            if kept != label:
+                self._store.rename_label(label, kept)
+
+    def _can_be_placed(self, row: Row) -> bool:
+        if self._plan.sources is None:
+            return True
+        try:
+            self._plan.sources.find(_action(0, row.target, row))
+        except Refused:
+            return False
+        return True
 
     def _named(self) -> Iterator[tuple[bytes, Row]]:
         """Iterate over (final target, row): the first of colliding ones keeps its name.
@@ -70,44 +82,32 @@ class Surveyor:
         follows right after a file that would take its name: holding back one row is all that this needs.
         """
         first: Row | None = None
-        last_source = b""
-        for row in self._ordered():
-            key, source = row[:2]
-            if first is None or key != first[0]:
-                if first is not None:
-                    yield (self._spare(first) if key.startswith(first[0] + b"\0") else first[3]), first
-                first = row
-            elif source == last_source:
-                self._refuse(source)
-            else:
+        for row in self._store.records():
+            if first is not None and row.key == first.key:
                 yield self._spare(row), row
-            last_source = source
+                continue
+            if first is not None:
+                is_directory = row.key.startswith(first.key + b"\0")
+                yield (self._spare(first) if is_directory else first.target), first
+            first = row
         if first is not None:
-            yield first[3], first
-
-    def _ordered(self) -> Iterator[Row]:
-        rows = self._store.rows("SELECT * FROM record ORDER BY key, source, size, mtime_ns, hash, target")
-        return cast("Iterator[Row]", rows)
+            yield first.target, first
 
     def _spare(self, row: Row) -> bytes:
-        for target in spare_names(row[3], row[1]):
-            if self._store.change("INSERT OR IGNORE INTO spare VALUES (?)", (collision_key(target),)):
+        for target in spare_names(row.target, row.source):
+            if self._store.reserve(collision_key(target)):
                 return target
         raise AssertionError("spare names never end")
 
-    def _refuse(self, source: bytes) -> None:
-        self._store.problem("duplicate_record", source)
-        self._plan.counts["duplicate_record"] += 1
-
     def _add(self, number: int, target: bytes, row: Row) -> None:
-        _, source, label, _, size, mtime_ns, digest = row
-        state = self._state(Action(number, "make", label, target, source, size, mtime_ns, digest))
-        self._store.add("plan", (number, state, label, target, source, size, mtime_ns, digest))
-        self._plan.counts[state] += 1
-        if state in PLACED:
-            total = self._plan.labels.setdefault(label, LabelTotal())
+        action = _action(number, target, row)
+        action = action._replace(state=self._state(action))
+        self._store.add_action(action)
+        self._plan.counts[action.state] += 1
+        if action.state in PLACED:
+            total = self._plan.labels.setdefault(action.label, LabelTotal())
             total.files += 1
-            total.bytes += size
+            total.bytes += action.size
 
     def _state(self, action: Action) -> State:
         if self._mode == "none":
@@ -116,9 +116,9 @@ class Surveyor:
             state = self._standing(action) if self._plan.tree else "make"
             if state != "there":
                 self._check_source(action)
-        except Refused as verdict:
-            self._store.problem(verdict.problem, action.target, verdict.message)
-            return verdict.problem
+        except Refused as refused:
+            self._store.note_problem(refused.problem, action.target, refused.message)
+            return refused.problem
         return state
 
     def _check_source(self, action: Action) -> None:
@@ -142,7 +142,7 @@ class Surveyor:
         if how == "changed":
             if self._edited_in_place(action, made):
                 return "adopt"
-            raise Refused("edited", "changed since it was made")
+            raise Refused("edited", WHY_IT_STAYS["changed"])
         if self._as_planned(made, action):
             return "there"
         if self._would_be_lost(made, how, action):
@@ -150,17 +150,12 @@ class Surveyor:
         return "replace"
 
     def _would_be_lost(self, made: Made, how: Standing, action: Action) -> bool:
-        if self._plan.settings.drop_last_copies or (made.hash is not None and made.hash == action.hash):
+        if self._plan.settings.drop_last_copies or has_same_content(made, action):
             return False
         return how == "last_copy" or original_is_gone(made)
 
     def _made(self, target: bytes) -> Made | None:
-        if self._log_is_empty:
-            return None
-        row = self._store.row(
-            "SELECT target, mode, size, mtime_ns, source, hash FROM made WHERE target = ?", (target,)
-        )
-        return None if row is None else Made._make(row)
+        return None if self._log_is_empty else self._store.made_at(target)
 
     def _check_free(self, target: bytes) -> None:
         """Raise `Refused` when something is at `target` that this rebuild is not going to remove first."""
@@ -171,7 +166,7 @@ class Surveyor:
             if self._below_our_file(target):
                 return
             raise
-        if status is not None and not self._is_our_folder(target):
+        if status is not None and not self._store.is_our_folder(target):
             raise Refused("occupied", "something that drumline did not make is there")
 
     def _below_our_file(self, target: bytes) -> bool:
@@ -179,9 +174,6 @@ class Surveyor:
         while parent and self._made(parent) is None:
             parent = parent.rpartition(b"/")[0]
         return bool(parent)
-
-    def _is_our_folder(self, target: bytes) -> bool:
-        return self._store.row("SELECT 1 FROM folder WHERE target = ?", (target,)) is not None
 
     def _edited_in_place(self, action: Action, made: Made) -> bool:
         if made.mode != "hardlink" or self._mode != "hardlink":
@@ -196,29 +188,22 @@ class Surveyor:
             return False
         if made.source == os.path.join(self._root, action.source):
             return made.hash == action.hash
-        return self._mode in ("copy", "reflink") and made.hash is not None and made.hash == action.hash
+        return self._mode in ("copy", "reflink") and has_same_content(made, action)
 
     def _find_stale(self) -> None:
         """Find what was made earlier and is not in the plan; only what is elsewhere too is removed."""
         assert self._plan.tree is not None
-        self._store.change("CREATE INDEX plan_target ON plan (target)")
-        self._store.change("CREATE INDEX plan_hash ON plan (hash)")
-        rows = self._store.rows(
-            "SELECT m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash FROM made m"
-            " LEFT JOIN plan p ON p.target = m.target WHERE p.target IS NULL ORDER BY m.target"
-        )
-        for made in map(Made._make, rows):
+        self._store.index_plan()
+        for made in self._store.made_but_not_planned():
             how = fate(self._plan.tree, made, even_last=self._plan.settings.drop_last_copies)
-            even_last = how == "last_copy" and self._is_placed(made)
-            if how == "ours" or even_last:
-                self._store.add("stale", (made.target, even_last or self._plan.settings.drop_last_copies))
-                self._plan.counts["remove"] += 1
-            elif how == "gone":
-                self._store.add("gone", (made.target,))
+            is_last = how == "last_copy" and bool(self._store.twins(made))
+            if how in ("ours", "gone") or is_last:
+                self._store.note_stale(made, is_last=is_last)
+                self._plan.counts["remove"] += how != "gone"
             else:
-                self._store.problem("kept", made.target, _WHY_KEPT[how])
+                self._store.note_problem("kept", made.target, WHY_IT_STAYS[how])
                 self._plan.counts["kept"] += 1
 
-    def _is_placed(self, made: Made) -> bool:
-        query = f"SELECT 1 FROM plan WHERE hash = ? AND size = ? AND state IN {PLACED} LIMIT 1"
-        return self._store.row(query, (made.hash, made.size)) is not None
+
+def _action(number: int, target: bytes, row: Row) -> Action:
+    return Action(number, "make", row.label, target, row.source, row.size, row.mtime_ns, row.hash)

@@ -14,7 +14,7 @@ def syncfs(descriptor: int) -> None:
     Raises
     ------
     OSError
-        When something could not be written.
+        When something could not be written. Linux before 5.8, and systems without syncfs, do not tell.
     """
     function = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if function is None:

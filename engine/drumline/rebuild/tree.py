@@ -1,8 +1,9 @@
 """Directories by descriptor, so that no name, and no link that somebody plants, leads elsewhere.
 
 Every operation in the tree is relative to the descriptor of its directory, and every directory is opened
-from its parent's descriptor with O_NOFOLLOW, one part of the path at a time. The descriptors of recently used
-directories are kept; the plan is in depth-first order, so nearly every file finds its directory open.
+from its parent's descriptor with O_NOFOLLOW, one part of the path at a time. The descriptors of the
+directories opened last are kept; the plan is in depth-first order, so nearly every file finds its directory
+open.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from drumline.failpoints import step
 from drumline.rebuild.actions import Action, Refused
 from drumline.walk import mtime_of
 
-__all__ = ["Directories", "Sources", "Tree", "write_all"]
+__all__ = [
+    "STAGING",
+    "Directories",
+    "Sources",
+    "Tree",
+    "check_unchanged",
+    "not_a_tree",
+    "source_refusal",
+    "write_all",
+]
 
 STAGING = b"_staging"
 """Where copies grow before they are linked to their name; a directory at the top of the tree."""
@@ -94,7 +104,7 @@ class Directories:
 
 
 class Sources(Directories):
-    """The archive; only read. Links in it are followed, as they were when it was indexed."""
+    """The archive; only read. Where a path of the index leads over a link, `infer` was told to follow it."""
 
     def __init__(self, root: bytes) -> None:
         super().__init__(os.open(root, _SEARCH), follow=True)
@@ -249,6 +259,15 @@ class Tree(Directories):
 
         with step("tree.sync"):
             syncfs(self.root)
+
+    def sync_names(self) -> None:
+        """Put the names at the top of the tree on disk, where the file system has a way to do that."""
+        with step("durable.sync-directory"):
+            try:
+                os.fsync(self.root)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
 
 
 def not_a_tree(path: Path, why: str) -> OutputError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,23 @@ from drumline.durable import output_errors
 from drumline.errors import Interrupted, OutputError
 from drumline.rebuild.actions import Progress, Refused, report_to
 from drumline.rebuild.log import (
-    MAPPING,
+    LOG_NAME,
+    WHY_IT_STAYS,
     LogState,
-    Made,
     MappingLog,
+    Removals,
     fate,
-    folders_bottom_up,
     load_log,
-    path_line,
 )
 from drumline.rebuild.manifests import is_ours
 from drumline.rebuild.settings import display
-from drumline.rebuild.store import Store, working_space
+from drumline.rebuild.store import Made, Store, working_space
 from drumline.rebuild.tree import Tree, not_a_tree
 from drumline.records import display_path
 
 __all__ = ["UndoSummary", "undo"]
 
 _KEPT_NAMES = 1_000
-_LINES = 500
 _REPORT_EVERY = 5_000
 
 
@@ -144,29 +142,26 @@ class _Undo:
         self._dry_run, self._drop_last_copies, self._progress = dry_run, drop_last_copies, progress
         self._counts: Counter[str] = Counter()
         self._kept: list[tuple[str, str]] = []
-        self._lines: list[bytes] = []
-        self._log: MappingLog | None = None
+        self._removals: Removals | None = None
 
     def run(self) -> UndoSummary:
         state = load_log(self._tree, self._store)
         if state is None:
             raise not_a_tree(self._tree.path, "was not made by 'drumline rebuild': nothing to undo")
-        if not self._dry_run:
-            self._log = MappingLog(self._tree, state.length)
-        try:
+        with ExitStack() as cleanup:
+            if not self._dry_run:
+                log = MappingLog(self._tree, state.length)
+                cleanup.callback(log.close)
+                self._removals = Removals(self._tree, log)
             self._files()
             self._reports()
             self._folders()
             self._finish(state)
-        finally:
-            if self._log is not None:
-                self._log.close()
         return self._summary()
 
     def _files(self) -> None:
-        total = self._store.row("SELECT COUNT(*) FROM made")[0]
-        rows = self._store.rows("SELECT target, mode, size, mtime_ns, source, hash FROM made ORDER BY target")
-        for number, made in enumerate(map(Made._make, rows)):
+        total = self._store.made_count()
+        for number, made in enumerate(self._store.made_files()):
             self._file(made)
             if number % _REPORT_EVERY == 0:
                 self._progress(Progress("removing", number, total))
@@ -177,29 +172,19 @@ class _Undo:
         if how == "ours":
             self._remove(made.target)
         elif how != "gone":
-            self._keep(made.target, "changed since it was made" if how == "changed" else "the last copy")
+            self._keep(made.target, WHY_IT_STAYS[how])
 
     def _remove(self, target: bytes) -> None:
-        if not self._dry_run:
+        if self._removals is not None:
             self._tree.unlink(target)
-            self._removed(target)
-
-    def _removed(self, target: bytes) -> None:
-        self._lines.append(path_line("removed", target))
-        if len(self._lines) >= _LINES:
-            self._note_removed()
+            self._removals.add(target)
 
     def _keep(self, target: bytes, why: str) -> None:
         if len(self._kept) < _KEPT_NAMES:
             self._kept.append((display_path(target), why))
 
-    def _note_removed(self) -> None:
-        if self._log is not None:
-            self._log.append(self._lines, sync=False)
-        self._lines.clear()
-
     def _reports(self) -> None:
-        for (target,) in self._store.rows("SELECT DISTINCT target FROM report ORDER BY target"):
+        for target in self._store.reports():
             if is_ours(self._tree, self._store, target):
                 self._counts["reports"] += 1
                 self._remove(target)
@@ -214,26 +199,28 @@ class _Undo:
             return True
 
     def _folders(self) -> None:
-        if self._dry_run:
-            self._counts["directories"] = self._store.row("SELECT COUNT(*) FROM folder")[0]
+        if self._removals is None:
+            self._counts["directories"] = self._store.folder_count()
             return
         with suppress(Refused):
             self._tree.clear_staging()
         self._tree.forget()
-        for folder in folders_bottom_up(self._store):
+        for folder in self._store.folders_bottom_up():
             if self._tree.rmdir(folder):
                 self._counts["directories"] += 1
-                self._removed(folder)
+                self._removals.add(folder)
         self._tree.forget()
 
     def _finish(self, state: LogState) -> None:
-        """Remove the log, and the directory if it was made too, once nothing of ours is left."""
-        if self._dry_run:
+        """Remove the log, and the directory if it was made too, once nothing of ours is left on the disk."""
+        if self._removals is None:
             return
         if self._counts["last_copy"]:
-            self._note_removed()
+            self._removals.flush()
             return
-        self._tree.unlink(MAPPING)
+        self._tree.sync()
+        self._tree.unlink(LOG_NAME)
+        self._tree.sync_names()
         if state.made_root:
             with suppress(OSError):
                 os.rmdir(self._tree.path)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from drumline.errors import OutputError
 from drumline.rebuild.actions import Progress, Refused, report_to
-from drumline.rebuild.log import MAPPING, Made, load_log, standing
+from drumline.rebuild.log import LOG_NAME, load_log, standing
 from drumline.rebuild.manifests import is_ours
-from drumline.rebuild.store import Store, working_space
+from drumline.rebuild.store import Made, Store, working_space
 from drumline.rebuild.tree import Tree
 from drumline.records import display_path
 from drumline.verify.findings import Ledger, Report
@@ -24,7 +24,7 @@ _REPORT_EVERY = 5_000
 
 def is_tree(path: Path) -> bool:
     """Tell whether a directory was made by `rebuild`."""
-    return os.path.lexists(os.path.join(os.fsencode(path), MAPPING))
+    return os.path.lexists(os.path.join(os.fsencode(path), LOG_NAME))
 
 
 def verify_tree(
@@ -52,7 +52,7 @@ def verify_tree(
     """
     if not is_tree(out):
         raise OutputError(
-            f"{str(out)!r} was not made by drumline: it has no {MAPPING.decode()}",
+            f"{str(out)!r} was not made by drumline: it has no {LOG_NAME.decode()}",
             "Give a directory that 'drumline rebuild' made.",
         )
     tree, store = Tree(out), Store()
@@ -82,13 +82,13 @@ class _TreeCheck:
         try:
             state = load_log(self._tree, self._store)
         except OutputError as error:
-            self._ledger.problem("log", "log", MAPPING, error.what)
+            self._ledger.problem("log", "log", LOG_NAME, error.what)
             return False
         length = state.length if state else 0
-        torn = os.stat(os.path.join(bytes(self._tree.path), MAPPING)).st_size - length
+        torn = os.stat(os.path.join(bytes(self._tree.path), LOG_NAME)).st_size - length
         if torn:
             message = f"its last {torn:,} bytes are torn: what they announce never came"
-            self._ledger.note("log", "torn_tail", MAPPING, message)
+            self._ledger.note("log", "torn_tail", LOG_NAME, message)
         self._ledger.checked("log", f"{length:,} bytes of whole lines")
         return True
 
@@ -189,7 +189,7 @@ class _TreeCheck:
                 path = directory + b"/" + name if directory else name
                 if self._is_directory(path) and self._is_way(path):
                     pending.append(path)
-                elif path != MAPPING and not self._is_known(path):
+                elif path != LOG_NAME and not self._is_known(path):
                     yield path
 
     def _names(self, directory: bytes) -> list[bytes]:

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drumline.errors import DrumlineError, IndexFormatError, OutputError, StageError
-from drumline.rebuild import collect, crew, execution, place, undo
-from drumline.rebuild.crew import Alone, Helpers, crew_for
+from drumline.rebuild import collect, execution, helpers, place, undo
+from drumline.rebuild.helpers import Alone, Forked, helpers_for
 from tests.rebuild.archives import CLAP, KICK, SNARE, Archive
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -24,11 +26,11 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def helped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let helpers do small work too, in small batches."""
 
-    def crew_of_two(work: Callable[[Any], Any], _: int) -> Helpers[Any, Any]:
-        return Helpers(work, 2)
+    def two_helpers(work: Callable[[Any], Any], _: int) -> Forked[Any, Any]:
+        return Forked(work, 2)
 
-    monkeypatch.setattr(collect, "crew_for", crew_of_two)
-    monkeypatch.setattr(execution, "crew_for", crew_of_two)
+    monkeypatch.setattr(collect, "helpers_for", two_helpers)
+    monkeypatch.setattr(execution, "helpers_for", two_helpers)
     monkeypatch.setattr(place.HardLinks, "batch_files", 3)
     monkeypatch.setattr(place.Copies, "batch_files", 3)
 
@@ -50,7 +52,7 @@ def test_helpers_make_the_same_tree(many: Archive, mode: str, monkeypatch: pytes
     tree = many.tree()
     many.out = many.base / "alone"
     for module in (collect, execution):
-        monkeypatch.setattr(module, "crew_for", lambda work, _: Alone(work))
+        monkeypatch.setattr(module, "helpers_for", lambda work, _: Alone(work))
     alone = many.rebuild(run, copy_mode=mode)
     assert many.tree() == tree
     assert alone.counts == helped.counts
@@ -106,13 +108,13 @@ def test_helpers_go_when_the_main_process_is_killed_and_nothing_is_lost(many: Ar
     run = many.run()
     program = (
         "import sys, os, time, pathlib\n"
-        "from drumline.rebuild import execution, place, crew, RebuildSettings, plan_rebuild, execute\n"
+        "from drumline.rebuild import execution, place, helpers, RebuildSettings, plan_rebuild, execute\n"
         "copy = place.copy_bytes\n"
         "def slow(*what):\n"
         "    time.sleep(0.05); os.write(1, b'%d\\n' % os.getpid()); return copy(*what)\n"
         "place.copy_bytes = slow\n"
         "place.Copies.batch_files = 3\n"
-        "execution.crew_for = lambda work, _: crew.Helpers(work, 2)\n"
+        "execution.helpers_for = lambda work, _: helpers.Forked(work, 2)\n"
         "run, out = map(pathlib.Path, sys.argv[1:])\n"
         "with plan_rebuild(RebuildSettings(run, out)) as plan: execute(plan)\n"
     )
@@ -151,14 +153,14 @@ def test_little_work_and_few_processors_need_no_helpers(monkeypatch: pytest.Monk
     def work(task: int) -> int:
         return -task
 
-    assert isinstance(crew_for(work, 10), Alone)
-    monkeypatch.setattr(crew, "_WORTH_HELP", 0)
+    assert isinstance(helpers_for(work, 10), Alone)
+    monkeypatch.setattr(helpers, "_WORTH_HELP", 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-    assert isinstance(crew_for(work, 10), Alone)
+    assert isinstance(helpers_for(work, 10), Alone)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    with crew_for(work, 10) as helpers:
-        assert isinstance(helpers, Helpers)
-        done = [pair for task in range(20) for pair in helpers.give(task)] + helpers.finish()
+    with helpers_for(work, 10) as pool:
+        assert isinstance(pool, Forked)
+        done = [pair for task in range(20) for pair in pool.give(task)] + pool.finish()
     assert sorted(done) == [(task, -task) for task in range(20)]
 
 
@@ -166,8 +168,47 @@ def test_an_error_of_a_helper_is_raised_with_all_it_says() -> None:
     def work(_: int) -> int:
         raise OutputError("what", "way out")
 
-    with Helpers(work, 1) as helpers:
-        helpers.give(1)
+    with Forked(work, 1) as pool:
+        pool.give(1)
         with pytest.raises(DrumlineError) as error:
-            helpers.finish()
+            pool.finish()
     assert (error.value.what, error.value.way_out) == ("what", "way out")
+
+
+def test_helpers_that_cannot_all_be_started_leave_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = BaseProcess.start, 0
+
+    def third_fails(process: BaseProcess) -> None:
+        nonlocal started
+        started += 1
+        if started == 3:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        start(process)
+
+    monkeypatch.setattr(BaseProcess, "start", third_fails)
+    began = time.monotonic()
+    with pytest.raises(BlockingIOError), Forked(len, 4):
+        pass
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - began < 2
+
+
+class UnsendableError(Exception):
+    def __init__(self, _: object) -> None:
+        super().__init__("the cause", lambda: None)
+
+
+class UnreadableError(Exception):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"the cause: {first}{second}")
+
+
+@pytest.mark.parametrize("error", [UnsendableError(1), UnreadableError("a", "b")])
+def test_the_cause_of_an_error_that_cannot_be_sent_is_told(error: Exception) -> None:
+    def work(_: int) -> int:
+        raise error
+
+    with Forked(work, 1) as pool:
+        pool.give(1)
+        with pytest.raises(StageError, match=r"Un\w+able.*the cause"):
+            pool.finish()

@@ -19,17 +19,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from drumline.errors import StageError
+from drumline.machine import usable_cpus
 
-__all__ = ["Crew", "crew_for"]
+__all__ = ["Helpers", "helpers_for"]
 
 _MOST_HELPERS = 4
 _WORTH_HELP = 4_000
@@ -39,32 +43,32 @@ Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 
 
-class Crew(Protocol[Task, Answer]):
+class Helpers(Protocol[Task, Answer]):
     """Whoever does tasks; a context manager."""
 
-    def __enter__(self) -> Crew[Task, Answer]: ...
+    def __enter__(self) -> Helpers[Task, Answer]: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
     def give(self, task: Task) -> list[tuple[Task, Answer]]:
-        """Hand over a task; return tasks that were done meanwhile, in any order, with their answers."""
+        """Hand over a task; return tasks that are done by now, earlier ones too, with their answers."""
 
     def finish(self) -> list[tuple[Task, Answer]]:
         """Wait for the rest."""
 
 
-def crew_for(work: Callable[[Task], Answer], files: int) -> Crew[Task, Answer]:
-    """Return a crew for work on so many files; its exceptions are raised here."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def helpers_for(work: Callable[[Task], Answer], files: int) -> Helpers[Task, Answer]:
+    """Return helpers for work on so many files; exceptions of the work are raised here."""
+    cpus = usable_cpus()
     if files < _WORTH_HELP or cpus < 2 or threading.active_count() > 1:
         return Alone(work)
-    return Helpers(work, min(cpus, _MOST_HELPERS))
+    return Forked(work, min(cpus, _MOST_HELPERS))
 
 
 class Alone(Generic[Task, Answer]):
-    """No helpers."""
+    """No helpers: the main process does each task at once."""
 
     def __init__(self, work: Callable[[Task], Answer]) -> None:
         self._work = work
@@ -76,32 +80,42 @@ class Alone(Generic[Task, Answer]):
         pass
 
     def give(self, task: Task) -> list[tuple[Task, Answer]]:
-        """See `Crew`."""
+        """See `Helpers`."""
         return [(task, self._work(task))]
 
     def finish(self) -> list[tuple[Task, Answer]]:
-        """See `Crew`."""
+        """See `Helpers`."""
         return []
 
 
-class Helpers(Generic[Task, Answer]):
-    """Forked helpers."""
+class Forked(Generic[Task, Answer]):
+    """Forked helpers; they start when the context is entered."""
 
     def __init__(self, work: Callable[[Task], Answer], size: int) -> None:
+        self._work, self._size = work, size
         self._idle: list[Connection] = []
         self._busy: dict[Connection, Task] = {}
         self._processes: list[BaseProcess] = []
-        context = multiprocessing.get_context("fork")
-        for _ in range(size):
-            ours, theirs = Pipe()
-            process = context.Process(target=_serve, args=(theirs, [*self._idle, ours], work), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._idle.append(ours)
 
-    def __enter__(self) -> Helpers[Task, Answer]:
+    def __enter__(self) -> Forked[Task, Answer]:
+        with ExitStack() as on_error:
+            on_error.push(self.__exit__)
+            for _ in range(self._size):
+                self._start()
+            on_error.pop_all()
         return self
+
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        self._idle.append(ours)
+        process = multiprocessing.get_context("fork").Process(
+            target=_serve, args=(theirs, self._idle, self._work), daemon=True
+        )
+        try:
+            process.start()
+        finally:
+            theirs.close()
+        self._processes.append(process)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -115,7 +129,7 @@ class Helpers(Generic[Task, Answer]):
             process.close()
 
     def give(self, task: Task) -> list[tuple[Task, Answer]]:
-        """See `Crew`."""
+        """See `Helpers`."""
         done = self._collect(0 if self._idle else None)
         connection = self._idle.pop()
         self._busy[connection] = task
@@ -126,7 +140,7 @@ class Helpers(Generic[Task, Answer]):
         return done
 
     def finish(self) -> list[tuple[Task, Answer]]:
-        """See `Crew`."""
+        """See `Helpers`."""
         done: list[tuple[Task, Answer]] = []
         while self._busy:
             done += self._collect(None)
@@ -158,6 +172,12 @@ def _died() -> StageError:
     )
 
 
+def _failed(cause: str) -> StageError:
+    return StageError(
+        f"a helper process of the rebuild failed: {cause}", "This is a fault of drumline: please report it."
+    )
+
+
 def _serve(connection: Connection, others: list[Connection], work: Callable[[Any], Any]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -165,11 +185,23 @@ def _serve(connection: Connection, others: list[Connection], work: Callable[[Any
         other.close()
     try:
         while True:
-            task = connection.recv()
-            try:
-                answer = work(task)
-            except Exception as error:
-                answer = error
-            connection.send(answer)
+            connection.send_bytes(_done(work, connection.recv()))
     except (EOFError, OSError):
         os._exit(0)  # the main process has gone, or needs no help any more
+
+
+def _done(work: Callable[[Any], Any], task: Any) -> bytes:
+    """Do a task; return its answer, or its error, pickled such that it can be read back."""
+    answer: Any
+    try:
+        answer = work(task)
+    except Exception as error:
+        answer = error
+    try:
+        data = pickle.dumps(answer)
+        if isinstance(answer, Exception):
+            pickle.loads(data)  # of many an exception only the second half of the way fails
+    except Exception as error:
+        cause = "".join(traceback.format_exception_only(answer if isinstance(answer, Exception) else error))
+        data = pickle.dumps(_failed(cause.strip()))
+    return data

@@ -1,0 +1,246 @@
+"""No sample is lost: a file of the tree goes only when what it holds stands elsewhere at that moment."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from drumline.errors import OutputError
+from drumline.rebuild import execute, undo
+from drumline.rebuild.log import MappingLog
+from drumline.rebuild.tree import Tree
+from tests.rebuild.archives import KICK, SNARE, Archive, redecided, stat_fields
+
+CONTENT = b"the only one"
+
+
+OTHER_MODES = pytest.mark.parametrize(
+    ("before", "now"),
+    [("hardlink", "copy"), ("copy", "hardlink"), ("hardlink", "symlink"), ("copy", "symlink")],
+)
+
+
+@OTHER_MODES
+def test_a_file_made_in_another_mode_stays_when_its_original_vanishes_before_the_execution(
+    archive: Archive, before: str, now: str
+) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run, copy_mode=before)
+    with archive.plan(run, copy_mode=now) as plan:
+        assert plan.counts["replace"] == 1
+        os.unlink(archive.path(b"kick.wav"))
+        summary = execute(plan)
+    assert archive.tree() == {b"Kick/kick.wav": CONTENT}
+    assert (summary.counts["replaced"], summary.counts["missing"], summary.counts["made"]) == (0, 1, 0)
+    assert undo(archive.out).last_copies == 1
+
+
+@OTHER_MODES
+def test_a_file_made_in_another_mode_is_made_anew(archive: Archive, before: str, now: str) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run, copy_mode=before)
+    summary = archive.rebuild(run, copy_mode=now)
+    assert summary.counts["replaced"] == summary.counts["made"] == 1
+    place = os.fsencode(archive.out / "Kick" / "kick.wav")
+    assert os.path.islink(place) == (now == "symlink")
+    assert os.path.samefile(place, archive.path(b"kick.wav")) == (now != "copy")
+    assert undo(archive.out).complete
+    assert not archive.out.exists()
+
+
+def test_a_moved_sample_stays_where_it_was_when_its_new_place_vanishes_before_the_execution(
+    archive: Archive,
+) -> None:
+    record = archive.add(b"kick.wav", KICK, CONTENT)
+    archive.rebuild()
+    _move(archive, record)
+    with archive.plan() as plan:
+        assert plan.counts["remove"] == 1
+        os.unlink(archive.path(b"moved.wav"))
+        summary = execute(plan)
+        kept = [path for kind, path, _ in plan.problems() if kind == "kept"]
+    assert archive.tree() == {b"Kick/kick.wav": CONTENT}
+    assert (summary.counts["removed"], summary.counts["kept"], kept) == (0, 1, [b"Kick/kick.wav"])
+
+
+def test_a_moved_sample_is_removed_only_after_it_was_placed(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = archive.add(b"kick.wav", KICK, CONTENT)
+    archive.rebuild()
+    _move(archive, record)
+    seen: list[set[bytes]] = []
+    unlink = Tree.unlink
+
+    def watched(tree: Tree, target: bytes) -> None:
+        if target == b"Kick/kick.wav":
+            seen.append(set(archive.tree()))
+        unlink(tree, target)
+
+    monkeypatch.setattr(Tree, "unlink", watched)
+    assert archive.rebuild().counts["removed"] == 1
+    assert seen == [{b"Kick/kick.wav", b"Kick/moved.wav"}]
+    assert archive.tree() == {b"Kick/moved.wav": CONTENT}
+
+
+def _move(archive: Archive, record: Any) -> None:
+    os.rename(archive.path(b"kick.wav"), archive.path(b"moved.wav"))
+    archive.records.clear()
+    archive.index(b"moved.wav", KICK, hash=record["hash"], **stat_fields(archive.path(b"moved.wav")))
+
+
+def test_what_has_no_hash_is_not_known_to_be_elsewhere(archive: Archive) -> None:
+    archive.add(b"a b.wav", KICK, CONTENT, hash=None)
+    archive.rebuild(layout="flat")
+    os.unlink(archive.path(b"a b.wav"))
+    archive.records.clear()
+    archive.add(b"a-b.wav", KICK, b"quite another one", hash=None)
+    assert archive.rebuild(layout="flat").counts["edited"] == 1
+    assert archive.tree() == {b"Kick/a-b.wav": CONTENT}
+
+
+def test_of_equal_files_the_first_that_is_still_there_is_placed(archive: Archive) -> None:
+    archive.add(b"a.wav", KICK, CONTENT)
+    archive.add(b"b.wav", KICK, CONTENT)
+    archive.add(b"c.wav", KICK, CONTENT)
+    run = archive.run()
+    os.unlink(archive.path(b"a.wav"))
+    summary = archive.rebuild(run, dedup="first")
+    assert archive.tree() == {b"Kick/b.wav": CONTENT}
+    assert (summary.counts["duplicate"], summary.counts["missing"]) == (2, 0)
+
+
+def test_equal_files_that_are_all_gone_are_reported_as_missing_once(archive: Archive) -> None:
+    archive.add(b"a.wav", KICK, CONTENT)
+    archive.add(b"b.wav", KICK, CONTENT)
+    run = archive.run()
+    os.unlink(archive.path(b"a.wav"))
+    os.unlink(archive.path(b"b.wav"))
+    assert archive.rebuild(run, dedup="first").counts["missing"] == 1
+
+
+def test_the_tree_follows_when_the_first_of_equal_files_is_gone(archive: Archive) -> None:
+    archive.add(b"a.wav", KICK, CONTENT)
+    archive.add(b"b.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run, dedup="first")
+    os.unlink(archive.path(b"a.wav"))
+    archive.rebuild(run, dedup="first")
+    assert archive.tree() == {b"Kick/b.wav": CONTENT}
+
+
+def test_a_hard_link_to_an_original_that_was_edited_in_place_is_taken_back(archive: Archive) -> None:
+    archive.add(b"kick.wav", KICK)
+    archive.rebuild(copy_mode="hardlink")
+    with open(archive.path(b"kick.wav"), "ab") as stream:
+        stream.write(b"edited")
+    summary = undo(archive.out)
+    assert (summary.removed, summary.changed) == (1, 0)
+    assert not archive.out.exists()
+    assert os.path.exists(archive.path(b"kick.wav"))
+
+
+def test_a_file_of_ours_that_does_not_give_way_is_still_known_as_ours(archive: Archive) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run)
+    place = archive.out / "Kick" / "kick.wav"
+    before = os.stat(place)
+    with archive.plan(run, copy_mode="hardlink") as plan:
+        place.write_bytes(b"trimmed by somebody")
+        summary = execute(plan)
+    assert (summary.counts["edited"], summary.counts["occupied"]) == (1, 0)
+    place.write_bytes(CONTENT)
+    os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert undo(archive.out).removed == 1
+    assert not archive.out.exists()
+
+
+def _recorded(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> list[str]:
+    """Return what `work` does, in order: "unlink NAME", "sync", "log NAME" for a line about a removal."""
+    done: list[str] = []
+    unlink, sync, append = os.unlink, Tree.sync, MappingLog.append
+
+    def noted_unlink(path: Any, **more: Any) -> None:
+        done.append(f"unlink {os.fsdecode(path)}")
+        unlink(path, **more)
+
+    def noted_sync(tree: Tree) -> None:
+        done.append("sync")
+        sync(tree)
+
+    def noted_append(log: MappingLog, lines: list[bytes], *, sync: bool = True) -> None:
+        done.extend(f"log {line.split(b'/')[-1].decode()[:-3]}" for line in lines if b'"removed"' in line)
+        append(log, lines, sync=sync)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", noted_unlink)
+        patch.setattr(Tree, "sync", noted_sync)
+        patch.setattr(MappingLog, "append", noted_append)
+        work()
+    return done
+
+
+def test_a_removal_is_on_disk_before_the_log_says_so(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.add(b"kick.wav", KICK)
+    archive.add(b"snare.wav", SNARE)
+    archive.rebuild()
+    archive.records[0] = redecided(archive.records[0], "Snare")
+    run = archive.run()
+    done = _recorded(monkeypatch, lambda: archive.rebuild(run))
+    assert "sync" in done[done.index("unlink kick.wav") : done.index("log kick.wav")]
+
+
+def test_undo_puts_its_removals_on_disk_before_it_removes_the_log(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.add(b"kick.wav", KICK)
+    archive.rebuild()
+    done = _recorded(monkeypatch, lambda: undo(archive.out))
+    assert "sync" in done[done.index("unlink kick.wav") : done.index("unlink _mapping.jsonl")]
+
+
+def test_a_summary_takes_its_place_on_disk(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive.add(b"kick.wav", KICK)
+    run = archive.run()
+    done: list[str] = []
+    rename, sync_names = os.rename, Tree.sync_names
+
+    def noted_rename(origin: Any, name: Any, **more: Any) -> None:
+        done.append(os.fsdecode(name))
+        rename(origin, name, **more)
+
+    def noted_sync(tree: Tree) -> None:
+        done.append("sync")
+        sync_names(tree)
+
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(Tree, "sync_names", noted_sync)
+    archive.rebuild(run)
+    assert "sync" in done[done.index("_rebuild_summary.json") :]
+
+
+def test_cleaning_up_hides_no_error(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive.add(b"kick.wav", KICK)
+    append = MappingLog.append
+
+    def full(log: MappingLog, lines: list[bytes], *, sync: bool = True) -> None:
+        if any(b'"removed"' in line for line in lines):
+            raise OutputError("cannot write the log: no space left")
+        append(log, lines, sync=sync)
+
+    def stop(*_: object) -> None:
+        raise OSError(errno.EIO, "the real cause")
+
+    monkeypatch.setattr(MappingLog, "append", full)
+    monkeypatch.setattr(Tree, "sync", stop)
+    with pytest.raises(OutputError, match="the real cause"):
+        archive.rebuild()
