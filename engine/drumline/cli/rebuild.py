@@ -236,7 +236,7 @@ def _show_plan(plan: Plan) -> None:
         "already there": counts["there"] + counts["adopt"],
         "to remove": counts["remove"],
         "for the manifests only": counts["listed"],
-        "by correction": counts["overridden"],
+        "by override": counts["overridden"],
     }
     told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
     console.print(f"  {told or 'nothing to do'}")

@@ -7,11 +7,12 @@ nothing in it is overwritten that rebuild did not make, and `undo` takes away ex
 
 ============  ======================================================================
 settings      what is asked
-labelling     decision, then a person's correction
+labelling     decision, then a person's override
 planner       index → `plan`: `collect` reads, `survey` looks; `store` is the plan's table
 guard         what is refused before anything is written
 names         safe names, flat names, collisions
 execution     plan → tree; `place` has a placer for each copy mode
+helpers       processes that read and place beside the main one
 tree          every path by directory descriptors, so that no link leads out
 log           the mapping log: what is ours, and where it came from
 manifests     manifests, statistics, summary
