@@ -12,20 +12,31 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import orjson
 
 from drumline.durable import output_errors, write_bytes, write_json
 from drumline.errors import ConfigError
 
-__all__ = ["FitSettings", "OnEpoch", "fit", "read_history"]
+__all__ = ["EpochDone", "FitSettings", "OnEpoch", "fit", "read_history"]
 
-OnEpoch = Callable[[int, float], None]
 Schedule = Literal["cosine", "plateau"]
 _HISTORY = "history.json"
 _BEST = "best.weights.h5"
 _VALIDATION_BATCH = 128
+
+
+class EpochDone(NamedTuple):
+    """Where a fit is: the step, the epoch's number from 1, how many there are, and the training loss."""
+
+    step: str
+    number: int
+    epochs: int
+    loss: float
+
+
+OnEpoch = Callable[[EpochDone], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +97,7 @@ def fit(
     validation
         (features, target) that the loss is measured on after every epoch, or None.
     on_epoch
-        Called after every epoch with its number, from 1, and the training loss.
+        Called after every epoch.
 
     Raises
     ------
@@ -109,7 +120,7 @@ def fit(
             shuffle=False,
             validation_data=validation,
             validation_batch_size=_VALIDATION_BATCH,
-            callbacks=_callbacks(batches, settings, validation, directory, on_epoch),
+            callbacks=_callbacks(batches, settings, epochs, validation, directory, on_epoch),
         )
         _finish(model, directory, weights)
     write_bytes(directory / "history.png", _plot(read_history(directory)))
@@ -149,7 +160,12 @@ def _optimizer(settings: FitSettings, steps: int, epochs: int) -> Any:
 
 
 def _callbacks(
-    batches: Any, settings: FitSettings, validation: Any, directory: Path, on_epoch: OnEpoch | None
+    batches: Any,
+    settings: FitSettings,
+    epochs: int,
+    validation: Any,
+    directory: Path,
+    on_epoch: OnEpoch | None,
 ) -> list[Any]:
     """Return the callbacks in the order in which they have to act at the end of an epoch."""
     from keras import callbacks
@@ -167,9 +183,11 @@ def _callbacks(
         chosen += _early_stopping(settings, directory)
     chosen.append(_history_callback(directory))
     if on_epoch is not None:
-        tell = on_epoch
+        tell, step = on_epoch, directory.name
         chosen.append(
-            callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: tell(epoch + 1, logs["loss"]))
+            callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: tell(EpochDone(step, epoch + 1, epochs, logs["loss"]))
+            )
         )
     return chosen
 

@@ -134,7 +134,7 @@ def train(
     directory
         Where a stopped training goes on from; None keeps nothing.
     on_epoch
-        Called after every epoch with its number, from 1, and the training loss.
+        Called after every epoch of every step.
 
     Returns
     -------

@@ -23,6 +23,7 @@ from drumline_convert.architecture import Architecture
 from drumline_convert.augment import AugmentSettings
 from drumline_convert.corpus import Recording, read_corpus
 from drumline_convert.dataset import FeatureStore
+from drumline_convert.fitting import EpochDone
 from drumline_convert.split import family_folds, family_groups, manifest_folds
 from drumline_convert.taxonomy import DEFAULT_TAXONOMY, TrainingTaxonomy, read_taxonomy
 from drumline_convert.training import (
@@ -171,9 +172,11 @@ class Workbench:
         )
         settings = self.settings
 
-        def on_epoch(epoch: int, loss: float) -> None:
-            if epoch % 10 == 0 or epoch == settings.training.epochs:
-                self.report(f"{what}: epoch {epoch} of {settings.training.epochs}, loss {loss:.3f}")
+        def on_epoch(done: EpochDone) -> None:
+            if done.number % 10 == 0 or done.number == done.epochs:
+                self.report(
+                    f"{what}, {done.step}: epoch {done.number} of {done.epochs}, loss {done.loss:.3f}"
+                )
 
         return train(
             data,

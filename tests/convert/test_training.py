@@ -14,7 +14,7 @@ from drumline.errors import BundleError, ConfigError
 from drumline.frontend import FrontEnd
 from drumline_convert.architecture import Architecture
 from drumline_convert.batches import SamplingSettings, TrainingData, batches, targets
-from drumline_convert.fitting import FitSettings, read_history
+from drumline_convert.fitting import EpochDone, FitSettings, read_history
 from drumline_convert.layers import SpectralSettings
 from drumline_convert.losses import LossSettings, classification_loss
 from drumline_convert.training import TrainingSettings
@@ -77,15 +77,15 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     settings = replace(SETTINGS, epochs=4, spectral=SpectralSettings(mask_bands=3))
     undisturbed = trained(settings, directory=tmp_path / "undisturbed")
 
-    def stop(epoch: int, _loss: float) -> None:
-        if epoch == 2:
+    def stop(done: EpochDone) -> None:
+        if done.number == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         trained(settings, directory=tmp_path / "stopped", on_epoch=stop)
     epochs: list[int] = []
     resumed = trained(
-        settings, directory=tmp_path / "stopped", on_epoch=lambda epoch, _: epochs.append(epoch)
+        settings, directory=tmp_path / "stopped", on_epoch=lambda done: epochs.append(done.number)
     )
     assert epochs == [3, 4]
     for ours, theirs in zip(resumed.get_weights(), undisturbed.get_weights(), strict=True):
