@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import xxhash
 
 from drumline.errors import OutputError
 from drumline.rebuild import execute, undo
@@ -89,10 +90,48 @@ def test_a_moved_sample_is_removed_only_after_it_was_placed(
     assert archive.tree() == {b"Kick/moved.wav": CONTENT}
 
 
+def _hash(content: bytes) -> str:
+    return xxhash.xxh3_64_hexdigest(content)
+
+
 def _move(archive: Archive, record: Any) -> None:
     os.rename(archive.path(b"kick.wav"), archive.path(b"moved.wav"))
     archive.records.clear()
     archive.index(b"moved.wav", KICK, hash=record["hash"], **stat_fields(archive.path(b"moved.wav")))
+
+
+def test_a_sample_whose_name_became_a_directory_with_it_moves_there(archive: Archive) -> None:
+    archive.add(b"x", KICK, CONTENT)
+    archive.rebuild()
+    os.remove(archive.path(b"x"))
+    archive.records.clear()
+    archive.add(b"x/y", KICK, CONTENT)
+    assert archive.rebuild().not_placed == 0
+    assert archive.tree() == {b"Kick/x/y": CONTENT}
+    os.rename(archive.path(b"x/y"), archive.path(b"aside"))
+    os.rmdir(archive.path(b"x"))
+    os.rename(archive.path(b"aside"), archive.path(b"x"))
+    archive.records.clear()
+    archive.index(b"x", KICK, hash=_hash(CONTENT), **stat_fields(archive.path(b"x")))
+    assert archive.rebuild().not_placed == 0
+    assert archive.tree() == {b"Kick/x": CONTENT}
+    assert undo(archive.out).complete
+    assert not archive.out.exists()
+
+
+def test_a_last_copy_whose_name_became_a_directory_stays_and_the_plan_says_what_that_costs(
+    archive: Archive,
+) -> None:
+    archive.add(b"x", KICK, CONTENT)
+    archive.rebuild()
+    os.remove(archive.path(b"x"))
+    archive.records.clear()
+    archive.add(b"x/y", KICK, b"another")
+    with archive.plan() as plan:
+        assert (plan.counts["occupied"], plan.counts["kept"], plan.counts["make"]) == (1, 1, 0)
+        assert plan.files == 0
+        assert execute(plan).not_placed == 1
+    assert archive.tree() == {b"Kick/x": CONTENT}
 
 
 def test_what_has_no_hash_is_not_known_to_be_elsewhere(archive: Archive) -> None:

@@ -139,8 +139,8 @@ class _Execution:
     def run(self) -> RebuildSummary:
         self._open()
         self._remove()
-        self._replace()
         self._place()
+        self._replace()
         self._remove_last_copies()
         return self._report()
 
@@ -308,21 +308,32 @@ class _Execution:
             self._note(batch, failures + unpublished)
 
     def _make_way(self, action: Action) -> Failure | None:
-        """Take the old file away whose successor is staged; return why it stays."""
+        """Take away what stands in the place of a staged file; return why it stays."""
         made = self._store.made_at(action.target)
-        assert made is not None
-        even_last = self._plan.settings.drop_last_copies or has_same_content(made, action)
-        how = fate(self._tree, made, even_last=even_last)
-        if how in ("changed", "last_copy"):
-            return Failure(action, "edited", WHY_IT_STAYS[how])
+        blocking = self._store.last_copies_blocking(action.target) if made is None else [made]
+        for old in blocking:
+            how = fate(self._tree, old, even_last=self._may_go_for(old, action))
+            if how in ("changed", "last_copy"):
+                return Failure(action, "edited" if old is made else "occupied", WHY_IT_STAYS[how])
         if self._plan.settings.copy_mode == "symlink":
             try:
                 self._sources().find(action)
             except Refused as refused:
                 return Failure(action, refused.problem, refused.message)
-        self._tree.unlink(action.target)
-        self._removals.add(action.target)
+        for old in blocking:
+            self._tree.unlink(old.target)
+            self._removals.add(old.target)
+            if old is not made:
+                self._store.drop_stale(old)
+                self.counts["removed"] += 1
+        if made is None:
+            self._remove_folders()
         return None
+
+    def _may_go_for(self, old: Made, action: Action) -> bool:
+        if self._plan.settings.drop_last_copies or has_same_content(old, action):
+            return True
+        return old.target != action.target and any(map(self._stands, self._store.twins(old)))
 
     def _place(self) -> None:
         if self._placer is None:

@@ -129,7 +129,7 @@ def has_same_content(made: Made, action: Action) -> bool:
 
 def original_is_gone(made: Made) -> bool:
     """Tell whether a copy's original is not where it was, so that the copy may be the last."""
-    return made.mode in ("copy", "reflink") and not os.path.lexists(made.source)
+    return made.mode in ("copy", "reflink") and not os.path.isfile(made.source)
 
 
 def same_time(found_ns: int, given_ns: int) -> bool:

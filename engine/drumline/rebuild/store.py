@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 from drumline.errors import OutputError
-from drumline.rebuild.actions import Action, Problem
+from drumline.rebuild.actions import Action, Problem, State
 
 __all__ = ["PLACED", "TO_DO", "Made", "Row", "Store", "working_space"]
 
@@ -57,7 +57,7 @@ CREATE TABLE made (target BLOB PRIMARY KEY, mode TEXT, size INT, mtime_ns INT, s
                   WITHOUT ROWID;
 CREATE TABLE folder (target BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE report (target BLOB, hash TEXT, PRIMARY KEY (target, hash)) WITHOUT ROWID;
-CREATE TABLE stale (target BLOB, is_last INT);
+CREATE TABLE stale (target BLOB PRIMARY KEY, is_last INT) WITHOUT ROWID;
 """
 
 
@@ -312,8 +312,8 @@ class Store:
         files, size = self.row(query, TO_DO)
         return files, int(size)
 
-    def set_state(self, action: Action, state: Problem) -> None:
-        """Note in the plan that an action could not be done."""
+    def set_state(self, action: Action, state: State) -> None:
+        """Change how an action stands in the plan."""
         self.change("UPDATE plan SET state = ? WHERE number = ?", (state, action.number))
 
     def spans(self) -> list[tuple[str, int, int]]:
@@ -351,6 +351,28 @@ class Store:
         )
         return map(Made._make, self.rows(query))
 
+    def blocked_by(self, target: bytes) -> list[Action]:
+        """Return what is to be made below a file, or at a directory above it."""
+        above = _parents(target)
+        query = (
+            f"SELECT {_PLAN} FROM plan WHERE state = 'make'"
+            f" AND (target > ? AND target < ? OR target IN ({_places(above)}))"
+        )
+        return list(map(Action._make, self.rows(query, (*_below(target), *above)).fetchall()))
+
+    def last_copies_blocking(self, target: bytes) -> list[Made]:
+        """Return what is to be removed, as a last copy, at a directory above a target, or below it."""
+        above = _parents(target)
+        query = (
+            f"SELECT {_MADE} FROM stale s JOIN made m ON m.target = s.target WHERE s.is_last"
+            f" AND (s.target > ? AND s.target < ? OR s.target IN ({_places(above)}))"
+        )
+        return list(map(Made._make, self.rows(query, (*_below(target), *above)).fetchall()))
+
+    def drop_stale(self, made: Made) -> None:
+        """Note that what was to be removed is."""
+        self.change("DELETE FROM stale WHERE target = ?", (made.target,))
+
     def note_stale(self, made: Made, *, is_last: bool) -> None:
         """Note what is to be removed; `is_last`: only when what the plan places elsewhere stands there."""
         self.add("stale", (made.target, is_last))
@@ -373,5 +395,15 @@ class Store:
         self._db.close()
 
 
-def _places(values: Sequence[str]) -> str:
+def _parents(target: bytes) -> list[bytes]:
+    parts = target.split(b"/")
+    return [b"/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _below(directory: bytes) -> tuple[bytes, bytes]:
+    """Return bounds of all paths in a directory: ``0`` is the character after ``/``."""
+    return directory + b"/", directory + b"0"
+
+
+def _places(values: Sequence[object]) -> str:
     return ",".join("?" * len(values))

@@ -203,6 +203,22 @@ class Surveyor:
             else:
                 self._store.note_problem("kept", made.target, WHY_IT_STAYS[how])
                 self._plan.counts["kept"] += 1
+            if how in ("changed", "last_copy"):
+                self._give_precedence(made, replaceable=is_last)
+
+    def _give_precedence(self, made: Made, *, replaceable: bool) -> None:
+        """Plan for what would need a file's name as a directory, or its directory as a name.
+
+        A last copy that is placed elsewhere gives way to it as in a replacement; what stays, to nothing.
+        """
+        for action in self._store.blocked_by(made.target):
+            self._plan.counts["make"] -= 1
+            self._plan.counts["replace" if replaceable else "occupied"] += 1
+            self._store.set_state(action, "replace" if replaceable else "occupied")
+            if not replaceable:
+                self._store.note_problem("occupied", action.target, "a file that stays is in the way")
+                self._plan.labels[action.label].files -= 1
+                self._plan.labels[action.label].bytes -= action.size
 
 
 def _action(number: int, target: bytes, row: Row) -> Action:
