@@ -33,9 +33,9 @@ def row(path: bytes, line: int, digest: str | None = None, size: int = 1) -> Fil
     return FileRow(*os.path.split(path), size, 2, digest, Failure.NONE, line)
 
 
-def add(cache: Cache, scope: int, run: int, *rows: FileRow, place: int = 0, failed: int = 0) -> int:
+def add(cache: Cache, scope: int, run: int, *rows: FileRow, offset: int = 0, failed: int = 0) -> int:
     tally = Tally(records=len(rows), failed=failed, size=sum(each.size for each in rows))
-    return cache.add_frame(scope, run, place, 10, 0, tally, rows)
+    return cache.add_frame(scope, run, offset, 10, 0, tally, rows)
 
 
 def known(cache: Cache, scope: int) -> dict[bytes, KnownFile]:
@@ -109,7 +109,7 @@ def test_a_file_has_one_row_that_of_its_last_record(cache: Cache) -> None:
         scope = cache.scope(ARCHIVE, KEY)
         run = cache.add_run(scope, "run", "decisions")
         first = add(cache, scope, run, row(b"a/1.wav", 0), row(b"a/2.wav", 1))
-        second = add(cache, scope, run, row(b"a/1.wav", 0, size=9), place=10)
+        second = add(cache, scope, run, row(b"a/1.wav", 0, size=9), offset=10)
     assert known(cache, scope)[b"a/1.wav"] == KnownFile(9, 2, 0, second, 0)
     assert known(cache, scope)[b"a/2.wav"].frame == first
     assert cache.tally(run)[0].records == 3

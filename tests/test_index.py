@@ -96,7 +96,6 @@ def test_frames_follow_one_another_and_can_be_read_alone(tmp_path: Path, suffix:
             assert data == frame.data
             place += frame.length
     assert place == path.stat().st_size
-    assert list(read_frames(path, frames[2].offset)) == frames[2:]
 
 
 @each_compression
@@ -230,3 +229,20 @@ def test_a_line_may_have_the_largest_length_and_no_more(tmp_path: Path) -> None:
     path.write_bytes(encode_record({**record, "label_top1": "x" * (spare + 1)}))
     with pytest.raises(IndexFormatError, match="more than 1 MiB"):
         list(read_index(path))
+
+
+def test_a_frame_has_its_lines_and_the_empty_ones_and_the_one_without_its_newline() -> None:
+    assert split_lines(b"") == []
+    assert split_lines(b"a\n\nb\r\n\x85c") == [b"a\n", b"\n", b"b\r\n", b"\x85c\n"]
+
+
+@each_compression
+def test_an_empty_line_is_no_record_whoever_reads_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"index.{suffix}"
+    line = encode_record(RECORDS[0])
+    path.touch()
+    path.write_bytes(codec_of(path).compress(line + b"\n" + line))
+    with pytest.raises(IndexFormatError, match="no record"):
+        list(read_index(path))
+    (frame,) = read_frames(path)
+    assert frame.lines() == [line, b"\n", line]

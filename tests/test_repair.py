@@ -149,7 +149,7 @@ def test_a_summary_that_cannot_be_read_says_null_for_what_no_index_tells(run: Ru
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE frame SET place = place + 1",
+        "UPDATE frame SET offset = offset + 1",
         "DELETE FROM file WHERE line = 3",
         "UPDATE file SET hash = 'other'",
         "UPDATE run SET valid = valid + 1",

@@ -447,12 +447,12 @@ def test_a_key_in_run_json_that_is_not_the_caches_is_found(run: Run) -> None:
 # --- cache
 
 _CACHE_EDITS = (
-    "UPDATE frame SET place = place + 1 WHERE id = 1",
+    "UPDATE frame SET offset = offset + 1 WHERE id = 1",
     "UPDATE frame SET length = length - 1 WHERE id = 2",
     "UPDATE frame SET length = 1 << 50 WHERE id = 2",
-    "UPDATE frame SET place = -1 WHERE id = 2",
+    "UPDATE frame SET offset = -1 WHERE id = 2",
     "UPDATE frame SET lines = lines + 1 WHERE id = 3",
-    "UPDATE frame SET place = 'x' WHERE id = 1",
+    "UPDATE frame SET offset = 'x' WHERE id = 1",
     "UPDATE frame SET tally = (SELECT tally FROM frame WHERE id = 2) WHERE id = 1",
     "UPDATE frame SET tally = 'x' WHERE id = 1",
     "UPDATE file SET size = size + 1 WHERE line = 3",

@@ -43,7 +43,7 @@ __all__ = [
     "file_row",
 ]
 
-CACHE_VERSION: Final = 1
+CACHE_VERSION: Final = 2
 
 Mode = Literal["write", "read", "look", "build"]
 """``write`` and ``read`` are for the processes of a run. ``look`` reads from outside: where nobody writes, no
@@ -64,7 +64,7 @@ CREATE TABLE IF NOT EXISTS run (
     id INTEGER PRIMARY KEY, scope INTEGER NOT NULL, name TEXT NOT NULL UNIQUE, decision_key TEXT NOT NULL,
     valid INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS frame (
-    id INTEGER PRIMARY KEY, run INTEGER NOT NULL, place INTEGER NOT NULL, length INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY, run INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
     lines INTEGER NOT NULL, failed INTEGER NOT NULL, carried INTEGER NOT NULL, tally BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS directory (
     id INTEGER PRIMARY KEY, scope INTEGER NOT NULL, path BLOB NOT NULL, UNIQUE (scope, path));
@@ -112,11 +112,11 @@ class FileRow(NamedTuple):
 
 
 class FrameRow(NamedTuple):
-    """Where a frame lies: bytes from `place` on, `length` many, in the index of `run`; and its line count."""
+    """Where a frame lies: `length` bytes from `offset` on in the index of `run`; and its line count."""
 
     id: int
     run: int
-    place: int
+    offset: int
     length: int
     lines: int
 
@@ -258,7 +258,7 @@ class Cache:
         The end is negative for a run whose index was being written anew: see `set_valid`.
         """
         sql = (
-            "SELECT r.name, min(max(f.place + f.length), CASE WHEN r.valid < 0 THEN -1 ELSE 1 << 62 END) "
+            "SELECT r.name, min(max(f.offset + f.length), CASE WHEN r.valid < 0 THEN -1 ELSE 1 << 62 END) "
             "FROM frame f JOIN run r ON r.id = f.run GROUP BY r.id"
         )
         return list(self._db.execute(sql))
@@ -266,7 +266,7 @@ class Cache:
     def frames(self, scope: int) -> dict[int, FrameRow]:
         """Return all frames of a scope by id."""
         sql = (
-            "SELECT f.id, f.run, f.place, f.length, f.lines "
+            "SELECT f.id, f.run, f.offset, f.length, f.lines "
             "FROM frame f JOIN run r ON r.id = f.run WHERE r.scope = ?"
         )
         return {row[0]: FrameRow(*row) for row in self._db.execute(sql, (scope,))}
@@ -274,7 +274,7 @@ class Cache:
     def frame(self, frame: int) -> tuple[FrameRow, str] | None:
         """Return a frame and the name of its run."""
         sql = (
-            "SELECT f.id, f.run, f.place, f.length, f.lines, r.name "
+            "SELECT f.id, f.run, f.offset, f.length, f.lines, r.name "
             "FROM frame f JOIN run r ON r.id = f.run WHERE f.id = ?"
         )
         row = self._db.execute(sql, (frame,)).fetchone()
@@ -324,16 +324,16 @@ class Cache:
         self,
         scope: int,
         run: int,
-        place: int,
+        offset: int,
         length: int,
         carried: int,
         tally: Tally,
         rows: Iterable[FileRow],
     ) -> int:
         """Store a frame and the rows of its lines; rows of the same files elsewhere are replaced."""
-        columns = "run, place, length, lines, failed, carried, tally"
+        columns = "run, offset, length, lines, failed, carried, tally"
         blob = orjson.dumps(tally.to_json())
-        values = (run, place, length, tally.records, tally.failed, carried, blob)
+        values = (run, offset, length, tally.records, tally.failed, carried, blob)
         sql = f"INSERT INTO frame ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"
         frame = int(self._db.execute(sql, values).lastrowid or 0)
         self._db.executemany(
@@ -343,16 +343,16 @@ class Cache:
         )
         return frame
 
-    def carry_frame(self, frame: int, run: int, place: int) -> None:
+    def carry_frame(self, frame: int, run: int, offset: int) -> None:
         """Say that a frame now lies in another run's index, byte for byte."""
         self._db.execute(
-            "UPDATE frame SET run = ?, place = ?, carried = lines - failed WHERE id = ?",
-            (run, place, frame),
+            "UPDATE frame SET run = ?, offset = ?, carried = lines - failed WHERE id = ?",
+            (run, offset, frame),
         )
 
-    def move_frame(self, frame: int, place: int) -> None:
+    def move_frame(self, frame: int, offset: int) -> None:
         """Say that a frame now lies elsewhere in the same index."""
-        self._db.execute("UPDATE frame SET place = ? WHERE id = ?", (place, frame))
+        self._db.execute("UPDATE frame SET offset = ? WHERE id = ?", (offset, frame))
 
     def forget_file(self, directory: int, name: bytes) -> None:
         """Forget one file."""
@@ -401,10 +401,10 @@ class Cache:
     def live_frames(self, run: int) -> Iterator[tuple[FrameRow, int, list[FileRow]]]:
         """Iterate over a run's frames that rows point to: frame, carried count, and those rows by line."""
         sql = (
-            "SELECT m.id, m.run, m.place, m.length, m.lines, m.carried, "
+            "SELECT m.id, m.run, m.offset, m.length, m.lines, m.carried, "
             "d.path, f.name, f.size, f.mtime_ns, f.hash, f.failed, f.line "
             "FROM file f JOIN frame m ON m.id = f.frame JOIN directory d ON d.id = f.directory "
-            "WHERE m.run = ? ORDER BY m.place, f.line"
+            "WHERE m.run = ? ORDER BY m.offset, f.line"
         )
         for key, rows in groupby(self._db.execute(sql, (run,)), key=lambda row: row[:6]):
             yield FrameRow(*key[:5]), key[5], [FileRow(*row[6:]) for row in rows]

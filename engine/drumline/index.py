@@ -10,11 +10,13 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Protocol, get_args
+from typing import IO, Any, Final, Literal, NamedTuple, Protocol, get_args
 
 import orjson
 import zstandard
@@ -27,18 +29,22 @@ from drumline.records import SCHEMA_VERSION, Record, display_path, misfit
 
 __all__ = [
     "FRAME_LINES",
+    "GARBLED",
     "MAX_FRAME_BYTES",
     "MAX_LINE_BYTES",
     "Codec",
     "Compression",
     "Frame",
+    "FrameError",
     "IndexAppender",
+    "Inflated",
     "codec_of",
     "garbled",
     "parse_record",
     "read_frame",
     "read_frames",
     "read_index",
+    "read_pieces",
     "record_errors",
     "split_lines",
 ]
@@ -55,12 +61,12 @@ MAX_LINE_BYTES = 1 << 20
 """A line that is longer, with its newline, is no record of ours: a path takes some kilobytes, and a thousand
 labels take some more."""
 
-_READ_BYTES = 1 << 20
-# Decompressors are fed so little at a time that even a bomb gives no more than 128 MB at once.
-_FEED_BYTES = 1 << 12
+_BUFFER_BYTES = 1 << 20
+# So few at a time that even a bomb gives no more than 128 MB at once.
+_PIECE_BYTES = 1 << 12
 _WINDOW_BYTES = 1 << 27
 _USUAL_BYTES = 16 << 20  # a frame of 512 records has some hundred kB
-_MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip"}
+_MAGIC: dict[str, bytes] = {"zstd": b"\x28\xb5\x2f\xfd", "gzip": b"\x1f\x8b\x08"}
 _SUFFIX = {"zstd": ".jsonl.zst", "gzip": ".jsonl.gz", "none": ".jsonl"}
 
 
@@ -70,6 +76,22 @@ class Frame(NamedTuple):
     offset: int
     length: int
     data: bytes
+
+    def lines(self) -> list[bytes]:
+        """Return its lines, as `split_lines` does."""
+        return split_lines(self.data)
+
+
+class FrameError(Exception):
+    """What is wrong with the bytes of a frame."""
+
+
+class Inflated(NamedTuple):
+    """What a frame holds, how many bytes it took, and whether its end was among them."""
+
+    data: bytes
+    length: int
+    whole: bool
 
 
 class _Decompressor(Protocol):
@@ -101,7 +123,51 @@ class Codec:
             return gzip.compress(lines, compresslevel=6, mtime=0)
         return lines
 
-    def decompressor(self) -> _Decompressor:
+    @property
+    def magic(self) -> bytes:
+        """What every frame begins with; empty for plain lines."""
+        return _MAGIC.get(self.compression, b"")
+
+    def inflate(self, pieces: Iterable[bytes]) -> Inflated:
+        """Decompress one frame.
+
+        Parameters
+        ----------
+        pieces
+            The bytes from its first on, and perhaps beyond its end: see `read_pieces`.
+
+        Raises
+        ------
+        FrameError
+            When it is damaged, or holds more than `MAX_FRAME_BYTES`.
+        """
+        decompressor, parts, fed, size = self._decompressor(), [], 0, 0
+        for piece in pieces:
+            try:
+                parts.append(decompressor.decompress(piece))
+            except (zstandard.ZstdError, zlib.error) as error:
+                raise FrameError(str(error)) from error
+            fed, size = fed + len(piece), size + len(parts[-1])
+            if size > MAX_FRAME_BYTES:
+                raise FrameError(f"a frame holds more than {MAX_FRAME_BYTES >> 20} MiB: no index of ours")
+            if decompressor.eof:
+                break
+        return Inflated(b"".join(parts), fed - len(decompressor.unused_data), decompressor.eof)
+
+    def inflate_known(self, raw: bytes) -> Inflated:
+        """Decompress a frame of which all bytes are there; raise as `inflate` does."""
+        try:
+            if self.compression == "zstd":
+                content = zstandard.get_frame_parameters(raw).content_size
+                if content <= _USUAL_BYTES:
+                    # It says how much it holds, so one step does: four times as fast as growing.
+                    at_once = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+                    return Inflated(at_once.decompress(raw, allow_extra_data=False), len(raw), True)
+        except zstandard.ZstdError as error:
+            raise FrameError(str(error)) from error
+        return self.inflate(read_pieces(BytesIO(raw)))
+
+    def _decompressor(self) -> _Decompressor:
         """Return a decompressor that stops at the end of one frame."""
         if self.compression == "zstd":
             return zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj()
@@ -114,10 +180,12 @@ def codec_of(path: Path) -> Codec:
         with open_regular(path) as stream:
             head = stream.read(4)
     except OSError as error:
-        raise IndexFormatError(f"cannot read the index {str(path)!r}: {error.strerror}") from error
-    for magic, compression in _MAGIC.items():
-        if head.startswith(magic):
-            return Codec(compression)  # type: ignore[arg-type]
+        raise IndexFormatError(
+            f"cannot read the index {str(path)!r}: {error.strerror}", "Check the disk and the permissions."
+        ) from error
+    for codec in map(Codec, get_args(Compression)):
+        if codec.magic and head.startswith(codec.magic):
+            return codec
     if head and not head.startswith(b"{"):
         raise IndexFormatError(
             f"{str(path)!r} is no index: neither zstd, gzip nor JSON lines",
@@ -127,20 +195,25 @@ def codec_of(path: Path) -> Codec:
     return Codec("none") if head else Codec(next(by_name, "none"))
 
 
-def read_frames(path: Path, start: int = 0) -> Iterator[Frame]:
+def read_pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    """Iterate over what is left of `stream` in pieces that no bomb makes too large."""
+    return iter(partial(stream.read, _PIECE_BYTES), b"")
+
+
+def read_frames(path: Path) -> Iterator[Frame]:
     """Iterate over the whole frames of an index; one that is cut off at its end is left out.
 
     Parameters
     ----------
     path
         Index, in any compression.
-    start
-        Offset of the first frame to read, in bytes.
 
     Raises
     ------
     IndexFormatError
-        When a frame is damaged, rather than cut off by the end of the file.
+        When the index cannot be opened, or a frame is damaged rather than cut off by the end of the file.
+    OSError
+        When the disk fails while it is read.
 
     Notes
     -----
@@ -148,62 +221,30 @@ def read_frames(path: Path, start: int = 0) -> Iterator[Frame]:
     last frame with the file's size.
     """
     codec = codec_of(path)
-    with open_regular(path) as stream:
-        stream.seek(start)
-        frames = (
-            _plain_frames(stream, start) if codec.compression == "none" else _frames(stream, start, codec)
-        )
-        yield from frames
+    with open_regular(path, _BUFFER_BYTES) as stream:
+        yield from _plain_frames(stream) if codec.compression == "none" else _frames(stream, codec)
 
 
-def _frames(stream: IO[bytes], offset: int, codec: Codec) -> Iterator[Frame]:
-    pending = memoryview(b"")
+def _frames(stream: IO[bytes], codec: Codec) -> Iterator[Frame]:
+    offset = 0
     while True:
+        stream.seek(offset)  # within the buffer, mostly: decompressors are given more than they take
         try:
-            frame, pending = _next_frame(stream, offset, codec, pending)
-        except (zstandard.ZstdError, zlib.error) as error:
+            data, length, whole = codec.inflate(read_pieces(stream))
+        except FrameError as error:
             raise IndexFormatError(
                 f"the index {display_path(os.fsencode(stream.name))!r} is damaged at byte {offset}: {error}",
-                "What stands before is whole. 'drumline infer' of the archive makes a new index.",
+                "What stands before is whole. 'drumline repair' keeps all that is, 'drumline infer' of the "
+                "archive makes a new index.",
             ) from error
-        if frame is None:
+        if not whole:
             return
-        yield frame
-        offset += frame.length
+        yield Frame(offset, length, data)
+        offset += length
 
 
-def _next_frame(
-    stream: IO[bytes], offset: int, codec: Codec, pending: memoryview
-) -> tuple[Frame | None, memoryview]:
-    decompressor, parts, consumed, size = codec.decompressor(), [], 0, 0
-    while not decompressor.eof:
-        pending = pending or memoryview(stream.read(_READ_BYTES))
-        if not pending:
-            return None, pending
-        data, used = _fed(decompressor, pending)
-        parts.append(data)
-        pending, consumed, size = pending[used:], consumed + used, size + len(data)
-        if size > MAX_FRAME_BYTES:
-            raise _bomb(offset)
-    return Frame(offset, consumed, b"".join(parts)), pending
-
-
-def _fed(decompressor: _Decompressor, data: memoryview) -> tuple[bytes, int]:
-    """Feed the start of `data` to a decompressor; return what it gave, and how many bytes it took."""
-    piece = data[:_FEED_BYTES]
-    given = decompressor.decompress(piece)
-    return given, len(piece) - len(decompressor.unused_data)
-
-
-def _bomb(offset: int) -> IndexFormatError:
-    return IndexFormatError(
-        f"a frame at byte {offset} holds more than {MAX_FRAME_BYTES >> 20} MiB: no index of ours",
-        "It was not written by drumline, or it is damaged: 'drumline verify' tells more.",
-    )
-
-
-def _plain_frames(stream: IO[bytes], offset: int) -> Iterator[Frame]:
-    lines: list[bytes] = []
+def _plain_frames(stream: IO[bytes]) -> Iterator[Frame]:
+    offset, lines = 0, list[bytes]()
     for line in iter(lambda: stream.readline(MAX_LINE_BYTES), b""):
         if not line.endswith(b"\n"):
             if len(line) == MAX_LINE_BYTES:
@@ -218,40 +259,31 @@ def _plain_frames(stream: IO[bytes], offset: int) -> Iterator[Frame]:
 
 
 def read_frame(descriptor: int, offset: int, length: int, codec: Codec) -> bytes:
-    """Read one frame's lines at a known place.
+    """Read the lines of the frame of `length` bytes at `offset`.
 
     Raises
     ------
     IndexFormatError
-        When there is no whole frame of exactly `length` bytes.
+        When there is no whole frame of exactly that length.
     """
     raw = os.pread(descriptor, length, offset)
-    if codec.compression == "none":
-        data, whole = raw, len(raw) == length and raw.endswith(b"\n")
-    else:
-        data, whole = _inflated(raw, offset, codec)
-    if not whole:
-        raise IndexFormatError(f"no whole frame of {length} bytes at byte {offset}")
-    return data
-
-
-def _inflated(raw: bytes, offset: int, codec: Codec) -> tuple[bytes, bool]:
-    """Return what a frame holds, and whether it is a whole one with nothing behind it."""
-    decompressor, left, parts, size = codec.decompressor(), memoryview(raw), [], 0
     try:
-        if codec.compression == "zstd" and zstandard.get_frame_parameters(raw).content_size <= _USUAL_BYTES:
-            # It says how much it holds, so one step does: four times as fast as growing.
-            at_once = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
-            return at_once.decompress(raw, allow_extra_data=False), True
-        while left and not decompressor.eof:
-            data, used = _fed(decompressor, left)
-            parts.append(data)
-            left, size = left[used:], size + len(data)
-            if size > MAX_FRAME_BYTES:
-                raise _bomb(offset)
-    except (zstandard.ZstdError, zlib.error):
-        return b"", False
-    return b"".join(parts), decompressor.eof and not left
+        if codec.compression == "none":
+            frame = Inflated(raw, len(raw), raw.endswith(b"\n"))
+        else:
+            frame = codec.inflate_known(raw)
+    except FrameError as error:
+        raise _no_frame(offset, length, f": {error}") from error
+    if frame.length != length or not frame.whole:
+        raise _no_frame(offset, length)
+    return frame.data
+
+
+def _no_frame(offset: int, length: int, why: str = "") -> IndexFormatError:
+    return IndexFormatError(
+        f"no whole frame of {length} bytes at byte {offset}{why}",
+        "The index was changed after drumline wrote it: 'drumline verify' tells more.",
+    )
 
 
 class IndexAppender:
@@ -298,8 +330,11 @@ class IndexAppender:
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """Split a frame into its lines, each with its newline; an empty line is one, and no record."""
-    return [line + b"\n" for line in data.split(b"\n")[:-1]]
+    """Split a frame into its lines, each with its newline, also where the last one lacks it."""
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line + b"\n" for line in lines]
 
 
 def read_index(path: Path) -> Iterator[Record]:
@@ -311,7 +346,7 @@ def read_index(path: Path) -> Iterator[Record]:
         When a whole frame holds something that is no record, or a record of another schema version.
     """
     for frame in read_frames(path):
-        for line in split_lines(frame.data):
+        for line in frame.lines():
             yield parse_record(line, path)
 
 
@@ -347,6 +382,10 @@ def _too_long(path: Path) -> IndexFormatError:
     )
 
 
+GARBLED: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What looking at a garbled record, cache row, run.json or summary raises: see `garbled`."""
+
+
 @contextmanager
 def record_errors(path: Path) -> Iterator[None]:
     """Turn what goes wrong with a garbled record of `path` into an `IndexFormatError`.
@@ -355,10 +394,10 @@ def record_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except GARBLED as error:
         raise IndexFormatError(
             f"{str(path)!r} holds a garbled record: {garbled(error)}",
-            "It was changed after drumline wrote it: restore it, or classify the archive again.",
+            "It was changed after drumline wrote it: 'drumline repair' keeps the sound records.",
         ) from error
 
 

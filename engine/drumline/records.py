@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "FIELD_TYPES",
     "OPTIONAL_FIELDS",
     "SCHEMA_VERSION",
     "TRANSIENT_ERRORS",
@@ -129,47 +130,6 @@ class Record(TypedDict):
     below_misc_threshold: bool
     out_of_target: bool
     errors: FileError | None
-
-
-_TEXT, _WHOLE, _NUMBER, _FLAG = {str}, {int}, {int, float}, {bool}
-_KINDS: Final = tuple(
-    (name, frozenset({*kinds, *([type(None)] if nullable else [])}))
-    for nullable, kinds, names in (
-        (False, _TEXT, ("relative_path", "abs_path", "format", "assigned_label", "assigned_reason")),
-        (True, _TEXT, ("relative_path_b64", "abs_path_b64", "hash", "label_top1")),
-        (False, _WHOLE, ("size", "mtime_ns")),
-        (False, _NUMBER, ("mtime",)),
-        (True, _WHOLE, ("sample_rate", "channels")),
-        (True, _NUMBER, ("duration_sec", "rms_db", "spectral_centroid", "spectral_rolloff")),
-        (True, _NUMBER, ("conf_top1", "assigned_conf")),
-        (False, _FLAG, ("misc_routed", "below_misc_threshold", "out_of_target")),
-        (False, {list}, ("topk",)),
-        (True, {dict}, ("probs", "errors")),
-    )
-    for name in names
-)
-_LARGEST_WHOLE: Final = 2**63 - 1
-
-
-def misfit(record: Mapping[str, Any]) -> str | None:
-    """Return the first field that is missing or not of its kind; None for what can be used as a `Record`.
-
-    The kinds alone, which is quick; `json_schema` says more.
-    """
-    for name, kinds in _KINDS:
-        if name not in record or type(record[name]) not in kinds:
-            return name
-    if max(abs(record["size"]), abs(record["mtime_ns"])) > _LARGEST_WHOLE:
-        return "size" if abs(record["size"]) > _LARGEST_WHOLE else "mtime_ns"
-    if not all(type(value) in _NUMBER for value in (record["probs"] or {}).values()):
-        return "probs"
-    for name in ("conf_top1", "assigned_conf"):
-        if not 0 <= (record[name] or 0) <= 1:
-            return name
-    error = record["errors"]
-    if error is not None and not {str} >= {type(error.get(key)) for key in ("type", "message")}:
-        return "errors"
-    return None
 
 
 def display_path(path: bytes) -> str:
@@ -297,6 +257,57 @@ _FIELDS: Final[dict[str, Any]] = {
         **_object(type={"enum": list(get_args(ErrorType))}, message=_STRING),
     },
 }
+
+_PYTHON_TYPES: Final[dict[str, frozenset[type]]] = {
+    "string": frozenset({str}),
+    "integer": frozenset({int}),
+    "number": frozenset({int, float}),
+    "boolean": frozenset({bool}),
+    "null": frozenset({type(None)}),
+    "object": frozenset({dict}),
+    "array": frozenset({list}),
+}
+
+
+def _types(schema: dict[str, Any]) -> frozenset[type]:
+    """Return the Python types that the values of a JSON Schema have."""
+    if "anyOf" in schema:
+        return frozenset().union(*map(_types, schema["anyOf"]))
+    if "type" not in schema:
+        return frozenset(map(type, schema.get("enum", [schema.get("const")])))
+    names = schema["type"]
+    return frozenset().union(
+        *(_PYTHON_TYPES[name] for name in ([names] if isinstance(names, str) else names))
+    )
+
+
+FIELD_TYPES: Final[dict[str, frozenset[type]]] = {name: _types(schema) for name, schema in _FIELDS.items()}
+"""Field → the Python types that its value may have."""
+
+_REQUIRED_TYPES: Final = tuple(item for item in FIELD_TYPES.items() if item[0] not in OPTIONAL_FIELDS)
+_LARGEST_WHOLE: Final = 2**63 - 1
+
+
+def misfit(record: Mapping[str, Any]) -> str | None:
+    """Return the first field that is missing or not of its kind; None for what can be used as a `Record`.
+
+    The kinds alone, which is quick; `json_schema` says more.
+    """
+    for name, types in _REQUIRED_TYPES:
+        if name not in record or type(record[name]) not in types:
+            return name
+    for name in ("size", "mtime_ns"):
+        if abs(record[name]) > _LARGEST_WHOLE:
+            return name
+    if not all(type(value) in _PYTHON_TYPES["number"] for value in (record["probs"] or {}).values()):
+        return "probs"
+    for name in ("conf_top1", "assigned_conf"):
+        if not 0 <= (record[name] or 0) <= 1:
+            return name
+    error = record["errors"]
+    if error is not None and not all(type(error.get(key)) is str for key in ("type", "message")):
+        return "errors"
+    return None
 
 
 def json_schema() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from drumline.cache import Cache, cache_errors, file_row
 from drumline.durable import output_errors, sync_directory
 from drumline.errors import DrumlineError, OutputError
 from drumline.failpoints import step
-from drumline.index import FRAME_LINES, Frame, parse_record, read_frames, record_errors, split_lines
+from drumline.index import FRAME_LINES, Frame, parse_record, read_frames, record_errors
 from drumline.runs import Run, list_runs, open_run
 from drumline.tally import Tally
 
@@ -152,7 +152,7 @@ def _read_run(cache: Cache, scope: int, run: Run) -> None:
 
 def _read_frame(cache: Cache, scope: int, run_id: int, run: Run, frame: Frame) -> None:
     with record_errors(run.index_path):
-        records = [parse_record(line, run.index_path) for line in split_lines(frame.data)]
+        records = [parse_record(line, run.index_path) for line in frame.lines()]
         if len(records) > FRAME_LINES:
             return  # written by another tool: its lines cannot be pointed at
         rows = [file_row(record, number) for number, record in enumerate(records)]

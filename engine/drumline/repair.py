@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from itertools import count
@@ -35,7 +35,7 @@ import numpy as np
 from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import DrumlineError, IndexFormatError
 from drumline.failpoints import step
-from drumline.index import IndexAppender
+from drumline.index import GARBLED, IndexAppender
 from drumline.lock import exclusive
 from drumline.rebuild.actions import Progress
 from drumline.records import SCHEMA_VERSION, display_path, encode_record
@@ -178,7 +178,7 @@ class _Repair:
         self.retired = bool(inspection.trouble)
 
     def repair(self) -> None:
-        """Do everything."""
+        """Restore what can be restored, in the order that keeps every moment safe."""
         renew = self._has("cache") or not self._cache.exists()
         if self.retired:
             self._retire()
@@ -237,17 +237,22 @@ class _Repair:
     def _salvage(self) -> Tally:
         """Write a new index of all that is sound, beside the old one; return what it holds."""
         tally, left = Tally(), dict(zip(*map(np.ndarray.tolist, self._inspection.doubled), strict=True))
-        appender = None if self._dry_run else IndexAppender(self._new_index, self._inspection.codec)
-        with open(self._run.index_path, "rb") as stream:
+        with ExitStack() as stack:
+            stream = stack.enter_context(open(self._run.index_path, "rb"))
+            appender = None
+            if not self._dry_run:
+                appender = stack.enter_context(
+                    closing(IndexAppender(self._new_index, self._inspection.codec))
+                )
             for stretch in scan(self._run.index_path, self._inspection.codec):
-                lines = list(self._sound_lines(stretch, left, tally))
-                if appender and lines:
-                    raw = os.pread(stream.fileno(), stretch.length, stretch.offset)
-                    same = stretch.checked and b"".join(lines) == stretch.data
-                    appender.append(raw if same else appender.codec.compress(b"".join(lines)))
-        if appender:
-            appender.sync()
-            appender.close()
+                data = b"".join(self._sound_lines(stretch, left, tally))
+                if appender and data:
+                    if stretch.checked and data == stretch.data:
+                        appender.append(os.pread(stream.fileno(), stretch.length, stretch.offset))
+                    else:
+                        appender.append(appender.codec.compress(data))
+            if appender:
+                appender.sync()
         return tally
 
     def _sound_lines(self, stretch: Stretch, left: dict[int, int], tally: Tally) -> Iterator[bytes]:
@@ -362,7 +367,7 @@ def _claims(summary: dict[str, Any]) -> list[int]:
         counts, labels = summary["counts"], sum(summary["labels"].values())
         sums = (sum(summary[name].values()) for name in ("reasons", "formats"))
         return [int(claim) for claim in (counts["indexed"], labels + counts["failed"], *sums)]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except GARBLED:
         return []
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from drumline.errors import IndexFormatError
-from drumline.index import parse_record, read_frames, read_index, record_errors, split_lines
+from drumline.index import parse_record, read_frames, read_index, record_errors
 from drumline.records import display_path, relative_path
 from drumline.runs import Run
 from drumline.tally import Tally
@@ -130,7 +130,7 @@ def _count_index(run: Run) -> tuple[Tally, int]:
     tally, end, path = Tally(), 0, run.index_path
     with record_errors(path):
         for frame in read_frames(path):
-            for line in split_lines(frame.data):
+            for line in frame.lines():
                 tally.add(parse_record(line, path))
             end = frame.offset + frame.length
     return tally, path.stat().st_size - end

@@ -182,7 +182,7 @@ class _Twins:
         row, run = found
         path = open_run(self._runs_root / run).index_path
         with open(path, "rb") as stream:
-            return split_lines(read_frame(stream.fileno(), row.place, row.length, codec_of(path)))
+            return split_lines(read_frame(stream.fileno(), row.offset, row.length, codec_of(path)))
 
 
 class _Worker:

@@ -96,7 +96,7 @@ def _drop_superseded(job: Job, cache: Cache) -> None:
     with closing(appender), closing(Cache(job.cache_path, "read")) as before, cache.transaction():
         for frame, carried, rows in before.live_frames(job.run_id):
             if len(rows) == frame.lines:
-                raw = os.pread(descriptor, frame.length, frame.place)
+                raw = os.pread(descriptor, frame.length, frame.offset)
                 cache.move_frame(frame.id, appender.append(raw))
             else:
                 _rewrite(job, cache, appender, descriptor, frame, carried, rows)
@@ -119,7 +119,7 @@ def _rewrite(
     carried: int,
     rows: list[FileRow],
 ) -> None:
-    lines = split_lines(read_frame(descriptor, frame.place, frame.length, job.codec))
+    lines = split_lines(read_frame(descriptor, frame.offset, frame.length, job.codec))
     live = [lines[row.line] for row in rows]
     data = job.codec.compress(b"".join(live))
     tally = Tally.of(parse_record(line, job.run.index_path) for line in live)

@@ -84,10 +84,10 @@ class _Source:
         frame, run = found
         descriptor, codec, path = self._file(run)
         try:
-            data = read_frame(descriptor, frame.place, frame.length, codec)
+            data = read_frame(descriptor, frame.offset, frame.length, codec)
         except IndexFormatError as error:
             self._forget(frame, path, error)
-        return SourceFrame(frame, os.pread(descriptor, frame.length, frame.place), data, path)
+        return SourceFrame(frame, os.pread(descriptor, frame.length, frame.offset), data, path)
 
     def _forget(self, frame: FrameRow, path: Path, error: IndexFormatError) -> NoReturn:
         with self._cache.transaction():

@@ -12,14 +12,12 @@ from typing import NamedTuple
 
 from drumline.cache import CACHE_VERSION, Cache, FileRow, FrameRow, connect, file_row
 from drumline.errors import DrumlineError
-from drumline.index import Codec, parse_record, read_frame, split_lines
+from drumline.index import GARBLED, Codec, parse_record, read_frame, split_lines
 from drumline.runs import CACHE_NAME, Run
 from drumline.tally import Tally
 from drumline.verify.findings import Ledger
 
 __all__ = ["CachedRun", "cache_path", "cached_run", "check_cache"]
-
-_GARBLED = (TypeError, ValueError, LookupError, AttributeError, OverflowError)
 
 
 class CachedRun(NamedTuple):
@@ -53,7 +51,7 @@ def cache_path(run: Run) -> Path:
 
 def cached_run(run: Run) -> CachedRun | None:
     """Return what the cache knows of a run; None when it does not know it, or cannot be read."""
-    with suppress(sqlite3.Error, OSError, *_GARBLED):
+    with suppress(sqlite3.Error, OSError, *GARBLED):
         if cache_path(run).exists():
             with closing(connect(cache_path(run), "look")) as database:
                 return _find(database, run)
@@ -104,7 +102,7 @@ def _problems(ledger: Ledger) -> Iterator[None]:
         yield
     except DrumlineError as error:
         ledger.problem("cache", "cache", CACHE_NAME, error.what)
-    except (sqlite3.Error, OSError, *_GARBLED) as error:
+    except (sqlite3.Error, OSError, *GARBLED) as error:
         ledger.problem("cache", "cache", CACHE_NAME, f"cannot be read: {error}")
 
 
@@ -161,12 +159,12 @@ class _CacheCheck:
         self._frames += 1
         self._rows += len(rows)
         where = f"frame {frame.id}"
-        end = frame.place + frame.length
-        if not 0 <= frame.place < end <= self._found.valid:
-            self._problem(where, f"lies from byte {frame.place:,} to {end:,} of {self._found.valid:,}")
+        end = frame.offset + frame.length
+        if not 0 <= frame.offset < end <= self._found.valid:
+            self._problem(where, f"lies from byte {frame.offset:,} to {end:,} of {self._found.valid:,}")
             return
         try:
-            lines = split_lines(read_frame(descriptor, frame.place, frame.length, self._codec))
+            lines = split_lines(read_frame(descriptor, frame.offset, frame.length, self._codec))
         except DrumlineError as error:
             self._problem(where, error.what)
             return
@@ -182,7 +180,7 @@ class _CacheCheck:
             return
         try:
             expected = file_row(parse_record(lines[row.line], self._run.index_path), row.line)
-        except (DrumlineError, *_GARBLED):
+        except (DrumlineError, *GARBLED):
             self._problem(path, "points at a line that is no record")
             return
         if row != expected:

@@ -8,7 +8,6 @@ Uncompressed, it goes on behind the next newline.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, NamedTuple, get_args
@@ -16,16 +15,21 @@ from typing import IO, Final, NamedTuple, get_args
 import zstandard
 
 from drumline.errors import IndexFormatError
-from drumline.index import FRAME_LINES, MAX_FRAME_BYTES, MAX_LINE_BYTES, Codec, Compression, codec_of
+from drumline.index import (
+    FRAME_LINES,
+    MAX_LINE_BYTES,
+    Codec,
+    Compression,
+    FrameError,
+    codec_of,
+    read_pieces,
+)
 from drumline.inputs import open_regular
 
 __all__ = ["Stretch", "codec_named", "scan"]
 
-# Small, so that one piece of a hostile frame fits into memory, however well it is compressed.
-_PIECE_BYTES: Final = 1 << 12
 _BUFFER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 18
-_MAGIC: Final = {"zstd": b"\x28\xb5\x2f\xfd", "gzip": b"\x1f\x8b\x08"}
 
 
 class Stretch(NamedTuple):
@@ -71,21 +75,13 @@ def _frame_at(stream: IO[bytes], offset: int, codec: Codec) -> Stretch | None:
     stream.seek(offset)
     if codec.compression == "none":
         return _plain_frame(stream, offset)
-    decompressor, parts, fed, size = codec.decompressor(), [], 0, 0
-    head = piece = stream.read(_PIECE_BYTES)
-    while piece:
-        try:
-            parts.append(decompressor.decompress(piece))
-        except (zstandard.ZstdError, zlib.error):
-            return None
-        fed, size = fed + len(piece), size + len(parts[-1])
-        if size > MAX_FRAME_BYTES:
-            return None
-        piece = b"" if decompressor.eof else stream.read(_PIECE_BYTES)
-    data = b"".join(parts)
-    if not decompressor.eof or not data.endswith(b"\n"):
+    try:
+        data, length, whole = codec.inflate(read_pieces(stream))
+    except FrameError:
         return None
-    return Stretch(offset, fed - len(decompressor.unused_data), data, _has_checksum(head, codec))
+    if not whole or not data.endswith(b"\n"):
+        return None
+    return Stretch(offset, length, data, codec.compression != "zstd" or _has_checksum(stream, offset))
 
 
 def _plain_frame(stream: IO[bytes], offset: int) -> Stretch | None:
@@ -96,10 +92,9 @@ def _plain_frame(stream: IO[bytes], offset: int) -> Stretch | None:
     return Stretch(offset, len(data), data) if data else None
 
 
-def _has_checksum(head: bytes, codec: Codec) -> bool:
-    if codec.compression != "zstd":
-        return True
-    return zstandard.get_frame_parameters(head[:_HEADER_BYTES]).has_checksum
+def _has_checksum(stream: IO[bytes], offset: int) -> bool:
+    stream.seek(offset)
+    return zstandard.get_frame_parameters(stream.read(_HEADER_BYTES)).has_checksum
 
 
 def _gap(stream: IO[bytes], offset: int, size: int, codec: Codec) -> Stretch:
@@ -121,14 +116,13 @@ def _line_end(stream: IO[bytes], offset: int) -> int:
 
 def _candidates(stream: IO[bytes], start: int, codec: Codec) -> Iterator[int]:
     """Iterate over the offsets of the magic number from `start` on."""
-    magic = _MAGIC[codec.compression]
     while True:
         stream.seek(start)
         block = stream.read(_BUFFER_BYTES)
-        found = block.find(magic)
+        found = block.find(codec.magic)
         while found >= 0:
             yield start + found
-            found = block.find(magic, found + 1)
-        if len(block) < len(magic):
+            found = block.find(codec.magic, found + 1)
+        if len(block) < len(codec.magic):
             return
-        start += len(block) - len(magic) + 1
+        start += len(block) - len(codec.magic) + 1

@@ -19,7 +19,7 @@ import xxhash
 from drumline import __version__
 from drumline.decide import DecisionSettings
 from drumline.errors import DrumlineError, IndexFormatError
-from drumline.index import Codec
+from drumline.index import GARBLED, Codec
 from drumline.inputs import LARGEST_JSON_BYTES, read_regular
 from drumline.labels import Taxonomy
 from drumline.pipeline.job import decision_key
@@ -37,7 +37,6 @@ from drumline.verify.originals import Originals
 
 __all__ = ["Inspection", "inspect_run", "path_hash", "verify_run"]
 
-_GARBLED: Final = (TypeError, ValueError, LookupError, AttributeError)
 _REPORT_EVERY: Final = 5_000
 
 
@@ -215,7 +214,7 @@ class Inspection:
                 self.trouble = error.what
             except KeyError as error:
                 self.trouble = f"lacks {error}"
-            except _GARBLED as error:
+            except GARBLED as error:
                 self.trouble = str(error)
         if self.trouble:
             self.ledger.problem("run.json", "run_json", "run.json", self.trouble)
@@ -223,7 +222,8 @@ class Inspection:
             "not looked at, as run.json is not sound" if self.trouble else "as run.json's settings decide"
         )
         self.ledger.checked("decisions", decided)
-        self.ledger.checked("run.json", "agrees with itself and with the index")
+        if not self.trouble:
+            self.ledger.checked("run.json", "agrees with itself and with the index")
 
     def _check_root(self) -> None:
         """Where the records of all frames lie below another archive root, run.json's was changed."""
@@ -255,7 +255,7 @@ class Inspection:
     def _claimed_records(self) -> int | None:
         try:
             return int(self.summary["counts"]["indexed"])
-        except _GARBLED:
+        except GARBLED:
             return None
 
     def _gap(self, stretch: Stretch) -> None:
@@ -287,7 +287,8 @@ class Inspection:
                 path = relative_path(verdict.record)
                 self.ledger.problem("decisions", "other_decision", path, verdict.trouble)
             records.append(verdict.record)
-            self._elsewhere += len(records) == 1 and self._is_elsewhere(verdict.record)
+            if len(records) == 1 and self._is_elsewhere(verdict.record):
+                self._elsewhere += 1
             self._hashes.append(path_hash(verdict.record))
             self.tally.add(verdict.record)
         return records

@@ -8,39 +8,18 @@ import orjson
 
 from drumline.decide import DecisionSettings, Reason
 from drumline.records import (
+    FIELD_TYPES,
     OPTIONAL_FIELDS,
     SCHEMA_VERSION,
     ErrorType,
     Record,
     absolute_path,
-    json_schema,
     redecide,
     relative_path,
 )
 
 __all__ = ["Judge", "Verdict", "record_trouble"]
 
-_TYPES: Final[dict[str, set[type]]] = {
-    "string": {str},
-    "integer": {int},
-    "number": {int, float},
-    "boolean": {bool},
-    "null": {type(None)},
-    "object": {dict},
-    "array": {list},
-}
-
-
-def _types(schema: dict[str, Any]) -> set[type]:
-    if "anyOf" in schema:
-        return set().union(*map(_types, schema["anyOf"]))
-    if "type" not in schema:
-        return set(map(type, schema.get("enum", [schema.get("const")])))
-    names = schema["type"]
-    return set().union(*(_TYPES[name] for name in ([names] if isinstance(names, str) else names)))
-
-
-_ALLOWED: Final = {name: _types(schema) for name, schema in json_schema()["properties"].items()}
 _REASONS: Final = frozenset(get_args(Reason))
 _ERRORS: Final = frozenset(get_args(ErrorType))
 _NUMBERS: Final = frozenset({int, float})
@@ -57,11 +36,11 @@ def record_trouble(record: Any) -> str:
     """
     if type(record) is not dict:
         return "is no object"
-    odd = (record.keys() ^ _ALLOWED.keys()) - (OPTIONAL_FIELDS - record.keys())
+    odd = (record.keys() ^ FIELD_TYPES.keys()) - (OPTIONAL_FIELDS - record.keys())
     if odd:
         return f"fields are missing or unknown: {', '.join(sorted(odd))[:200]}"
     for name, value in record.items():
-        if type(value) not in _ALLOWED[name]:
+        if type(value) not in FIELD_TYPES[name]:
             return f"{name} is {value!r:.60}"
     return _value_trouble(record) or _prediction_trouble(record) or _path_trouble(record)
 
