@@ -17,7 +17,7 @@ from drumline.durable import output_errors
 from drumline.errors import BusyError, OutputError
 from drumline.failpoints import step
 
-__all__ = ["exclusive"]
+__all__ = ["exclusive", "holder_in_kernel"]
 
 _RETRY_SEC = 0.05
 _MODE = 0o666
@@ -107,3 +107,28 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         pass
     return True
+
+
+def holder_in_kernel(descriptor: int) -> str:
+    """Tell who holds the flock of an open file that cannot say so itself, a directory.
+
+    Returns
+    -------
+    str
+        Process and command line, as Linux knows them; "another process" where that cannot be told.
+    """
+    try:
+        status = os.fstat(descriptor)
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+        locks = Path("/proc/locks").read_text().splitlines()
+        pid = next(_flock_owner(line) for line in locks if line.split()[5:6] == [f"{device}:{status.st_ino}"])
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError, StopIteration):
+        return "another process"
+    command = b" ".join(words).decode("utf-8", "replace").strip()
+    return f"process {pid} ({command[:_DOING_CHARACTERS]})"
+
+
+def _flock_owner(line: str) -> int:
+    """Read the process of a line of /proc/locks: number, kind, how binding, of whom, process, file, range."""
+    return int(line.split()[4])

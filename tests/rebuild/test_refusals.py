@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from drumline.errors import ArchiveError, BusyError, DrumlineError, IndexFormatError, OutputError
 from drumline.rebuild import execute, undo
+from drumline.rebuild.tree import Tree
+from drumline.verify import verify_tree
 from tests.rebuild.archives import KICK, Archive, snapshot
 
 
@@ -131,6 +134,25 @@ def test_two_at_a_time_in_one_tree_are_refused(drums: Archive) -> None:
             order()
     os.close(descriptor)
     drums.rebuild(run)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="Linux tells who holds a lock")
+def test_who_works_in_a_tree_is_named(drums: Archive) -> None:
+    run = drums.run()
+    drums.rebuild(run)
+    with drums.plan(run), pytest.raises(BusyError, match=rf"in use by process {os.getpid()} \(.*python"):
+        undo(drums.out)
+
+
+def test_a_tree_may_be_verified_twice_at_a_time_but_not_changed_meanwhile(drums: Archive) -> None:
+    run = drums.run()
+    drums.rebuild(run)
+    with closing(Tree(drums.out, shared=True)):
+        assert verify_tree(drums.out).ok
+        with pytest.raises(BusyError):
+            undo(drums.out)
+    with drums.plan(run), pytest.raises(BusyError):
+        verify_tree(drums.out)
 
 
 def test_a_tree_that_another_rebuild_began_meanwhile_is_refused(drums: Archive) -> None:

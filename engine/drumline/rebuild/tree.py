@@ -19,6 +19,7 @@ from pathlib import Path
 from drumline.durable import output_errors
 from drumline.errors import BusyError, OutputError
 from drumline.failpoints import step
+from drumline.lock import holder_in_kernel
 from drumline.rebuild.actions import Action, Refused
 from drumline.walk import mtime_of
 
@@ -152,25 +153,33 @@ def check_unchanged(status: os.stat_result, action: Action) -> None:
 class Tree(Directories):
     """The output directory, opened and locked.
 
+    Parameters
+    ----------
+    path
+        The directory.
+    shared
+        Whether it is only looked at: any number may do that at the same time, while nobody changes it.
+
     Raises
     ------
     OutputError
         When it cannot be opened.
     BusyError
-        When another process holds it.
+        When another process holds it; the message says which.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         with output_errors(path):
             root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         super().__init__(root, follow=False)
         self.path = path
         try:
-            fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(root, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            holder = holder_in_kernel(root)
             self.close()
             raise BusyError(
-                f"another rebuild or undo works in {str(path)!r}", "Wait until it has ended, then try again."
+                f"{str(path)!r} is in use by {holder}", "Wait until it has ended, then try again."
             ) from error
         except OSError:
             pass  # a file system without locks: one writer at a time is then up to the user

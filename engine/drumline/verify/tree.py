@@ -48,14 +48,14 @@ def verify_tree(
     OutputError
         When the directory cannot be opened, or was not made by drumline.
     BusyError
-        When a rebuild or undo works in it.
+        When a rebuild or undo works in it; other verifications may.
     """
     if not is_tree(out):
         raise OutputError(
             f"{str(out)!r} was not made by drumline: it has no {LOG_NAME.decode()}",
             "Give a directory that 'drumline rebuild' made.",
         )
-    tree, store = Tree(out), Store()
+    tree, store = Tree(out, shared=True), Store()
     try:
         with working_space():
             return _TreeCheck(tree, store, content, report_to(progress)).report()
