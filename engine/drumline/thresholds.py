@@ -82,6 +82,7 @@ def resolve_threshold(
     """
     if not isinstance(threshold, str):
         return threshold, {}
+    # The same precision may be written otherwise: "precision=.950".
     name = str(parse_threshold(threshold)) if is_threshold(threshold) else threshold
     if name in points:
         return 0.0, points[name]

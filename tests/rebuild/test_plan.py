@@ -135,6 +135,7 @@ def test_a_correction_to_a_label_that_is_not_wanted_goes_to_misc(archive: Archiv
         ('{"hash": "HASH", "correct_label": "Kik"}', "line 2: unknown label 'Kik'"),
         ('{"hash": "nope", "correct_label": "Kick"}', "line 2: no file of the index has the hash 'nope'"),
         ('{"hash": "HASH", "correct_label": "Snare"}', "'Kick' in line 1"),
+        ('{"note": "' + "x" * (1 << 20) + '"}', "line 2: longer than"),
     ],
 )
 def test_a_wrong_correction_names_file_and_line(archive: Archive, line: str, complaint: str) -> None:

@@ -185,7 +185,7 @@ def undo_command(out: Path, dry_run: bool, drop_last_copies: bool, quiet: bool, 
     from drumline.rebuild import undo
 
     with meter(quiet) as progress:
-        summary = undo(out, dry_run, drop_last_copies=drop_last_copies, progress=progress)
+        summary = undo(out, dry_run=dry_run, drop_last_copies=drop_last_copies, progress=progress)
     if as_json:
         echo_json(summary.to_json())
     else:

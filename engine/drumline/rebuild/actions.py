@@ -61,7 +61,7 @@ class Progress(NamedTuple):
     total: int | None
 
 
-class Refused(Exception):  # noqa: N818  (a verdict on one file; leaves no module)
+class Refused(Exception):  # noqa: N818  (says why one file is left out; leaves no rebuild)
     """One file cannot be placed."""
 
     def __init__(self, problem: Problem, message: str = "") -> None:
@@ -87,7 +87,7 @@ _BY_ERROR: dict[int, Problem] = {
 
 
 def refusal(error: OSError) -> Refused:
-    """Return the verdict for an `OSError` about one target; raise again what stops everything."""
+    """Return what an `OSError` says about one target; raise again what stops everything."""
     problem = _BY_ERROR.get(error.errno or 0)
     if problem is None:
         raise error

@@ -74,7 +74,7 @@ class Labeller:
         return cast(Record, {**record, **changes})
 
     def check_used(self, used: set[str], path: Path | None) -> None:
-        """Raise `ConfigError` when the hash of a correction is not among the `used` ones."""
+        """Raise `ConfigError` when the hash of an override is not among the `used` ones."""
         unused = sorted((entry.line, key) for key, entry in self.overrides.items() if key not in used)
         if unused:
             line, key = unused[0]
@@ -188,21 +188,26 @@ def _model_of(run: Run) -> str:
 
 
 def read_overrides(path: Path, settings: DecisionSettings) -> dict[str, Override]:
-    """Read corrections: content hash → canonical label.
+    """Read overrides: content hash → canonical label.
 
     Raises
     ------
     ConfigError
-        Naming file and line: no JSON object, a missing key, an unknown label, or a second, different
-        label for one hash.
+        Naming file and line: no JSON object, a missing key, an unknown label, a second, different label for
+        one hash, or a line that is longer than an override can be.
     """
     overrides: dict[str, Override] = {}
     try:
         with open_regular(path) as stream:
             lines = enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), 1)
             for number, line in lines:
+                where = f"{str(path)!r}, line {number}"
+                if len(line) == _MAX_LINE and not line.endswith(b"\n"):
+                    raise ConfigError(
+                        f"{where}: longer than {_MAX_LINE:,} bytes", "Give each override a line of its own."
+                    )
                 if line.strip():
-                    _add_override(overrides, f"{str(path)!r}, line {number}", number, line, settings)
+                    _add_override(overrides, where, number, line, settings)
     except OSError as error:
         raise ConfigError(f"cannot read the overrides {str(path)!r}: {error.strerror}") from error
     return overrides

@@ -132,15 +132,15 @@ class Store:
             self.add_all(table, buffer)
             buffer.clear()
 
-    def rows(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Return the rows of a query."""
         return self._db.execute(query, values)
 
-    def row(self, query: str, values: Sequence[Any] = ()) -> Any:
+    def _row(self, query: str, values: Sequence[Any] = ()) -> Any:
         """Return the first row of a query, None when there is none."""
         return self._db.execute(query, values).fetchone()
 
-    def change(self, statement: str, values: Sequence[Any] = ()) -> int:
+    def _change(self, statement: str, values: Sequence[Any] = ()) -> int:
         """Execute a statement; return how many rows it changed."""
         return self._db.execute(statement, values).rowcount
 
@@ -160,7 +160,7 @@ class Store:
         """Note that what stood at `target` is gone."""
         self.flush()
         for table in ("made", "folder", "report"):
-            self.change(f"DELETE FROM {table} WHERE target = ?", (target,))
+            self._change(f"DELETE FROM {table} WHERE target = ?", (target,))
 
     def note_problem(self, kind: Problem, path: bytes, message: str = "") -> None:
         """Note what stands against a file."""
@@ -168,46 +168,55 @@ class Store:
 
     def made_files(self) -> Iterator[Made]:
         """Iterate over what was made earlier, sorted."""
-        return map(Made._make, self.rows(f"SELECT {_MADE} FROM made m ORDER BY m.target"))
+        return map(Made._make, self._rows(f"SELECT {_MADE} FROM made m ORDER BY m.target"))
 
     def made_count(self) -> int:
         """Return how many files were made earlier."""
-        return int(self.row("SELECT COUNT(*) FROM made")[0])
+        return int(self._row("SELECT COUNT(*) FROM made")[0])
 
     def made_at(self, target: bytes) -> Made | None:
         """Return what was made at `target` earlier."""
-        row = self.row(f"SELECT {_MADE} FROM made m WHERE m.target = ?", (target,))
+        row = self._row(f"SELECT {_MADE} FROM made m WHERE m.target = ?", (target,))
         return None if row is None else Made._make(row)
+
+    def has_made_below(self, directory: bytes) -> bool:
+        """Tell whether anything was made in a directory, or below."""
+        query = "SELECT 1 FROM made WHERE target > ? AND target < ? LIMIT 1"
+        return self._row(query, _below(directory)) is not None
 
     def is_our_folder(self, target: bytes) -> bool:
         """Tell whether rebuild made a directory."""
-        return self.row("SELECT 1 FROM folder WHERE target = ?", (target,)) is not None
+        return self._row("SELECT 1 FROM folder WHERE target = ?", (target,)) is not None
 
     def folder_count(self) -> int:
         """Return how many directories rebuild made."""
-        return int(self.row("SELECT COUNT(*) FROM folder")[0])
+        return int(self._row("SELECT COUNT(*) FROM folder")[0])
 
     def folders_bottom_up(self) -> Iterator[bytes]:
         """Iterate over the directories that rebuild made, each before its parent; they may go meanwhile."""
-        page = self.rows("SELECT target FROM folder ORDER BY target DESC LIMIT ?", (_FOLDERS,)).fetchall()
+        page = self._rows("SELECT target FROM folder ORDER BY target DESC LIMIT ?", (_FOLDERS,)).fetchall()
         while page:
             yield from (target for (target,) in page)
             query = "SELECT target FROM folder WHERE target < ? ORDER BY target DESC LIMIT ?"
-            page = self.rows(query, (*page[-1], _FOLDERS)).fetchall()
+            page = self._rows(query, (*page[-1], _FOLDERS)).fetchall()
 
     def reports(self) -> list[bytes]:
         """Return where reports were written, sorted."""
-        rows = self.rows("SELECT DISTINCT target FROM report ORDER BY target")
+        rows = self._rows("SELECT DISTINCT target FROM report ORDER BY target")
         return [target for (target,) in rows]
+
+    def has_report(self, target: bytes) -> bool:
+        """Tell whether rebuild wrote a report at `target`."""
+        return self._row("SELECT 1 FROM report WHERE target = ? LIMIT 1", (target,)) is not None
 
     def is_our_report(self, target: bytes, digest: str) -> bool:
         """Tell whether rebuild wrote a report of this content at `target`."""
         query = "SELECT 1 FROM report WHERE target = ? AND hash = ?"
-        return self.row(query, (target, digest)) is not None
+        return self._row(query, (target, digest)) is not None
 
     def drop_superseded(self) -> list[bytes]:
         """Of several records of one file keep the last in the index; return the path of each that goes."""
-        gone = self.rows(
+        gone = self._rows(
             "WITH named AS (SELECT source, place FROM record"
             " UNION ALL SELECT path, place FROM failed WHERE path <> x'')"
             " SELECT source, place FROM (SELECT source, place,"
@@ -216,45 +225,45 @@ class Store:
         ).fetchall()
         for _, place in gone:
             for table in ("record", "failed"):
-                self.change(f"DELETE FROM {table} WHERE place = ?", (place,))
+                self._change(f"DELETE FROM {table} WHERE place = ?", (place,))
         return [source for source, _ in gone]
 
     def labels(self) -> list[str]:
         """Return the labels' directories, sorted."""
-        return [label for (label,) in self.rows("SELECT DISTINCT label FROM record ORDER BY label")]
+        return [label for (label,) in self._rows("SELECT DISTINCT label FROM record ORDER BY label")]
 
     def rename_label(self, label: str, other: str) -> None:
         """Put a label's files into the directory of another."""
-        self.change(
+        self._change(
             "UPDATE record SET label = ?1, target = CAST(?2 || substr(target, ?3) AS BLOB) WHERE label = ?4",
             (other, other.encode(), len(label.encode()) + 1, label),
         )
 
     def keep_one_of_each_content(self, can_be_placed: Callable[[Row], bool]) -> int:
         """Of files with the same content keep the first by path that can be placed; return how many went."""
-        self.change(
+        self._change(
             "CREATE TABLE content (hash TEXT, size INT, first INT, kept INT, PRIMARY KEY (hash, size))"
         )
-        self.change(
+        self._change(
             "INSERT INTO content SELECT hash, size, NULL, NULL FROM record WHERE hash IS NOT NULL"
             " GROUP BY hash, size HAVING COUNT(*) > 1"
         )
         same = "WHERE hash = ? AND size = ?"
-        shared = self.rows("SELECT r.* FROM record r JOIN content USING (hash, size) ORDER BY r.source")
+        shared = self._rows("SELECT r.* FROM record r JOIN content USING (hash, size) ORDER BY r.source")
         for row in map(Row._make, shared):
             content = (row.hash, row.size)
-            if self.row(f"SELECT kept FROM content {same}", content)[0] is None:
-                self.change(f"UPDATE content SET first = ifnull(first, ?) {same}", (row.place, *content))
+            if self._row(f"SELECT kept FROM content {same}", content)[0] is None:
+                self._change(f"UPDATE content SET first = ifnull(first, ?) {same}", (row.place, *content))
                 if can_be_placed(row):
-                    self.change(f"UPDATE content SET kept = ? {same}", (row.place, *content))
-        return self.change(
+                    self._change(f"UPDATE content SET kept = ? {same}", (row.place, *content))
+        return self._change(
             "DELETE FROM record WHERE place IN (SELECT r.place FROM record r"
             " JOIN content c USING (hash, size) WHERE r.place <> ifnull(c.kept, c.first))"
         )
 
     def reserve_marked(self) -> None:
         """Note the keys, of files and directories, that a spare name could clash with."""
-        for (key,) in self.rows("SELECT key FROM record WHERE instr(key, x'7e')"):
+        for (key,) in self._rows("SELECT key FROM record WHERE instr(key, x'7e')"):
             while b"~" in key:
                 self.add("spare", (key,))
                 key = key.rpartition(b"\0")[0]
@@ -262,29 +271,29 @@ class Store:
 
     def reserve(self, key: bytes) -> bool:
         """Note that a key is taken; tell whether it was free."""
-        return self.change("INSERT OR IGNORE INTO spare VALUES (?)", (key,)) > 0
+        return self._change("INSERT OR IGNORE INTO spare VALUES (?)", (key,)) > 0
 
     def record_count(self) -> int:
         """Return how many files there are to be placed."""
-        return int(self.row("SELECT COUNT(*) FROM record")[0])
+        return int(self._row("SELECT COUNT(*) FROM record")[0])
 
     def records(self) -> Iterator[Row]:
         """Iterate over the files to be placed, in their order in the tree."""
-        return map(Row._make, self.rows("SELECT * FROM record ORDER BY key, source"))
+        return map(Row._make, self._rows("SELECT * FROM record ORDER BY key, source"))
 
     def drop_records(self) -> None:
         """Free the room of the records: all of them are in the plan."""
         self.flush()
-        self.change("DROP TABLE record")
+        self._change("DROP TABLE record")
 
     def failed_files(self) -> Iterator[tuple[bytes, str, str]]:
         """Iterate over (path, error's type, message) of files that have an error, sorted."""
-        rows = self.rows("SELECT path, type, message FROM failed ORDER BY path, type, message")
+        rows = self._rows("SELECT path, type, message FROM failed ORDER BY path, type, message")
         return cast("Iterator[tuple[bytes, str, str]]", rows)
 
     def failed_count(self) -> int:
         """Return how many files have an error."""
-        return int(self.row("SELECT COUNT(*) FROM failed")[0])
+        return int(self._row("SELECT COUNT(*) FROM failed")[0])
 
     def add_action(self, action: Action) -> None:
         """Add a file to the plan, soon."""
@@ -292,11 +301,11 @@ class Store:
 
     def action_count(self) -> int:
         """Return how many files are in the plan."""
-        return int(self.row("SELECT COUNT(*) FROM plan")[0])
+        return int(self._row("SELECT COUNT(*) FROM plan")[0])
 
     def actions(self) -> Iterator[Action]:
         """Iterate over the plan, in order."""
-        return map(Action._make, self.rows(f"SELECT {_PLAN} FROM plan ORDER BY number"))
+        return map(Action._make, self._rows(f"SELECT {_PLAN} FROM plan ORDER BY number"))
 
     def actions_after(self, number: int, states: Sequence[str], most: int) -> list[Action]:
         """Return the next files of the plan that are in one of these states."""
@@ -304,26 +313,26 @@ class Store:
             f"SELECT {_PLAN} FROM plan WHERE number > ? AND state IN ({_places(states)})"
             " ORDER BY number LIMIT ?"
         )
-        return list(map(Action._make, self.rows(query, (number, *states, most))))
+        return list(map(Action._make, self._rows(query, (number, *states, most))))
 
     def to_do(self) -> tuple[int, int]:
         """Return (files, bytes) of what there is to be done."""
         query = f"SELECT COUNT(*), TOTAL(size) FROM plan WHERE state IN ({_places(TO_DO)})"
-        files, size = self.row(query, TO_DO)
+        files, size = self._row(query, TO_DO)
         return files, int(size)
 
     def set_state(self, action: Action, state: State) -> None:
         """Change how an action stands in the plan."""
-        self.change("UPDATE plan SET state = ? WHERE number = ?", (state, action.number))
+        self._change("UPDATE plan SET state = ? WHERE number = ?", (state, action.number))
 
     def spans(self) -> list[tuple[str, int, int]]:
         """Return (label, its first number in the plan, its last)."""
-        rows = self.rows("SELECT label, MIN(number), MAX(number) FROM plan GROUP BY label")
+        rows = self._rows("SELECT label, MIN(number), MAX(number) FROM plan GROUP BY label")
         return cast("list[tuple[str, int, int]]", rows.fetchall())
 
     def placed_targets(self, label: str, first: int, last: int) -> sqlite3.Cursor:
         """Return (target,) of the files of a label that are in the tree, in order."""
-        return self.rows(
+        return self._rows(
             "SELECT target FROM plan WHERE number BETWEEN ? AND ? AND label = ?"
             f" AND state IN ({_places(PLACED)}) ORDER BY number",
             (first, last, label, *PLACED),
@@ -331,8 +340,8 @@ class Store:
 
     def index_plan(self) -> None:
         """Make look-ups by target and content quick."""
-        self.change("CREATE INDEX plan_target ON plan (target)")
-        self.change("CREATE INDEX plan_hash ON plan (hash)")
+        self._change("CREATE INDEX plan_target ON plan (target)")
+        self._change("CREATE INDEX plan_hash ON plan (hash)")
 
     def twins(self, made: Made) -> list[Action]:
         """Return files of the plan that have the content of one made earlier; of very many, some."""
@@ -341,7 +350,7 @@ class Store:
         query = (
             f"SELECT {_PLAN} FROM plan WHERE hash = ? AND size = ? AND state IN ({_places(PLACED)}) LIMIT ?"
         )
-        return list(map(Action._make, self.rows(query, (made.hash, made.size, *PLACED, _TWINS))))
+        return list(map(Action._make, self._rows(query, (made.hash, made.size, *PLACED, _TWINS))))
 
     def made_but_not_planned(self) -> Iterator[Made]:
         """Iterate over what was made earlier and is not in the plan, sorted."""
@@ -349,7 +358,7 @@ class Store:
             f"SELECT {_MADE} FROM made m LEFT JOIN plan p ON p.target = m.target"
             " WHERE p.target IS NULL ORDER BY m.target"
         )
-        return map(Made._make, self.rows(query))
+        return map(Made._make, self._rows(query))
 
     def blocked_by(self, target: bytes) -> list[Action]:
         """Return what is to be made below a file, or at a directory above it."""
@@ -358,7 +367,7 @@ class Store:
             f"SELECT {_PLAN} FROM plan WHERE state = 'make'"
             f" AND (target > ? AND target < ? OR target IN ({_places(above)}))"
         )
-        return list(map(Action._make, self.rows(query, (*_below(target), *above)).fetchall()))
+        return list(map(Action._make, self._rows(query, (*_below(target), *above)).fetchall()))
 
     def last_copies_blocking(self, target: bytes) -> list[Made]:
         """Return what is to be removed, as a last copy, at a directory above a target, or below it."""
@@ -367,11 +376,11 @@ class Store:
             f"SELECT {_MADE} FROM stale s JOIN made m ON m.target = s.target WHERE s.is_last"
             f" AND (s.target > ? AND s.target < ? OR s.target IN ({_places(above)}))"
         )
-        return list(map(Made._make, self.rows(query, (*_below(target), *above)).fetchall()))
+        return list(map(Made._make, self._rows(query, (*_below(target), *above)).fetchall()))
 
     def drop_stale(self, made: Made) -> None:
         """Note that what was to be removed is."""
-        self.change("DELETE FROM stale WHERE target = ?", (made.target,))
+        self._change("DELETE FROM stale WHERE target = ?", (made.target,))
 
     def note_stale(self, made: Made, *, is_last: bool) -> None:
         """Note what is to be removed; `is_last`: only when what the plan places elsewhere stands there."""
@@ -383,11 +392,11 @@ class Store:
             f"SELECT {_MADE} FROM stale s JOIN made m ON m.target = s.target WHERE s.is_last = ?"
             " ORDER BY m.target"
         )
-        return map(Made._make, self.rows(query, (is_last,)))
+        return map(Made._make, self._rows(query, (is_last,)))
 
     def problems(self) -> Iterator[tuple[Problem, bytes, str]]:
         """Iterate over (problem, path, message), sorted."""
-        rows = self.rows("SELECT kind, path, message FROM problem ORDER BY kind, path, message")
+        rows = self._rows("SELECT kind, path, message FROM problem ORDER BY kind, path, message")
         return cast("Iterator[tuple[Problem, bytes, str]]", rows)
 
     def close(self) -> None:

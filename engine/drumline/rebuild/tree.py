@@ -133,7 +133,7 @@ class Sources(Directories):
 
 
 def source_refusal(error: OSError) -> Refused:
-    """Return the verdict for an `OSError` about a source; raise it again when it stops everything."""
+    """Return what an `OSError` says about a source; raise it again when it stops everything."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         raise error
     gone = error.errno in (errno.ENOENT, errno.ENOTDIR)

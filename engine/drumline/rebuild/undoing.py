@@ -87,8 +87,8 @@ class UndoSummary:
 
 def undo(
     out: Path,
-    dry_run: bool = False,
     *,
+    dry_run: bool = False,
     drop_last_copies: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> UndoSummary:

@@ -93,9 +93,8 @@ class _TreeCheck:
         return True
 
     def _check_files(self) -> None:
-        total = self._store.row("SELECT COUNT(*) FROM made")[0]
-        query = "SELECT target, mode, size, mtime_ns, source, hash FROM made ORDER BY target"
-        for number, made in enumerate(map(Made._make, self._store.rows(query)), 1):
+        total = self._store.made_count()
+        for number, made in enumerate(self._store.made_files(), 1):
             if trouble := self._trouble(made):
                 self._ledger.problem("files", trouble.kind, made.target, trouble.message)
             if number % _REPORT_EVERY == 0:
@@ -108,8 +107,8 @@ class _TreeCheck:
             if trouble := self._standing(made):
                 return trouble
             return self._content_trouble(made) if self._content and made.hash else None
-        except Refused as verdict:
-            return Trouble("changed", verdict.message)
+        except Refused as reason:
+            return Trouble("changed", reason.message)
         except OSError as error:
             return refused(error)
 
@@ -164,8 +163,8 @@ class _TreeCheck:
         return None if same else Trouble("content", f"has another content than {made.hash}")
 
     def _check_reports(self) -> None:
-        targets = self._store.rows("SELECT DISTINCT target FROM report ORDER BY target").fetchall()
-        for (target,) in targets:
+        targets = self._store.reports()
+        for target in targets:
             if is_ours(self._tree, self._store, target):
                 continue
             if self._is_there(target):
@@ -204,11 +203,7 @@ class _TreeCheck:
 
     def _is_way(self, directory: bytes) -> bool:
         """Tell whether rebuild made a directory, or something in it."""
-        if self._store.row("SELECT 1 FROM folder WHERE target = ?", (directory,)):
-            return True
-        query = "SELECT 1 FROM made WHERE target > ? AND target < ? LIMIT 1"
-        return self._store.row(query, (directory + b"/", directory + b"0")) is not None
+        return self._store.is_our_folder(directory) or self._store.has_made_below(directory)
 
     def _is_known(self, path: bytes) -> bool:
-        query = "SELECT 1 FROM made WHERE target = ?1 UNION ALL SELECT 1 FROM report WHERE target = ?1"
-        return self._store.row(query, (path,)) is not None
+        return self._store.made_at(path) is not None or self._store.has_report(path)
