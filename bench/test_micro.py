@@ -33,7 +33,7 @@ from drumline.pipeline.queues import Lifeline, SlotQueue
 from drumline.pipeline.slots import SlotTable, State
 from drumline.records import Record, encode_record
 from drumline.tally import Tally
-from drumline.walk import Walk
+from drumline.walk import Walk, WalkSettings
 
 Benchmark = Callable[..., Any]
 Samples = np.ndarray[Any, np.dtype[np.float32]]
@@ -154,7 +154,7 @@ def test_listed_directory(benchmark: Benchmark, tmp_path: Path) -> None:
     """List a directory of 500 files with their sizes and times."""
     for name in NAMES:
         (tmp_path / os.fsdecode(name)).touch()
-    (found,) = benchmark(lambda: list(Walk(bytes(tmp_path), frozenset({b"wav"}))))
+    (found,) = benchmark(lambda: list(Walk(WalkSettings(bytes(tmp_path), frozenset({b"wav"})))))
     assert len(found.files) == len(NAMES)
 
 

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from drumline.walk import Directory, Walk, mtime_of
+from drumline.walk import Directory, Walk, WalkSettings, mtime_of
 from tests.making import paths
 
 WAV = frozenset({b"wav", b"flac"})
 
 
 def walk(root: Path, **options: object) -> tuple[list[Directory], Walk]:
-    found = Walk(os.fsencode(root), WAV, **options)  # type: ignore[arg-type]
+    found = Walk(WalkSettings(os.fsencode(root), WAV, **options))  # type: ignore[arg-type]
     return list(found), found
 
 
@@ -42,9 +42,10 @@ def test_counting_ahead_finds_as_many_files_as_the_walk(tmp_path: Path) -> None:
         (tmp_path / f"{number % 3}" / "deeper").mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{number % 3}" / "deeper" / f"{number}.WAV").touch()
         (tmp_path / f"{number}.txt").touch()
-    walk = Walk(os.fsencode(tmp_path), frozenset({b"wav"}))
-    assert list(walk.counts()) == [len(directory.files) for directory in walk]
-    assert sum(walk.counts()) == 7
+    wanted = WalkSettings(os.fsencode(tmp_path), frozenset({b"wav"}))
+    counts = list(Walk(wanted).counts())
+    assert counts == [len(directory.files) for directory in Walk(wanted)]
+    assert sum(counts) == 7
 
 
 def test_directories_come_depth_first_and_all_is_sorted_by_name(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_our_own_output_is_left_out_wherever_it_is(tmp_path: Path) -> None:
 
 def test_a_directory_that_goes_during_the_walk_is_counted(tmp_path: Path) -> None:
     put(tmp_path, "a/1.wav", "b/1.wav")
-    found = Walk(os.fsencode(tmp_path), WAV)
+    found = Walk(WalkSettings(os.fsencode(tmp_path), WAV))
     directories = iter(found)
     next(directories)
     (tmp_path / "a" / "1.wav").unlink()
@@ -196,7 +197,7 @@ def test_a_root_that_is_not_there_is_counted(tmp_path: Path) -> None:
     ("nanoseconds", "expected"),
     [(5, 5), (-5, -5), (2**63, 2**63 - 1), (10**30, 2**63 - 1), (-(10**30), 1 - 2**63)],
 )
-def test_times_of_change_fit_63_bits(nanoseconds: int, expected: int) -> None:
+def test_modification_times_fit_63_bits(nanoseconds: int, expected: int) -> None:
     class Found:
         st_mtime_ns = nanoseconds
 
@@ -223,3 +224,14 @@ def test_any_tree_of_any_names_is_walked_whole(
         if not name.startswith(b"._")
     ]
     assert sorted(names(Path(os.fsdecode(root)))) == sorted(expected)
+
+
+def test_a_walk_is_one_pass_so_nothing_is_counted_twice(tmp_path: Path) -> None:
+    put(tmp_path, "a.wav")
+    (tmp_path / "dangling.wav").symlink_to("nowhere")
+    (tmp_path / "link.wav").symlink_to("..")
+    os.mkfifo(tmp_path / "pipe.wav")
+    directories, found = walk(tmp_path, links="none")
+    assert len(directories) == 1
+    assert list(found) == []
+    assert (found.skipped_links, found.skipped_special) == (2, 1)

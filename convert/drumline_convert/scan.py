@@ -35,7 +35,7 @@ from drumline.errors import ConfigError
 from drumline.inputs import open_regular
 from drumline.records import path_fields
 from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
-from drumline.walk import Walk
+from drumline.walk import Walk, WalkSettings
 from drumline_convert.content import hash_file, hash_files
 from drumline_convert.examine import examine
 from drumline_convert.manifest import Manifest, Row
@@ -303,7 +303,7 @@ class _Tree:
 
     def _files(self, root: Path) -> Iterator[tuple[Path, list[str]]]:
         """Iterate over (audio file, the folders between `root` and it)."""
-        for directory in Walk(os.fsencode(root), _FORMATS):
+        for directory in Walk(WalkSettings(os.fsencode(root), _FORMATS)):
             folders = [os.fsdecode(name) for name in directory.path.split(b"/") if name]
             for entry in directory.files:
                 yield Path(root, *folders, os.fsdecode(entry.name)), folders

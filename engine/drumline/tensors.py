@@ -20,7 +20,7 @@ from drumline.durable import output_errors, sync_directory
 from drumline.features import FeatureExtractor
 from drumline.frontend import FrontEnd
 from drumline.records import FileError
-from drumline.walk import Walk
+from drumline.walk import Walk, WalkSettings
 
 __all__ = ["TensorReport", "audio_files", "write_tensors"]
 
@@ -48,7 +48,7 @@ def audio_files(paths: Iterable[bytes], formats: Iterable[str]) -> Iterator[byte
         if not os.path.isdir(path):
             yield path
             continue
-        for directory in Walk(path, extensions):
+        for directory in Walk(WalkSettings(path, extensions)):
             yield from (os.path.join(path, directory.path, entry.name) for entry in directory.files)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
-__all__ = ["Directory", "Entry", "FollowLinks", "Walk", "mtime_of"]
+__all__ = ["Directory", "Entry", "FollowLinks", "Walk", "WalkSettings", "mtime_of"]
 
 FollowLinks = Literal["all", "inside", "none"]
 
@@ -35,12 +35,9 @@ class Directory(NamedTuple):
     files: list[Entry]
 
 
-@dataclass
-class Walk:
-    """Iterates over the directories of an archive, each once, depth first, sorted by name.
-
-    Links to files may be followed, links to directories never are: so no loop exists and every file is met
-    once by its own path. What is no regular file is passed over and counted.
+@dataclass(frozen=True)
+class WalkSettings:
+    """What of an archive is met.
 
     Parameters
     ----------
@@ -61,54 +58,86 @@ class Walk:
     skip: frozenset[tuple[int, int]] = frozenset()
     links: FollowLinks = "all"
     one_file_system: bool = False
-    skipped_links: int = 0
-    skipped_special: int = 0
-    unreadable: list[tuple[bytes, str]] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[Directory]:
+    def is_wanted(self, name: bytes) -> bool:
+        """Return whether a file of this name counts as audio."""
+        _, dot, suffix = name.rpartition(b".")
+        return bool(dot) and suffix.lower() in self.formats and not name.startswith(_APPLE_DOUBLE)
+
+
+class Walk(Iterator[Directory]):
+    """One pass over the directories of an archive, each once, depth first, sorted by name.
+
+    Links to files may be followed, links to directories never are: so no loop exists and every file is met
+    once by its own path. What is no regular file is passed over and counted.
+
+    Parameters
+    ----------
+    settings
+        What of the archive is met.
+
+    Attributes
+    ----------
+    skipped_links, skipped_special
+        Links that were not followed, and what is neither file, link nor directory, so far.
+    unreadable
+        Directories that could not be listed so far, by their path below the root, and why.
+    """
+
+    def __init__(self, settings: WalkSettings) -> None:
+        self.settings = settings
+        self.skipped_links = self.skipped_special = 0
+        self.unreadable: list[tuple[bytes, str]] = []
+        self._real_root = os.path.realpath(settings.root)
+        self._device = _device(settings.root) if settings.one_file_system else None
+        self._directories = self._walk()
+
+    def __next__(self) -> Directory:
+        return next(self._directories)
+
+    def _walk(self) -> Iterator[Directory]:
         for path, entries in self._listings():
             yield Directory(path, [self._look(entry) for entry in entries if self._is_audio(entry)])
 
     def counts(self) -> Iterator[int]:
-        """Count the files of each directory by their names alone, which is several times faster."""
+        """Make the pass counting the files of each directory by their names alone, several times faster."""
         for _, entries in self._listings():
-            yield sum(self.is_wanted(entry.name) for entry in entries)
+            yield sum(self.settings.is_wanted(entry.name) for entry in entries)
 
     def _listings(self) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
-        self._real_root = os.path.realpath(self.root)
-        self._device = _device(self.root) if self.one_file_system else None
         pending = [b""]
         while pending:
             path = pending.pop()
             entries = self._entries(path)
             if entries is None:
                 continue
-            below = [os.path.join(path, entry.name) for entry in entries if self._is_directory(entry)]
+            below = [os.path.join(path, entry.name) for entry in entries if self._is_directory(path, entry)]
             pending.extend(reversed(below))
             yield path, entries
 
     def _entries(self, path: bytes) -> list[os.DirEntry[bytes]] | None:
         try:
-            with os.scandir(os.path.join(self.root, path)) as listing:
+            with os.scandir(os.path.join(self.settings.root, path)) as listing:
                 return sorted(listing, key=_BY_NAME)
         except OSError as error:
             self.unreadable.append((path, error.strerror or str(error)))
             return None
 
-    def _is_directory(self, entry: os.DirEntry[bytes]) -> bool:
+    def _is_directory(self, parent: bytes, entry: os.DirEntry[bytes]) -> bool:
         try:
             if not entry.is_dir(follow_symlinks=False):
                 return False
         except OSError as error:  # the file system does not say what it is, nor lets us look
-            if not self.is_wanted(entry.name):
-                self.unreadable.append((os.path.relpath(entry.path, self.root), error.strerror or str(error)))
+            if not self.settings.is_wanted(entry.name):
+                path = os.path.join(parent, entry.name)
+                self.unreadable.append((path, error.strerror or str(error)))
             return False
-        if not self.skip and self._device is None:
+        if not self.settings.skip and self._device is None:
             return True
         identity = self._identity(entry)
         if self._device is not None and identity is not None and identity[0] != self._device:
             return False
-        return identity not in self.skip
+        return identity not in self.settings.skip
 
     @staticmethod
     def _identity(entry: os.DirEntry[bytes]) -> tuple[int, int] | None:
@@ -118,13 +147,8 @@ class Walk:
             return None
         return (found.st_dev, found.st_ino)
 
-    def is_wanted(self, name: bytes) -> bool:
-        """Return whether a file of this name counts as audio."""
-        _, dot, suffix = name.rpartition(b".")
-        return bool(dot) and suffix.lower() in self.formats and not name.startswith(_APPLE_DOUBLE)
-
     def _is_audio(self, entry: os.DirEntry[bytes]) -> bool:
-        if not self.is_wanted(entry.name):
+        if not self.settings.is_wanted(entry.name):
             return False
         try:
             if entry.is_file(follow_symlinks=False):
@@ -137,7 +161,8 @@ class Walk:
         return False
 
     def _is_wanted_link(self, entry: os.DirEntry[bytes]) -> bool:
-        if self.links == "none" or (self.links == "inside" and not self._leads_inside(entry.path)):
+        links = self.settings.links
+        if links == "none" or (links == "inside" and not self._leads_inside(entry.path)):
             self.skipped_links += 1
             return False
         try:
@@ -169,7 +194,7 @@ def _device(path: bytes) -> int | None:
 
 
 def mtime_of(found: os.stat_result) -> int:
-    """Return a file's time of change in nanoseconds since the epoch.
+    """Return a file's modification time in nanoseconds since the epoch.
 
     File systems know years that 63 bits do not hold, after 2262; those count as the last that they hold.
     """

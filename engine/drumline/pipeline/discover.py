@@ -31,7 +31,7 @@ from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import PATH_MAX, Gauge, Kind, SlotTable, State
 from drumline.records import display_path
 from drumline.runs import started_ns
-from drumline.walk import Directory, Entry, Walk
+from drumline.walk import Directory, Entry, Walk, WalkSettings
 
 __all__ = ["Carried", "GoneDirectory", "GoneFile", "NewFile", "Survey", "discover", "make_survey"]
 
@@ -171,7 +171,7 @@ class Survey:
                 self.resumed += 1
         if number is not None:
             self._gone_files.extend(GoneFile(number, name) for name in known)
-            self.gone += sum(map(self.walk.is_wanted, known))
+            self.gone += sum(map(self.walk.settings.is_wanted, known))
 
     def _holds(self, row: KnownFile, entry: Entry) -> bool:
         same = row.size == entry.size and row.mtime_ns == entry.mtime_ns
@@ -197,14 +197,14 @@ class Survey:
 
 def make_survey(request: Request, cache: Cache | None, scope: int, run_id: int, lap: Lap = no_lap) -> Survey:
     """Make the survey of an archive; `cache` None: nothing is known."""
-    return Survey(_make_walk(request), cache, scope, run_id, request.settings.retry_failed, lap)
+    return Survey(Walk(_walk_settings(request)), cache, scope, run_id, request.settings.retry_failed, lap)
 
 
-def _make_walk(request: Request) -> Walk:
+def _walk_settings(request: Request) -> WalkSettings:
     settings = request.settings
     formats = frozenset(name.encode() for name in settings.supported_formats)
     skip = _identity(settings.runs_root)
-    return Walk(request.archive, formats, skip, settings.follow_links, settings.one_file_system)
+    return WalkSettings(request.archive, formats, skip, settings.follow_links, settings.one_file_system)
 
 
 def _identity(directory: Path) -> frozenset[tuple[int, int]]:
@@ -313,7 +313,7 @@ def discover(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     cache = Cache(job.cache_path, "read")
     survey = make_survey(job, cache, job.scope, job.run_id, lap)
     known = cache.count_files(job.scope)
-    dispatcher = _Dispatcher(job.archive, table, queues, _make_walk(job).counts(), lap)
+    dispatcher = _Dispatcher(job.archive, table, queues, Walk(_walk_settings(job)).counts(), lap)
     lap(Step.START, 0)
     for finding in survey.present():
         dispatcher.dispatch(finding)
