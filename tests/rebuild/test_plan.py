@@ -19,7 +19,6 @@ from drumline.rebuild import (
     RebuildSettings,
     collect,
     execute,
-    helpers,
     labelling,
     plan_rebuild,
 )
@@ -368,7 +367,6 @@ def test_an_index_that_cannot_be_read_is_named_and_other_errors_are_not_called_t
     def full(*_: object) -> None:
         raise OSError(errno.ENOMEM, "no memory for helpers")
 
-    monkeypatch.setattr(helpers, "_WORTH_HELP", 0)
     monkeypatch.setattr(collect, "helpers_for", full)
     with pytest.raises(OutputError, match="no memory for helpers"):
         drums.plan(run)
