@@ -212,3 +212,13 @@ def test_the_cause_of_an_error_that_cannot_be_sent_is_told(error: Exception) -> 
         pool.give(1)
         with pytest.raises(StageError, match=r"Un\w+able.*the cause"):
             pool.finish()
+
+
+def test_an_answer_that_cannot_be_sent_is_told() -> None:
+    def work(_: int) -> object:
+        return lambda: None
+
+    with Forked(work, 1) as pool:
+        pool.give(1)
+        with pytest.raises(StageError, match="pickle"):
+            pool.finish()

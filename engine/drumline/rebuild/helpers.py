@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import traceback
@@ -30,7 +29,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from drumline.errors import StageError
+from drumline.errors import DrumlineError, StageError
 from drumline.machine import usable_cpus
 
 __all__ = ["Helpers", "helpers_for"]
@@ -172,7 +171,8 @@ def _died() -> StageError:
     )
 
 
-def _failed(cause: str) -> StageError:
+def _failed(error: Exception) -> StageError:
+    cause = "".join(traceback.format_exception_only(error)).strip()
     return StageError(
         f"a helper process of the rebuild failed: {cause}", "This is a fault of drumline: please report it."
     )
@@ -185,23 +185,25 @@ def _serve(connection: Connection, others: list[Connection], work: Callable[[Any
         other.close()
     try:
         while True:
-            connection.send_bytes(_done(work, connection.recv()))
+            _reply(connection, _done(work, connection.recv()))
     except (EOFError, OSError):
         os._exit(0)  # the main process has gone, or needs no help any more
 
 
-def _done(work: Callable[[Any], Any], task: Any) -> bytes:
-    """Do a task; return its answer, or its error, pickled such that it can be read back."""
-    answer: Any
+def _done(work: Callable[[Any], Any], task: Any) -> Any:
+    """Do a task; return its answer, or its error: of other than our own and the system's what it says."""
     try:
-        answer = work(task)
-    except Exception as error:
-        answer = error
+        return work(task)
+    except (DrumlineError, OSError) as error:
+        return error
+    except Exception as error:  # it may be of a kind that cannot be sent
+        return _failed(error)
+
+
+def _reply(connection: Connection, answer: Any) -> None:
     try:
-        data = pickle.dumps(answer)
-        if isinstance(answer, Exception):
-            pickle.loads(data)  # of many an exception only the second half of the way fails
-    except Exception as error:
-        cause = "".join(traceback.format_exception_only(answer if isinstance(answer, Exception) else error))
-        data = pickle.dumps(_failed(cause.strip()))
-    return data
+        connection.send(answer)
+    except OSError:
+        raise
+    except Exception as error:  # nothing was sent: answers are encoded first
+        connection.send(_failed(error))
