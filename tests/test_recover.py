@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from drumline import recover
 from drumline.cache import Cache, FileRow
 from drumline.errors import OutputError
+from drumline.index import Frame
 from drumline.recover import open_cache, rebuild_cache
 from drumline.tally import Tally
 from tests.making import make_record, make_run
@@ -78,3 +81,20 @@ def test_a_cache_that_lacks_a_table_is_made_anew(tmp_path: Path, table: str) -> 
         cache._db.execute(f"DROP TABLE {table}")
     with closing(open_cache(path, tmp_path)) as cache:
         assert cache.count_files(1) == 1
+
+
+def test_a_disk_that_fails_while_an_index_is_read_is_an_error_and_costs_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, path = make_run(tmp_path, [make_record()]), tmp_path / "cache.sqlite"
+    open_cache(path, tmp_path).close()
+    before = path.read_bytes()
+
+    def failing(_path: Path) -> Iterator[Frame]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(recover, "read_frames", failing)
+    with pytest.raises(OutputError, match=r"cannot read the index .* Input/output error"):
+        rebuild_cache(path, tmp_path)
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == sorted([run.name, "cache.sqlite"])

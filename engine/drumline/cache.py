@@ -54,6 +54,7 @@ unseen when a log is moved in at the end."""
 # Small, so that memory does not grow with the cache: the system's page cache serves as well.
 _READER_CACHE_KB: Final = 500
 _WRITER_CACHE_KB: Final = 2000
+_DIRECTORIES_KEPT: Final = 10_000
 
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
@@ -258,7 +259,7 @@ class Cache:
         The end is negative for a run whose index was being written anew: see `set_valid`.
         """
         sql = (
-            "SELECT r.name, min(max(f.offset + f.length), CASE WHEN r.valid < 0 THEN -1 ELSE 1 << 62 END) "
+            "SELECT r.name, CASE WHEN r.valid < 0 THEN -1 ELSE max(f.offset + f.length) END "
             "FROM frame f JOIN run r ON r.id = f.run GROUP BY r.id"
         )
         return list(self._db.execute(sql))
@@ -315,7 +316,7 @@ class Cache:
         if known is None:
             self._db.execute("INSERT OR IGNORE INTO directory (scope, path) VALUES (?, ?)", (scope, path))
             known = self._one("SELECT id FROM directory WHERE scope = ? AND path = ?", scope, path)
-            if len(self._directories) >= 10_000:
+            if len(self._directories) >= _DIRECTORIES_KEPT:
                 self._directories.clear()
             self._directories[scope, path] = known
         return known

@@ -14,6 +14,7 @@ from drumline.durable import output_errors, sync_directory
 from drumline.errors import DrumlineError, OutputError
 from drumline.failpoints import step
 from drumline.index import FRAME_LINES, Frame, parse_record, read_frames, record_errors
+from drumline.records import display_path
 from drumline.runs import Run, list_runs, open_run
 from drumline.tally import Tally
 
@@ -40,7 +41,7 @@ def open_cache(path: Path, runs_root: Path, note: Callable[[str], None] = lambda
     Raises
     ------
     OutputError
-        When it cannot be read or written; it is left as it is.
+        When it cannot be read or written, or a disk fails while an index is read; it is left as it is.
     """
     with cache_errors(path):
         return _open(path, runs_root, note)
@@ -87,7 +88,7 @@ def rebuild_cache(path: Path, runs_root: Path) -> None:
     Raises
     ------
     OutputError
-        When it cannot be put in its place.
+        When a disk fails while an index is read, or it cannot be put in its place.
     sqlite3.DatabaseError
         When it cannot be written; the old one is as it was.
     """
@@ -145,6 +146,11 @@ def _read_run(cache: Cache, scope: int, run: Run) -> None:
             end = frame.offset + frame.length
     except OutputError:
         raise
+    except OSError as error:  # says nothing of what is in it
+        raise OutputError(
+            f"cannot read the index {display_path(bytes(run.index_path))!r}: {error.strerror}",
+            "Check the disk, then give the same command again; nothing was changed.",
+        ) from error
     except DrumlineError:
         pass  # what is behind the damage is classified again
     cache.set_valid(run_id, end)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from drumline.errors import IndexFormatError
-from drumline.index import garbled, parse_record, read_frames, split_lines
+from drumline.index import GARBLED, garbled, parse_record, read_frames, split_lines
 from drumline.rebuild.actions import Problem, Progress
 from drumline.rebuild.helpers import helpers_for
 from drumline.rebuild.labelling import Labeller
@@ -18,10 +18,7 @@ from drumline.rebuild.store import Row
 from drumline.records import Record, relative_path
 from drumline.tally import Tally
 
-__all__ = ["BAD_FIELDS", "collect"]
-
-BAD_FIELDS = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError)
-"""What using a record raises that is no record of ours."""
+__all__ = ["collect"]
 
 _INT64 = 1 << 63
 _BYTES_PER_RECORD = 150
@@ -138,7 +135,7 @@ class Reader:
             for place, line in enumerate(split_lines(lines[1]), first):
                 self._read(place, parse_record(line, self._path), found)
             found.tally.report()  # whatever it cannot count must not reach the sum
-        except BAD_FIELDS as error:
+        except GARBLED as error:
             raise IndexFormatError(
                 f"{str(self._path)!r} holds a garbled record: {garbled(error)}, in {line[:80]!r}",
                 "'drumline verify' tells more, 'drumline repair' mends.",

@@ -16,10 +16,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from drumline.errors import IndexFormatError
-from drumline.index import garbled, read_index
+from drumline.index import GARBLED, garbled, read_index
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Progress, report_to
-from drumline.rebuild.collect import BAD_FIELDS, collect
+from drumline.rebuild.collect import collect
 from drumline.rebuild.labelling import deciding, labeller_for
 from drumline.rebuild.plan import Plan
 from drumline.rebuild.settings import RebuildSettings
@@ -93,7 +93,7 @@ def _archive_root(run: Run, settings: RebuildSettings) -> bytes | None:
         root = run.archive_root
         if root is None:
             root = _root_in_index(run.index_path)
-    except BAD_FIELDS as error:
+    except GARBLED as error:
         raise IndexFormatError(
             f"{run.display_name} does not say where its archive is: {garbled(error)}",
             "Say with --archive-root where it is.",
