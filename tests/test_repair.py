@@ -541,3 +541,13 @@ def test_garbage_within_plain_lines_costs_the_records_that_it_hits(
     run.index_path.write_bytes(b"".join([*lines[:5], b"\0" * (3 << 19), *lines[5:]]))
     assert repair_run(run.directory).lost == 1
     assert len(records_of(run)) == FILES - 1
+
+
+def test_a_run_in_a_directory_whose_name_is_no_utf_8_is_repaired(run: Run, tmp_path: Path) -> None:
+    directory = Path(os.fsdecode(os.fsencode(run.directory.parent) + b"/mine \xff"))
+    run.directory.rename(directory)
+    (directory / "summary.json").write_text("garbage")
+    report = repair_run(directory)
+    assert "summary" in [step.part for step in report.steps]
+    assert (report.lost, report.unrepaired) == (0, ())
+    assert json.loads((directory / "summary.json").read_text())["run"] == "mine \ufffd"

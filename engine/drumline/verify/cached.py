@@ -62,9 +62,9 @@ def _find(database: sqlite3.Connection, run: Run) -> CachedRun | None:
     sql = (
         "SELECT r.id, s.id, s.archive, s.inference_key, r.decision_key, r.valid,"
         " r.name = (SELECT max(name) FROM run WHERE scope = s.id)"
-        " FROM run r JOIN scope s ON s.id = r.scope WHERE r.name = ?"
+        " FROM run r JOIN scope s ON s.id = r.scope WHERE r.name = CAST(? AS TEXT)"
     )
-    row = database.execute(sql, (run.name,)).fetchone()
+    row = database.execute(sql, (os.fsencode(run.name),)).fetchone()
     return CachedRun._make(row) if row else None
 
 

@@ -199,7 +199,7 @@ class Inspection:
             self._check_summary()
         elif not self.is_lone:
             text = "the run is not complete: the same 'drumline infer' command finishes it"
-            self.ledger.note("summary", "unfinished", self.run.name, text)
+            self.ledger.note("summary", "unfinished", os.fsencode(self.run.name), text)
         if not self.is_lone:
             believed = replace(self.run, info={}) if self.trouble else self.run
             check_cache(believed, self.codec, self.tally, self.ledger)
