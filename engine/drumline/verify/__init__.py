@@ -1,4 +1,4 @@
-"""Verify: does a run, or a rebuilt tree, still stand as drumline wrote it? Nothing is ever written.
+"""Verify: does a run, or a rebuilt tree, still stand as drumline wrote it? Nothing of it is ever changed.
 
     verify_run(path) ─► Report        verify_tree(out) ─► Report
 
