@@ -283,3 +283,128 @@ def test_cleaning_up_hides_no_error(archive: Archive, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Tree, "sync", stop)
     with pytest.raises(OutputError, match="the real cause"):
         archive.rebuild()
+
+
+def _emptied(path: bytes) -> None:
+    os.truncate(path, 0)
+
+
+def _other_content_of_its_size(path: bytes) -> None:
+    with open(path, "r+b") as stream:
+        stream.write(bytes(len(CONTENT)))
+
+
+def _link_to_nowhere(path: bytes) -> None:
+    os.remove(path)
+    os.symlink(b"nowhere", path)
+
+
+def _directory(path: bytes) -> None:
+    os.remove(path)
+    os.mkdir(path)
+
+
+def _pipe(path: bytes) -> None:
+    os.remove(path)
+    os.mkfifo(path)
+
+
+DAMAGES = pytest.mark.parametrize(
+    "damage", [_emptied, _other_content_of_its_size, _link_to_nowhere, _directory, _pipe]
+)
+
+
+@DAMAGES
+def test_a_copy_stays_when_its_original_was_damaged_and_failed(
+    archive: Archive, damage: Callable[[bytes], None]
+) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    archive.rebuild()
+    damage(archive.path(b"kick.wav"))
+    archive.records.clear()
+    archive.index(b"kick.wav", error="decode_error", hash=None)
+    with archive.plan() as plan:
+        assert (plan.counts["remove"], plan.counts["kept"]) == (0, 1)
+        assert execute(plan).counts["removed"] == 0
+        kept = [path for kind, path, _ in plan.problems() if kind == "kept"]
+    assert kept == [b"Kick/kick.wav"]
+    assert archive.tree() == {b"Kick/kick.wav": CONTENT}
+
+
+@DAMAGES
+def test_undo_keeps_a_copy_whose_original_was_damaged(
+    archive: Archive, damage: Callable[[bytes], None]
+) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    archive.rebuild()
+    damage(archive.path(b"kick.wav"))
+    summary = undo(archive.out)
+    assert (summary.removed, summary.last_copies) == (0, 1)
+    assert archive.tree() == {b"Kick/kick.wav": CONTENT}
+
+
+@DAMAGES
+def test_another_sample_does_not_replace_a_copy_whose_original_was_damaged(
+    archive: Archive, damage: Callable[[bytes], None]
+) -> None:
+    archive.add(b"a b.wav", KICK, CONTENT)
+    archive.rebuild(layout="flat")
+    damage(archive.path(b"a b.wav"))
+    archive.records.clear()
+    archive.add(b"a-b.wav", KICK, b"another")
+    assert archive.rebuild(layout="flat").counts["edited"] == 1
+    assert archive.tree() == {b"Kick/a-b.wav": CONTENT}
+
+
+def test_a_copy_stays_when_its_original_is_damaged_between_plan_and_execution(archive: Archive) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    archive.rebuild()
+    archive.records.clear()
+    with archive.plan() as plan:
+        assert plan.counts["remove"] == 1
+        _emptied(archive.path(b"kick.wav"))
+        assert execute(plan).counts["kept"] == 1
+    assert archive.tree() == {b"Kick/kick.wav": CONTENT}
+
+
+@pytest.mark.parametrize("intact", [True, False])
+def test_of_an_original_that_failed_its_content_counts_not_its_size_and_time(
+    archive: Archive, intact: bool
+) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    archive.rebuild()
+    place = archive.path(b"kick.wav")
+    before = os.stat(place)
+    if not intact:
+        _other_content_of_its_size(place)
+    os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+    archive.records.clear()
+    archive.index(b"kick.wav", error="decode_error", hash=None)
+    counts = archive.rebuild().counts
+    assert (counts["removed"], counts["kept"]) == ((1, 0) if intact else (0, 1))
+
+
+def test_a_copy_of_an_original_that_was_only_touched_goes(archive: Archive) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    archive.rebuild()
+    os.utime(archive.path(b"kick.wav"))
+    assert undo(archive.out).removed == 1
+    assert not archive.out.exists()
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink"])
+def test_equal_files_whose_originals_are_gone_are_counted_and_kept_as_planned(
+    archive: Archive, mode: str
+) -> None:
+    archive.add(b"x.wav", KICK, CONTENT)
+    os.link(archive.path(b"x.wav"), archive.path(b"y.wav"))
+    archive.index(b"y.wav", KICK, hash=_hash(CONTENT), **stat_fields(archive.path(b"y.wav")))
+    archive.rebuild(copy_mode=mode)
+    for name in (b"x.wav", b"y.wav"):
+        os.remove(archive.path(name))
+    archive.records.clear()
+    with archive.plan(copy_mode=mode) as plan:
+        planned = plan.counts["remove"], plan.counts["kept"]
+        summary = execute(plan)
+    assert planned == (summary.counts["removed"], summary.counts["kept"]) == (0, 2)
+    assert archive.tree() == {b"Kick/x.wav": CONTENT, b"Kick/y.wav": CONTENT}

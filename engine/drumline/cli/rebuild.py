@@ -329,8 +329,8 @@ def _show_undo(summary: UndoSummary, quiet: bool) -> None:
         click.echo(f"drumline: stays: {safe_text(path)}: {why}", err=True)
     if summary.last_copies:
         click.echo(
-            f"drumline: {counted(summary.last_copies, 'file')} not removed: the archive has no other copy"
-            " (is its volume mounted?); --drop-last-copies removes these too",
+            f"drumline: {counted(summary.last_copies, 'file')} not removed: the archive does not have"
+            " their content (is its volume mounted?); --drop-last-copies removes these too",
             err=True,
         )
     if quiet:

@@ -13,6 +13,7 @@ guard         what is refused before anything is written
 names         safe names, flat names, collisions
 execution     plan → tree; `place` has a placer for each copy mode
 helpers       processes that read and place beside the main one
+originals     whether the archive still has what a file of the tree holds
 tree          every path by directory descriptors, so that no link leads out
 log           the mapping log: what is ours, and where it came from
 manifests     manifests, statistics, summary

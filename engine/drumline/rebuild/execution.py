@@ -30,10 +30,10 @@ from drumline.rebuild.log import (
     MappingLog,
     Removals,
     fate,
-    has_same_content,
     make_line,
     path_line,
     rebuild_line,
+    replaces,
 )
 from drumline.rebuild.manifests import MANIFESTS, STATS, SUMMARY, Reports
 from drumline.rebuild.place import Placer, Staged, placer_for
@@ -331,7 +331,8 @@ class _Execution:
         return None
 
     def _may_go_for(self, old: Made, action: Action) -> bool:
-        if self._plan.settings.drop_last_copies or has_same_content(old, action):
+        root = self._plan.archive_root or b""
+        if self._plan.settings.drop_last_copies or replaces(old, action, root):
             return True
         return old.target != action.target and any(map(self._stands, self._store.twins(old)))
 

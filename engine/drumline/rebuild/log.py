@@ -32,6 +32,7 @@ from drumline.errors import OutputError
 from drumline.failpoints import step
 from drumline.rebuild.actions import Action, Refused
 from drumline.rebuild.names import MAX_TARGET, is_safe
+from drumline.rebuild.originals import archive_has
 from drumline.rebuild.store import Made, Store
 from drumline.rebuild.tree import Tree, not_a_tree, write_all
 from drumline.records import path_fields
@@ -48,9 +49,9 @@ __all__ = [
     "has_same_content",
     "load_log",
     "make_line",
-    "original_is_gone",
     "path_line",
     "rebuild_line",
+    "replaces",
     "standing",
 ]
 
@@ -65,18 +66,17 @@ Standing = Literal["ours", "gone", "changed", "last_copy"]
 
 WHY_IT_STAYS: dict[Standing, str] = {
     "changed": "changed since it was made",
-    "last_copy": "the archive does not have it any more",
+    "last_copy": "the archive does not have it any more, or not as it was",
 }
 
 
-def standing(tree: Tree, made: Made) -> Standing:
+def standing(tree: Tree, made: Made) -> Literal["ours", "gone", "changed"]:
     """Tell what became of a file that rebuild made.
 
     Notes
     -----
     Ours: a link that still points where it did, or a regular file with the size and modification time that it
-    was given. A hard link whose other names are all gone is the last copy of somebody's sample: not ours to
-    remove.
+    was given.
     """
     try:
         status = tree.lstat(made.target)
@@ -89,36 +89,36 @@ def standing(tree: Tree, made: Made) -> Standing:
         return "ours" if link else "changed"
     if not stat.S_ISREG(status.st_mode) or status.st_size != made.size:
         return "changed"
-    if not same_time(mtime_of(status), made.mtime_ns):
-        return "changed"
-    return "last_copy" if made.mode == "hardlink" and status.st_nlink == 1 else "ours"
+    return "ours" if same_time(mtime_of(status), made.mtime_ns) else "changed"
 
 
-def fate(tree: Tree, made: Made, *, even_last: bool) -> Standing:
+def fate(tree: Tree, made: Made, *, even_last: bool, doubted: bool = False) -> Standing:
     """Tell whether a file may be removed ("ours"), or why not.
 
     Parameters
     ----------
     even_last
         Also the last copy: it is elsewhere, or somebody said so.
+    doubted
+        As in `archive_has`.
 
     Notes
     -----
     A hard link to the archive's file is ours although somebody edited that file: it stays in the archive.
     """
     how = standing(tree, made)
-    if how == "ours" and original_is_gone(made):
-        how = "last_copy"
+    if how == "ours" and not even_last and not archive_has(made, doubted=doubted):
+        return "last_copy"
     if how == "changed" and made.mode == "hardlink" and _is_linked_to_original(tree, made):
         return "ours"
-    return "ours" if how == "last_copy" and even_last else how
+    return how
 
 
 def _is_linked_to_original(tree: Tree, made: Made) -> bool:
     try:
         status = tree.lstat(made.target)
         return status is not None and status.st_nlink > 1 and os.path.samestat(status, os.stat(made.source))
-    except (OSError, Refused):
+    except (OSError, ValueError, Refused):
         return False
 
 
@@ -127,9 +127,14 @@ def has_same_content(made: Made, action: Action) -> bool:
     return made.hash is not None and (made.hash, made.size) == (action.hash, action.size)
 
 
-def original_is_gone(made: Made) -> bool:
-    """Tell whether a copy's original is not where it was, so that the copy may be the last."""
-    return made.mode in ("copy", "reflink") and not os.path.isfile(made.source)
+def replaces(made: Made, action: Action, root: bytes) -> bool:
+    """Tell whether a planned file may take the place of one made earlier, whatever the archive has.
+
+    It has the same content, or it is the same file of the archive, below `root`: edited by its owner and
+    indexed again, so that the copy follows it.
+    """
+    same_file = made.source == os.path.join(root, action.source)
+    return same_file or has_same_content(made, action)
 
 
 def same_time(found_ns: int, given_ns: int) -> bool:

@@ -295,6 +295,10 @@ class Store:
         """Return how many files have an error."""
         return int(self._row("SELECT COUNT(*) FROM failed")[0])
 
+    def has_failed(self, path: bytes) -> bool:
+        """Tell whether a file of the index has an error."""
+        return self._row("SELECT 1 FROM failed WHERE path = ? LIMIT 1", (path,)) is not None
+
     def add_action(self, action: Action) -> None:
         """Add a file to the plan, soon."""
         self.add("plan", action)
@@ -339,7 +343,8 @@ class Store:
         )
 
     def index_plan(self) -> None:
-        """Make look-ups by target and content quick."""
+        """Make look-ups by target and content, and of what failed, quick."""
+        self._change("CREATE INDEX failed_path ON failed (path)")
         self._change("CREATE INDEX plan_target ON plan (target)")
         self._change("CREATE INDEX plan_hash ON plan (hash)")
 

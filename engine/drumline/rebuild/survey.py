@@ -9,13 +9,13 @@ from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Progress, Refused, State
 from drumline.rebuild.log import (
     WHY_IT_STAYS,
-    Standing,
     fate,
     has_same_content,
-    original_is_gone,
+    replaces,
     standing,
 )
 from drumline.rebuild.names import collision_key, spare_names
+from drumline.rebuild.originals import archive_has
 from drumline.rebuild.plan import PLACED, LabelTotal, Plan
 from drumline.rebuild.store import Made, Row
 
@@ -145,14 +145,14 @@ class Surveyor:
             raise Refused("edited", WHY_IT_STAYS["changed"])
         if self._as_planned(made, action):
             return "there"
-        if self._would_be_lost(made, how, action):
+        if self._would_be_lost(made, action):
             raise Refused("edited", "the archive does not have what stands here any more")
         return "replace"
 
-    def _would_be_lost(self, made: Made, how: Standing, action: Action) -> bool:
-        if self._plan.settings.drop_last_copies or has_same_content(made, action):
+    def _would_be_lost(self, made: Made, action: Action) -> bool:
+        if self._plan.settings.drop_last_copies or replaces(made, action, self._root):
             return False
-        return how == "last_copy" or original_is_gone(made)
+        return not archive_has(made)
 
     def _made(self, target: bytes) -> Made | None:
         return None if self._log_is_empty else self._store.made_at(target)
@@ -195,7 +195,8 @@ class Surveyor:
         assert self._plan.tree is not None
         self._store.index_plan()
         for made in self._store.made_but_not_planned():
-            how = fate(self._plan.tree, made, even_last=self._plan.settings.drop_last_copies)
+            even_last, doubted = self._plan.settings.drop_last_copies, self._failed(made)
+            how = fate(self._plan.tree, made, even_last=even_last, doubted=doubted)
             is_last = how == "last_copy" and bool(self._store.twins(made))
             if how in ("ours", "gone") or is_last:
                 self._store.note_stale(made, is_last=is_last)
@@ -205,6 +206,11 @@ class Surveyor:
                 self._plan.counts["kept"] += 1
             if how in ("changed", "last_copy"):
                 self._give_precedence(made, replaceable=is_last)
+
+    def _failed(self, made: Made) -> bool:
+        """Tell whether the original could not be read when it was indexed last."""
+        prefix = os.path.join(self._root, b"")
+        return made.source.startswith(prefix) and self._store.has_failed(made.source[len(prefix) :])
 
     def _give_precedence(self, made: Made, *, replaceable: bool) -> None:
         """Plan for what would need a file's name as a directory, or its directory as a name.

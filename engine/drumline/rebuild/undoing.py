@@ -2,8 +2,8 @@
 
 Files first, then the reports, then the directories that became empty, last the mapping log: an undo that was
 killed anywhere is completed by the same command. What a person added or changed stays, and is theirs from
-then on. Where the archive does not have a file any more, the tree's is its last copy: it stays too, and the
-log with it, so that a later undo can still remove it.
+then on. Where the archive does not have its content any more, or not as it was, the tree's may be the last
+copy: it stays too, and the log with it, so that a later undo can still remove it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class UndoSummary:
     changed
         Files and reports that somebody changed: they stay.
     last_copies
-        Files whose original is gone from the archive: they stay.
+        Files whose content the archive does not have any more: they stay.
     directories, reports
         Empty directories and reports that were removed; in a dry run directories are an upper bound.
     kept

@@ -34,7 +34,7 @@ frames        whole frames and what lies between them
 judge         what is wrong with one line of an index
 inspection    a run: where its parts are, and what is the matter with each
 cached        the cache against the index
-originals     the archive against the index; the content of files
+originals     the archive against the index
 tree          a rebuilt tree against its mapping log
 ============  ==========================================================
 """

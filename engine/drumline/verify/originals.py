@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import xxhash
-
+from drumline.content import has_content
 from drumline.errors import ArchiveError
 from drumline.machine import usable_cpus
 from drumline.records import Record, absolute_path, display_path, relative_path
 from drumline.verify.findings import Kind, Ledger
 from drumline.walk import mtime_of
 
-__all__ = ["Originals", "Trouble", "has_content", "stat_trouble"]
+__all__ = ["Originals", "Trouble", "refused", "stat_trouble"]
 
-_BLOCK_BYTES: Final = 1 << 20
 _NEVER_SEEN: Final = frozenset({"vanished", "changed", "unreadable", "path_too_long"})
 """Errors of records that say nothing sure of size, mtime and content."""
-
-# By length, as neither an index without run.json nor a mapping log says which hash it has.
-_HASHES: Final[dict[int, tuple[Callable[[], Any], ...]]] = {
-    16: (xxhash.xxh3_64, xxhash.xxh64),
-    32: (lambda: hashlib.md5(usedforsecurity=False),),
-    64: (hashlib.sha256,),
-}
 
 
 class Trouble(NamedTuple):
@@ -37,15 +26,6 @@ class Trouble(NamedTuple):
 
     kind: Kind
     message: str
-
-
-def has_content(descriptor: int, digest: str) -> bool:
-    """Tell whether an open file has the content with this hash: xxh3_64, xxh64, md5 or sha256."""
-    hashes = [make() for make in _HASHES.get(len(digest), ())]
-    while block := os.read(descriptor, _BLOCK_BYTES):
-        for found in hashes:
-            found.update(block)
-    return digest in [found.hexdigest() for found in hashes]
 
 
 def refused(error: OSError) -> Trouble:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from drumline.content import has_content
 from drumline.errors import OutputError
 from drumline.rebuild.actions import Progress, Refused, report_to
 from drumline.rebuild.log import LOG_NAME, load_log, standing
@@ -15,7 +16,7 @@ from drumline.rebuild.store import Made, Store, working_space
 from drumline.rebuild.tree import Tree
 from drumline.records import display_path
 from drumline.verify.findings import Ledger, Report
-from drumline.verify.originals import Trouble, has_content, refused, stat_trouble
+from drumline.verify.originals import Trouble, refused, stat_trouble
 
 __all__ = ["is_tree", "verify_tree"]
 

@@ -1,0 +1,30 @@
+"""Whether a file holds the content that a hash stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+import xxhash
+
+__all__ = ["has_content"]
+
+_BLOCK_BYTES: Final = 1 << 20
+
+# By length, as neither an index without run.json nor a mapping log says which hash it has.
+_HASHES: Final[dict[int, tuple[Callable[[], Any], ...]]] = {
+    16: (xxhash.xxh3_64, xxhash.xxh64),
+    32: (lambda: hashlib.md5(usedforsecurity=False),),
+    64: (hashlib.sha256,),
+}
+
+
+def has_content(descriptor: int, digest: str) -> bool:
+    """Tell whether an open file has the content with this hash: xxh3_64, xxh64, md5 or sha256."""
+    hashes = [make() for make in _HASHES.get(len(digest), ())]
+    while block := os.read(descriptor, _BLOCK_BYTES):
+        for found in hashes:
+            found.update(block)
+    return digest in [found.hexdigest() for found in hashes]
