@@ -3,8 +3,9 @@
     python -m bench.soak --files 1000000 --rescans 50 --out build/soak
 
 One classification of a synthesised archive (one file in a hundred is broken), watched all the time; then
-rescans, each after some files were added, edited, touched, moved and deleted. Memory, open files, threads
-and what lies in /dev/shm are fitted with straight lines: their slopes are to be nothing but noise.
+rescans of a smaller one, each after some files were added, edited, touched, moved and deleted. Memory, open
+files, threads and what lies in /dev/shm are fitted with straight lines: their slopes are to be nothing but
+noise.
 Writes ``soak.json`` and ``soak.svg``.
 """
 
@@ -18,7 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -227,35 +229,46 @@ def _check(summary: dict[str, Any]) -> None:
     assert counts["discovered"] == counts["indexed"] == parts, counts
 
 
-def soak(root: Path, files: int, rescans: int, seed: int = 1) -> dict[str, Any]:
-    """Synthesise an archive in `root`, classify and rescan it; return every figure.
+def soak(root: Path, files: int, rescans: int, rescan_files: int, seed: int = 1) -> dict[str, Any]:
+    """Synthesise archives in `root`, classify and rescan them; return every figure.
 
     Parameters
     ----------
     root
         An empty directory.
-    files, rescans
-        How large the archive is, and how often it is rescanned.
+    files
+        How large the archive of the long run is.
+    rescans, rescan_files
+        How many runs in a row, and how large their archive is.
     seed
-        Of the archive and of its changes.
+        Of the archives and of their changes.
 
     Raises
     ------
     RuntimeError
         When a command fails; a run or a count that is not right fails too.
     """
-    archive, runs = root / "archive", root / "runs"
-    for _ in with_progress(iter_archive(archive, files, seed, _MESS), files):
+    with _archive(root / "long", files, seed) as (archive, runs):
+        first = _first_run(archive, runs)
+        _verify(runs)
+    with _archive(root / "often", rescan_files, seed) as (archive, runs):
+        _infer(archive, runs, _SAMPLE_SEC)
+        later = _rescans(archive, runs, rescans, seed)
+        _verify(runs)
+    return {"files": files, "rescan_files": rescan_files, "seed": seed, "first": first, "rescans": later}
+
+
+@contextmanager
+def _archive(room: Path, files: int, seed: int) -> Iterator[tuple[Path, Path]]:
+    """Synthesise an archive; give it and a place for its runs, and remove both."""
+    for _ in with_progress(iter_archive(room / "archive", files, seed, _MESS), files):
         pass
-    first = _first_run(archive, runs)
-    later = _rescans(archive, runs, rescans, seed)
-    subprocess.run([*ENGINE, "verify", newest(runs), "--json"], check=True, stdout=subprocess.DEVNULL)
-    return {"files": files, "seed": seed, "first": first, "rescans": later}
+    yield room / "archive", room / "runs"
+    shutil.rmtree(room)
 
 
-def newest(runs: Path) -> Path:
-    """Return the run that was made last."""
-    return max(path.parent for path in runs.glob("run_*/summary.json"))
+def _verify(runs: Path) -> None:
+    subprocess.run([*ENGINE, "verify", str(runs), "--json"], check=True, stdout=subprocess.DEVNULL)
 
 
 def _draw(figures: dict[str, Any], path: Path) -> None:
@@ -295,14 +308,15 @@ def _tell(figures: dict[str, Any]) -> None:
 @click.command()
 @click.option("--files", type=click.IntRange(10), default=1_000_000, show_default=True)
 @click.option("--rescans", type=click.IntRange(0), default=50, show_default=True)
+@click.option("--rescan-files", type=click.IntRange(10), default=20_000, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), help="Where the archive is made (default: $TMPDIR).")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/soak"), show_default=True)
-def main(files: int, rescans: int, seed: int, work: Path | None, out: Path) -> None:
-    """Classify a large archive and rescan it many times; fit what should not grow."""
+def main(files: int, rescans: int, rescan_files: int, seed: int, work: Path | None, out: Path) -> None:
+    """Classify a large archive, rescan another many times; fit what should not grow."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work) as directory:
-        figures = soak(Path(directory), files, rescans, seed)
+        figures = soak(Path(directory), files, rescans, rescan_files, seed)
     (out / "soak.json").write_text(json.dumps(figures) + "\n")
     _draw(figures, out / "soak.svg")
     _tell(figures)

@@ -207,7 +207,7 @@ def test_a_line_with_a_known_slope_is_fitted_within_its_interval() -> None:
 
 
 def test_a_short_soak_counts_every_file_and_every_change(tmp_path: Path) -> None:
-    figures = soak(tmp_path, 150, 2)
+    figures = soak(tmp_path, 150, 2, 150)
     counts = figures["first"]["counts"]
     assert counts["discovered"] == counts["classified"] + counts["failed"] > 140
     rescans = figures["rescans"]["runs"]
