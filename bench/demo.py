@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import xxhash
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
@@ -26,7 +27,7 @@ from rich.tree import Tree
 from bench.engine import ENGINE, EngineError, call, shown_command
 from bench.synth import iter_archive, with_progress, write_truth
 from drumline.charts import Bar
-from drumline.cli.common import safe_text, stdout_console
+from drumline.cli.common import counted, safe_text, stdout_console
 
 __all__ = ["Picture", "main"]
 
@@ -52,12 +53,15 @@ class Picture:
         The run's directory.
     command
         How a person starts drumline here.
+    own
+        Whether the archive is somebody's own, not a synthesised one.
     """
 
     infer: dict[str, Any]
     organised: Path
     run: Path
     command: str
+    own: bool = False
 
     def __rich__(self) -> RenderableType:
         body = Table.grid(expand=True, padding=(0, 4))
@@ -93,7 +97,7 @@ class Picture:
 
     def _tree(self) -> Tree:
         organised = self.organised
-        tree = Tree(Text(f"{organised.name}/", "bold"), guide_style="dim")
+        tree = Tree(Text(f"{os.path.relpath(organised)}/", "bold"), guide_style="dim")
         expanded = False
         for label in _folders(organised):
             branch = tree.add(_folder_text(organised / label))
@@ -104,21 +108,30 @@ class Picture:
 
     def _errors(self) -> Text:
         errors: dict[str, int] = self.infer["errors"]
+        links = " The tree is of links to your files: nothing was copied." if self.own else ""
         if not errors:
-            return Text("No file failed.", "green")
+            return Text.assemble(("No file failed.", "green"), links)
         kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in errors.items())
-        text = Text.assemble((f"{sum(errors.values()):,} files could not be read", "yellow"), f" ({kinds}).")
-        return text.append(" They cost a record each, not the run.", "dim")
+        text = Text.assemble(
+            (f"{counted(sum(errors.values()), 'file')} could not be read", "yellow"), f" ({kinds})."
+        )
+        return text.append(" They cost a record each, not the run.", "dim").append(links)
 
     def _next_steps(self) -> Padding:
-        paths = (os.path.relpath(self.run), os.path.relpath(self.organised.with_name("kicks")))
-        run, kicks = map(shlex.quote, paths)
+        kicks = self.organised.with_name(f"{self.organised.name}-kicks")
+        runs, out = (shlex.quote(os.path.relpath(path)) for path in (self.run.parent, kicks))
         steps = {
-            "How sure, how long, what failed": f"{self.command} stats {run}",
-            "Only the kicks that are beyond doubt": f"{self.command} rebuild {run} --out {kicks} "
-            "--labels Kick --threshold 0.9",
-            "Your own samples, which are only read": "make demo ARCHIVE=~/Samples",
+            "How sure, how long, what failed": f"{self.command} stats {runs}",
+            "Kicks that are beyond doubt; all else under misc": (
+                f"{self.command} rebuild {runs} \\\n      --out {out} --labels Kick --threshold 0.9"
+            ),
         }
+        if self.own:
+            steps["Take the tree back"] = (
+                f"{self.command} undo {shlex.quote(os.path.relpath(self.organised))}"
+            )
+        else:
+            steps["Your own samples, which are only read"] = "make demo ARCHIVE=~/Samples"
         text = Text("Next\n", "bold")
         for what, command in steps.items():
             text.append(f"  {what}\n", "not bold dim").append(f"    {command}\n", "not bold cyan")
@@ -170,13 +183,20 @@ def run_demo(out: Path, archive: Path | None = None, engine: tuple[str, ...] = E
     if archive is None:
         archive = out / "archive"
         make_archive(archive, out / "truth.jsonl")
-    own = archive == out / "archive"
-    runs = out / ("runs" if own else "your-runs")
-    summary = call("infer", archive.expanduser(), "--runs-root", runs, engine=engine)
+    synthesised = archive == out / "archive"
+    archive = archive.expanduser()
+    place = out if synthesised else out / f"of-{archive.resolve().name}-{_fingerprint(archive)}"
+    runs = place / "runs"
+    summary = call("infer", archive, "--runs-root", runs, engine=engine)
     # Links cost no space; symbolic ones leave somebody's own files as they are and cross file systems.
-    mode, organised = ("hardlink", out / "organised") if own else ("symlink", out / "your-organised")
+    mode, organised = "hardlink" if synthesised else "symlink", place / "organised"
     call("rebuild", summary["run_directory"], "--out", organised, "--copy-mode", mode, engine=engine)
-    return Picture(summary, organised, Path(summary["run_directory"]), shown_command())
+    return Picture(summary, organised, Path(summary["run_directory"]), shown_command(), not synthesised)
+
+
+def _fingerprint(archive: Path) -> str:
+    """Return some letters that tell archives of the same name apart."""
+    return xxhash.xxh3_64_hexdigest(os.fsencode(archive.resolve()))[:4]
 
 
 @click.command(help="Synthesise, classify and rebuild an archive in OUT, and show what came of it.")

@@ -3,10 +3,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from drumline.cli import rebuild as rebuild_module
 from drumline.cli.meter import _BarMeter, _PlainMeter
 from drumline.rebuild import Progress, RebuildSummary, execute
 from tests.making import CommandLine
@@ -223,3 +226,22 @@ def test_a_dry_run_names_a_few_files_and_all_of_them_when_asked(
     every = command("rebuild", run, "--out", archive.out, "--dry-run", "--verbose").out
     assert every.count(" → Kick/") == 15
     assert "more" not in every
+
+
+def test_nothing_is_printed_while_bars_are_on_the_terminal(
+    drums: Archive, command: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed below live bars is erased with them."""
+    happened = []
+
+    @contextmanager
+    def watched(_quiet: bool) -> Iterator[None]:
+        happened.append("bars")
+        yield None
+        happened.append("no bars")
+
+    monkeypatch.setattr(rebuild_module, "meter", watched)
+    for name in ("_show_plan", "_show_outcome"):
+        monkeypatch.setattr(rebuild_module, name, lambda *_, name=name: happened.append(name))
+    assert command("rebuild", drums.run().directory, "--out", drums.out).code == 0
+    assert happened == ["bars", "no bars", "_show_plan", "bars", "no bars", "_show_outcome"]

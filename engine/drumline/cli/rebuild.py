@@ -142,25 +142,35 @@ def rebuild_command(
     3 wrong labels, threshold or overrides, 6 no archive, 7 no index, 8 OUT cannot be written or is not
     drumline's, 9 another process works in OUT, 130 stopped.
     """
-    from drumline.rebuild import RebuildSettings, execute, plan_rebuild
+    from drumline.rebuild import RebuildSettings, plan_rebuild
 
     source, out = _places(run, index_file, out, config_file)
     settings = RebuildSettings(source=source, out=out, **options)
     silent = quiet or as_json
-    with meter(quiet) as progress, plan_rebuild(settings, progress) as plan:
+    # Bars and results share a terminal: each meter is gone before anything is printed.
+    with meter(quiet) as progress:
+        plan = plan_rebuild(settings, progress)
+    with plan:
         for warning in plan.warnings:
             click.echo(f"drumline: {safe_text(warning)}", err=True)
         if not silent:
             _show_plan(plan)
             if dry_run:
                 _show_actions(plan, None if verbose else _EXAMPLES_SHOWN)
-        summary = None if dry_run else execute(plan, progress)
+        summary = None if dry_run else _execute(plan, quiet)
         if as_json:
             echo_json(_as_json(plan, summary))
         elif summary is not None:
             _show_outcome(plan, summary, quiet)
         elif not quiet:
             click.echo("\nNothing was written. The same command without --dry-run does it.")
+
+
+def _execute(plan: Plan, quiet: bool) -> RebuildSummary:
+    from drumline.rebuild import execute
+
+    with meter(quiet) as progress:
+        return execute(plan, progress)
 
 
 @click.command(
