@@ -137,6 +137,23 @@ def _is_sound(path: Path) -> bool:
     return path.stat().st_size > 1000 and path.read_bytes().startswith(b"RIFF")
 
 
+def test_the_end_of_a_resumed_run_says_how_many_files_were_done_before(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    half = {"die": "after drumline.pipeline.write:_Writer._commit 2", "frame_lines": 4, "flush": 0.0}
+    command = patched({**half, "slow": 0.01}, *arguments)
+    subprocess.run(command, capture_output=True, env=environment(), cwd=ROOT, check=False)
+    left = json.loads(drumline(*arguments, "--dry-run", "--json").stdout)["counts"]["to_read"]
+    done = drumline(*arguments)
+    assert done.returncode == 0, done.stderr
+    (run,) = runs_of(tmp_path / "runs")
+    counts = json.loads((run / "summary.json").read_text())["counts"]
+    assert counts["resumed"] == FILES - left > 0
+    assert counts["discovered"] == counts["carried_over"] + counts["classified"] + counts["failed"]
+    assert f"  {counts['resumed']} of these were done before the run was interrupted\n" in done.stdout
+    assert "interrupted" not in drumline(*arguments).stdout
+
+
 def test_a_dry_run_of_an_unfinished_run_counts_what_is_left(arguments: list[str], tmp_path: Path) -> None:
     half = {"die": "after drumline.pipeline.write:_Writer._commit 2", "frame_lines": 4, "flush": 0.0}
     command = patched({**half, "slow": 0.01}, *arguments)

@@ -33,6 +33,29 @@ def test_a_runs_root_stands_for_its_newest_complete_run(tmp_path: Path) -> None:
     assert open_run(tmp_path).name == runs[1].name
 
 
+def test_a_runs_root_with_only_unfinished_runs_names_the_newest_and_what_finishes_it(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    newest = make_run(tmp_path)
+    with pytest.raises(IndexFormatError) as error:
+        open_run(tmp_path)
+    assert f"{newest.name} of {ARCHIVE.decode()} is not finished" in error.value.what
+    assert "same 'drumline infer ARCHIVE' command" in error.value.way_out
+    assert f"drumline stats {newest.directory}" in error.value.way_out
+
+
+def test_an_unfinished_run_with_a_damaged_run_json_is_named_too(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run.directory / "run.json").write_text("{")
+    with pytest.raises(IndexFormatError, match=f"{run.name} of an archive that its run.json does not name"):
+        open_run(tmp_path)
+
+
+def test_an_empty_runs_root_says_how_to_make_a_run(tmp_path: Path) -> None:
+    with pytest.raises(IndexFormatError) as error:
+        open_run(tmp_path)
+    assert error.value.way_out == "Make one with 'drumline infer ARCHIVE'."
+
+
 def test_runs_made_within_one_second_keep_their_order(tmp_path: Path) -> None:
     names = [make_run(tmp_path).name for _ in range(12)]
     assert len(set(names)) == 12

@@ -61,6 +61,7 @@ _INDEX_TROUBLES: Final[tuple[Kind, ...]] = (
 )
 _LOSSES: Final[tuple[Kind, ...]] = ("index_missing", "damaged_frame", "torn_tail", "bad_record")
 _NOT_IN_THE_INDEX: Final = (
+    "resumed",
     "known_content",
     "gone",
     "skipped_links",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import shlex
 import time
 from collections.abc import Container
 from contextlib import suppress
@@ -272,10 +273,7 @@ def _is_base64(value: object) -> bool:
 def _newest_complete(runs_root: Path) -> Path:
     complete = [path for path in list_runs(runs_root) if (path / SUMMARY_NAME).is_file()]
     if not complete:
-        raise IndexFormatError(
-            f"{str(runs_root)!r} is no run and holds no complete run",
-            "Make one with 'drumline infer ARCHIVE'.",
-        )
+        raise _none_complete(runs_root)
     newest = {root: path.name for path in complete if (root := _archive_of(path)) is not None}
     if len(newest) > 1:
         names = ", ".join(f"{name} ({root})" for root, name in newest.items())
@@ -284,6 +282,19 @@ def _newest_complete(runs_root: Path) -> Path:
             f"Name the run that you mean: {names}.",
         )
     return complete[-1]
+
+
+def _none_complete(runs_root: Path) -> IndexFormatError:
+    what, unfinished = f"{str(runs_root)!r} is no run and holds no complete run", list_runs(runs_root)
+    if not unfinished:
+        return IndexFormatError(what, "Make one with 'drumline infer ARCHIVE'.")
+    newest = unfinished[-1]
+    archive = _archive_of(newest) or "an archive that its run.json does not name"
+    return IndexFormatError(
+        f"{what}: {newest.name} of {archive} is not finished",
+        "The same 'drumline infer ARCHIVE' command that began it finishes it.\n"
+        f"'drumline stats {shlex.quote(str(newest))}' shows what it holds so far.",
+    )
 
 
 def _archive_of(directory: Path) -> str | None:

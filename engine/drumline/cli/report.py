@@ -21,6 +21,8 @@ def show_summary(summary: dict[str, Any]) -> None:
         f"{counts[name]:,} {name.replace('_', ' ')}" for name in ("classified", "carried_over", "failed")
     ]
     console.print(Text.assemble((files, "bold"), f" in {seconds}: ", ", ".join(parts)))
+    if counts["resumed"]:
+        console.print(f"  {counts['resumed']:,} of these were done before the run was interrupted")
     console.print(_labels(summary))
     problems = {kind.replace("_", " "): count for kind, count in summary["errors"].items()}
     if counts["unreadable_directories"]:

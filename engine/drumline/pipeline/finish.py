@@ -145,6 +145,7 @@ def _summary(job: Job, tally: Tally, carried: int, outcome: Outcome) -> dict[str
             "carried_over": carried,
             "classified": tally.records - carried - tally.failed,
             "failed": tally.failed,
+            "resumed": counters["resumed"],
             "known_content": counters["twins"],
             "gone": counters["gone"],
             "skipped_links": counters["skipped_links"],
