@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -98,3 +100,23 @@ def test_a_disk_that_fails_while_an_index_is_read_is_an_error_and_costs_no_cache
         rebuild_cache(path, tmp_path)
     assert path.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == sorted([run.name, "cache.sqlite"])
+
+
+def test_a_cache_whose_last_change_was_never_finished_is_made_anew(tmp_path: Path) -> None:
+    """A kill while the new cache is switched to its log leaves a journal that has to be rolled back."""
+    run, path = make_run(tmp_path, [make_record()]), tmp_path / "cache.sqlite"
+    rebuild_cache(path, tmp_path)
+    program = (
+        "import os, sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "db.execute('PRAGMA cache_size = 1')\n"
+        "db.execute('BEGIN')\n"
+        "db.execute('CREATE TABLE large (content)')\n"
+        "db.executemany('INSERT INTO large VALUES (?)', ((bytes(9000),) for _ in range(50)))\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+    assert path.with_name("cache.sqlite-journal").exists()
+    with closing(open_cache(path, tmp_path)) as cache:
+        assert [name for name, _ in cache.runs_in_use()] == [run.name]
+    assert not path.with_name("cache.sqlite-journal").exists()

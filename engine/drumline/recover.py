@@ -23,6 +23,7 @@ __all__ = ["agrees", "open_cache", "rebuild_cache"]
 _PAGE_BYTES: Final = 512
 """SQLite's smallest page: a file that is no multiple of it was cut, which SQLite notices late."""
 
+_PRIMARY_CODE: Final = 0xFF
 _SIDE_FILES: Final = ("-wal", "-shm", "-journal")
 
 
@@ -62,9 +63,10 @@ def _is_good(path: Path, runs_root: Path) -> bool:
         with contextlib.closing(Cache(path, "read")) as cache:
             return agrees(cache, runs_root)
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
-            raise  # locked, or the disk fails: that says nothing of the file
-        return False
+        # Killed while it was switched to its log, it would have to be rolled back, which reading cannot do.
+        if error.sqlite_errorcode & _PRIMARY_CODE in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY):
+            return False
+        raise  # locked, or the disk fails: that says nothing of the file
     except sqlite3.DatabaseError:
         return False
 
