@@ -408,3 +408,29 @@ def test_equal_files_whose_originals_are_gone_are_counted_and_kept_as_planned(
         summary = execute(plan)
     assert planned == (summary.counts["removed"], summary.counts["kept"]) == (0, 2)
     assert archive.tree() == {b"Kick/x.wav": CONTENT, b"Kick/y.wav": CONTENT}
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink"])
+def test_undo_takes_back_a_tree_whose_archive_moved_once_a_rebuild_knows_where_it_is(
+    archive: Archive, mode: str
+) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run, copy_mode=mode)
+    moved = archive.base / "moved"
+    os.rename(archive.root, moved)
+    assert undo(archive.out, dry_run=True).last_copies == 1
+    summary = archive.rebuild(run, copy_mode=mode, archive_root=moved)
+    assert (summary.counts["already_there"], summary.counts["made"]) == (1, 0)
+    assert undo(archive.out).complete
+    assert not archive.out.exists()
+
+
+def test_the_log_keeps_the_origin_that_is_there_when_the_planned_one_is_not(archive: Archive) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run)
+    other = archive.base / "other"
+    other.mkdir()
+    assert archive.rebuild(run, archive_root=other).counts["already_there"] == 1
+    assert undo(archive.out).complete

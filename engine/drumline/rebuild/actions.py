@@ -25,7 +25,8 @@ Problem = Literal[
 State = Literal["make", "replace", "adopt", "there", "listed"] | Problem
 """make: not there yet; there: nothing to do; listed: only for manifests;
 replace: there, but made otherwise, or in its way stands the last copy of what the plan places elsewhere;
-adopt: the archive's file was edited in place and its hard link with it, only the log is behind."""
+adopt: stands as planned, only the log is behind: the archive was moved, or its file was edited in place and
+its hard link with it."""
 
 
 class Action(NamedTuple):

@@ -60,6 +60,7 @@ BESIDES = (
 """What is counted besides."""
 
 _REPORT_EVERY = 1_000
+_ADOPTED_TOGETHER = 2_048
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class _Execution:
     def run(self) -> RebuildSummary:
         self._open()
         self._remove()
+        self._adopt()
         self._place()
         self._replace()
         self._remove_last_copies()
@@ -336,12 +338,19 @@ class _Execution:
             return True
         return old.target != action.target and any(map(self._stands, self._store.twins(old)))
 
+    def _adopt(self) -> None:
+        """Tell the log of what stands as planned, and which file of the archive it comes from now."""
+        for batch in self._plan.batches(_ADOPTED_TOGETHER, 1 << 62, ("adopt",)):
+            self._announce(batch)
+            self._done += len(batch)
+            self._progress(Progress("placing", self._done, self.to_make))
+
     def _place(self) -> None:
         if self._placer is None:
             return
         placer = self._placer
         with helpers_for(placer.place, self.to_make) as helpers:
-            for batch in self._plan.batches(placer.batch_files, placer.batch_bytes, ("make", "adopt")):
+            for batch in self._plan.batches(placer.batch_files, placer.batch_bytes, ("make",)):
                 self._announce(batch)
                 self._note_placed(helpers.give(batch))
             self._note_placed(helpers.finish())
@@ -390,8 +399,7 @@ class _Execution:
         for failure in failures:
             self._note_failure(failure)
         self._store.flush()
-        adopted = sum(action.state == "adopt" for action in batch)
-        self.counts["made"] += len(batch) - len(failures) - adopted
+        self.counts["made"] += len(batch) - len(failures)
         self._done += len(batch)
         self._progress(Progress("placing", self._done, self.to_make))
 

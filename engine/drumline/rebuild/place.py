@@ -155,8 +155,7 @@ class _Links(_Stages):
             try:
                 self.make(action, action.target)
             except Refused as refused:
-                if action.state != "adopt":
-                    failures.append(Failure(action, refused.problem, refused.message))
+                failures.append(Failure(action, refused.problem, refused.message))
         return failures
 
 

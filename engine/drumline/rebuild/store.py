@@ -36,8 +36,8 @@ __all__ = ["PLACED", "TO_DO", "Made", "Row", "Store", "working_space"]
 PLACED = ("make", "replace", "adopt", "there", "listed")
 """States of files that are, or will be, in the tree."""
 
-TO_DO = ("make", "replace", "adopt")
-"""States of files that `execute` has something to do for."""
+TO_DO = ("make", "replace")
+"""States of files that `execute` makes."""
 
 _CACHE_KIB = 64 << 10
 _CHUNK = 5_000

@@ -39,7 +39,9 @@ class Surveyor:
         self._drop_superseded()
         self._unify_labels()
         if self._plan.settings.dedup == "first":
-            self._plan.counts["duplicate"] = self._store.keep_one_of_each_content(self._can_be_placed)
+            self._plan.counts["duplicate"] = self._store.keep_one_of_each_content(
+                lambda row: self._is_there(_action(0, row.target, row))
+            )
         self._store.reserve_marked()
         total = self._store.record_count()
         for number, (target, row) in enumerate(self._named()):
@@ -66,11 +68,12 @@ class Surveyor:
             if kept != label:
                 self._store.rename_label(label, kept)
 
-    def _can_be_placed(self, row: Row) -> bool:
+    def _is_there(self, action: Action) -> bool:
+        """Tell whether the archive has a file as it was indexed."""
         if self._plan.sources is None:
             return True
         try:
-            self._plan.sources.find(_action(0, row.target, row))
+            self._plan.sources.find(action)
         except Refused:
             return False
         return True
@@ -114,7 +117,7 @@ class Surveyor:
             return "listed"
         try:
             state = self._standing(action) if self._plan.tree else "make"
-            if state != "there":
+            if state not in ("there", "adopt"):
                 self._check_source(action)
         except Refused as refused:
             self._store.note_problem(refused.problem, action.target, refused.message)
@@ -139,12 +142,12 @@ class Surveyor:
         how = standing(self._plan.tree, made)
         if how == "gone":
             return "make"
+        if how == "ours" and self._as_planned(made, action):
+            return "there" if self._knows_origin(made, action) else "adopt"
+        if self._is_linked(made, action):
+            return "adopt"
         if how == "changed":
-            if self._edited_in_place(action, made):
-                return "adopt"
             raise Refused("edited", WHY_IT_STAYS["changed"])
-        if self._as_planned(made, action):
-            return "there"
         if self._would_be_lost(made, action):
             raise Refused("edited", "the archive does not have what stands here any more")
         return "replace"
@@ -175,7 +178,8 @@ class Surveyor:
             parent = parent.rpartition(b"/")[0]
         return bool(parent)
 
-    def _edited_in_place(self, action: Action, made: Made) -> bool:
+    def _is_linked(self, made: Made, action: Action) -> bool:
+        """Tell whether a hard link is the planned file, whatever the log says of it."""
         if made.mode != "hardlink" or self._mode != "hardlink":
             return False
         assert self._plan.tree is not None
@@ -189,6 +193,10 @@ class Surveyor:
         if made.source == os.path.join(self._root, action.source):
             return made.hash == action.hash
         return self._mode in ("copy", "reflink") and has_same_content(made, action)
+
+    def _knows_origin(self, made: Made, action: Action) -> bool:
+        """Tell whether the log names the planned origin of a copy, or that is not there to be named."""
+        return made.source == os.path.join(self._root, action.source) or not self._is_there(action)
 
     def _find_stale(self) -> None:
         """Find what was made earlier and is not in the plan; only what is elsewhere too is removed."""
