@@ -105,6 +105,24 @@ def test_output_must_be_an_npz_so_that_no_sample_is_overwritten(command: Command
     assert (sounds / "a.wav").read_bytes() == before
 
 
+def test_only_features_are_replaced_by_features(command: CommandLine, sounds: Path) -> None:
+    out = sounds.parent / "x.npz"
+    np.savez(out, logits=np.zeros(3))
+    before = out.read_bytes()
+    outcome = command("features", sounds, "--out", out)
+    assert outcome.code == OutputError.exit_code
+    assert "exists already and is not replaced" in outcome.err
+    assert out.read_bytes() == before
+    out.unlink()
+    assert [command("features", sounds, "--out", out).code for _ in range(2)] == [0, 0]
+
+
+def test_features_never_go_into_a_directory_that_they_are_of(command: CommandLine, sounds: Path) -> None:
+    outcome = command("features", sounds, "--out", sounds / "b" / "x.npz")
+    assert outcome.code == OutputError.exit_code
+    assert not (sounds / "b" / "x.npz").exists()
+
+
 def test_output_that_cannot_be_written_is_an_error_that_names_it(command: CommandLine, sounds: Path) -> None:
     outcome = command("features", sounds, "--out", sounds / "none/x.npz")
     assert outcome.code == OutputError.exit_code

@@ -75,18 +75,29 @@ def scan_command(
     Labels come from the directory's own manifest.jsonl (metadata), from its folders where each is called
     exactly as a label (folders: TrainingData/<Label>/…), or from the names of files and folders by strict
     rules (names). What is ambiguous, cannot be decoded or is there twice is left out, and listed with its
-    reason in a second file: manifest.left-out.jsonl beside manifest.jsonl.
+    reason in a second file: manifest.left-out.jsonl beside manifest.jsonl. An older manifest at --out is
+    replaced; anything else there, or an --out in DIRECTORY, is refused with exit code 8.
     """
-    from drumline_convert.manifest import write_manifest
+    from drumline.outputs import check_outside
+    from drumline_convert.manifest import check_manifest_output, write_manifest
     from drumline_convert.rules import DEFAULT_RULES, read_rules
-    from drumline_convert.scan import ScanSettings, scan_directory, without_undecodable, write_left_out
+    from drumline_convert.scan import (
+        ScanSettings,
+        check_left_out_output,
+        scan_directory,
+        without_undecodable,
+        write_left_out,
+    )
 
     asked = ScanSettings(by, taxonomy_of(taxonomy), read_rules(rules or DEFAULT_RULES), **settings)
+    left_out = out.with_name(f"{out.stem}.left-out.jsonl")
+    check_outside(out, directory)
+    check_manifest_output(out)
+    check_left_out_output(left_out)
     with meter("reading", quiet) as progress:
         scan = scan_directory(directory, asked, progress)
     with meter("decoding", quiet) as progress:
         scan = without_undecodable(scan, workers, progress)
-    left_out = out.with_name(f"{out.stem}.left-out.jsonl")
     write_left_out(left_out, scan.left_out)
     write_manifest(out, scan.manifest)
     if as_json:
@@ -160,7 +171,7 @@ def split_command(
     sides as evenly as that allows.
     """
     from drumline_convert.dataset_stats import dataset_statistics
-    from drumline_convert.manifest import write_manifest
+    from drumline_convert.manifest import check_manifest_output, write_manifest
     from drumline_convert.split import SplitSettings, split_manifest
 
     settings = SplitSettings(
@@ -169,6 +180,7 @@ def split_command(
         folds or 0,
         seed,
     )
+    check_manifest_output(out)
     labels = taxonomy_of(taxonomy)
     rows = split_manifest(recordings_of_manifest(manifest, labels), settings)
     write_manifest(out, rows)

@@ -18,6 +18,7 @@ from drumline_convert.cli_dataset_options import (
 )
 
 if TYPE_CHECKING:
+    from drumline.runs import Run
     from drumline_convert.manifest import Manifest
     from drumline_convert.populate import CopyPlan
 
@@ -56,19 +57,26 @@ def populate_command(
     """Copy the recordings of a MANIFEST out of an archive, which is only read.
 
     Files are found by their content, whatever they are called there. Nothing is replaced; what has been
-    copied is not copied again. Exits with 6 when the archive lacks some of the recordings.
+    copied is not copied again. Exits with 6 when the archive lacks some of the recordings, with 8 when --out
+    and the archive lie in one another.
     """
     from drumline.errors import ArchiveError
-    from drumline_convert.populate import copy_recordings, hashed_archive, hashed_run, plan_copies
+    from drumline_convert.populate import (
+        check_place,
+        copy_recordings,
+        hashed_archive,
+        hashed_run,
+        plan_copies,
+    )
 
     if (archive is None) == (run is None):
         raise click.UsageError("give either --archive or --run")
     rows = _side_of(manifest, side)
+    opened = _open_run(run) if run else None
+    check_place(out, opened.archive_root if opened else archive)
     with meter("reading", quiet) as progress:
-        if archive is not None:
-            plan = plan_copies(rows, hashed_archive(archive, progress), out)
-        else:
-            plan = plan_copies(rows, hashed_run(_open_run(run)), out)
+        found = hashed_run(opened) if opened else hashed_archive(archive or Path(), progress)
+        plan = plan_copies(rows, found, out)
     with meter("copying", quiet) as progress:
         made = 0 if dry_run else copy_recordings(plan, progress)
     if as_json:
@@ -91,10 +99,10 @@ def _side_of(path: Path, side: str | None) -> Manifest:
     return manifest.side(side)
 
 
-def _open_run(path: Path | None) -> Any:
+def _open_run(path: Path) -> Run:
     from drumline.runs import open_run
 
-    return open_run(path or Path("ClassifiedArchive"))
+    return open_run(path)
 
 
 def _plan_json(plan: CopyPlan, made: int, dry_run: bool) -> dict[str, Any]:
@@ -162,13 +170,17 @@ def merge_overrides_command(
     of the split; others are added, to train on.
     """
     from drumline.errors import ArchiveError
+    from drumline.outputs import check_outside
     from drumline_convert.corpus import open_manifest
-    from drumline_convert.manifest import write_manifest
+    from drumline_convert.manifest import check_manifest_output, write_manifest
     from drumline_convert.overrides import MergeSettings, merge_overrides
 
     labels = taxonomy_of(taxonomy)
     old = open_manifest(into, labels) if into else None
-    merged = merge_overrides(overrides, _open_run(run), MergeSettings(labels, **settings), old)
+    opened = _open_run(run)
+    check_outside(out, opened.archive_root)
+    check_manifest_output(out)
+    merged = merge_overrides(overrides, opened, MergeSettings(labels, **settings), old)
     if not merged.rows:
         raise ArchiveError("none of the corrected files is there as it was", "Mount the archive again.")
     write_manifest(out, merged.rows)

@@ -85,7 +85,7 @@ def evaluate(
     require("matplotlib", "scipy")
     from drumline_convert.bootstrap import Resampling
     from drumline_convert.evaluation import EvaluationSettings, evaluate_manifest
-    from drumline_convert.report import write_report
+    from drumline_convert.report import check_report_output, write_report
     from drumline_convert.taxonomy import DEFAULT_TAXONOMY
 
     settings = EvaluationSettings(
@@ -94,6 +94,7 @@ def evaluate(
         resampling=Resampling(resamples, seed),
         **{name: tuple(values) for name, values in chosen.items()},
     )
+    check_report_output(out)
     with meter(quiet or as_json) as show:
         report = evaluate_manifest(settings, telling(show))
     write_report(report, out)

@@ -24,10 +24,10 @@ import base64
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -35,9 +35,10 @@ from drumline.durable import write_bytes
 from drumline.errors import ConfigError
 from drumline.inputs import open_regular
 from drumline.labels import is_label
+from drumline.outputs import check_output
 from drumline.records import path_fields
 
-__all__ = ["Manifest", "Row", "read_manifest", "write_manifest"]
+__all__ = ["Manifest", "Row", "check_manifest_output", "has_fields", "read_manifest", "write_manifest"]
 
 _LONGEST_LINE = 1 << 20
 _HASH = re.compile(r"[0-9a-f]{16}")
@@ -191,6 +192,21 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     """
     directory = _directory(path)
     write_bytes(path, b"".join(_line(row, directory) for row in rows))
+
+
+def check_manifest_output(path: Path) -> None:
+    """Raise `OutputError` when something other than a manifest stands where one is to be written."""
+    names = {field.name for field in fields(Row)}
+    check_output(path, "manifest", lambda stream: has_fields(stream, names))
+
+
+def has_fields(stream: BinaryIO, names: Collection[str]) -> bool:
+    """Tell whether an open file's first line is a JSON object with these fields."""
+    try:
+        value = orjson.loads(stream.readline(_LONGEST_LINE))
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(value, dict) and value.keys() >= set(names)
 
 
 def _directory(path: Path) -> bytes:

@@ -19,14 +19,23 @@ from drumline.durable import output_errors
 from drumline.errors import ArchiveError, IndexFormatError, OutputError
 from drumline.index import read_index, record_errors
 from drumline.inputs import open_regular
+from drumline.outputs import check_outside, lies_in
 from drumline.records import absolute_path
 from drumline.runs import Run
 from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
 from drumline.tensors import audio_files
 from drumline_convert.content import MANIFEST_HASH, hash_file, hash_files
-from drumline_convert.manifest import Manifest, Row, write_manifest
+from drumline_convert.manifest import Manifest, Row, check_manifest_output, write_manifest
 
-__all__ = ["Copy", "CopyPlan", "copy_recordings", "hashed_archive", "hashed_run", "plan_copies"]
+__all__ = [
+    "Copy",
+    "CopyPlan",
+    "check_place",
+    "copy_recordings",
+    "hashed_archive",
+    "hashed_run",
+    "plan_copies",
+]
 
 OnFile = Callable[[int, int], None]
 
@@ -63,6 +72,17 @@ class CopyPlan:
     out: Path
     copies: tuple[Copy, ...]
     missing: tuple[Row, ...]
+
+
+def check_place(out: Path, archive: bytes | Path | None) -> None:
+    """Raise `OutputError` when `out` and the archive lie in one another, or `out` holds another manifest."""
+    check_outside(out, archive)
+    if archive is not None and lies_in(os.fsencode(archive), os.fsencode(out)):
+        raise OutputError(
+            f"the archive {os.fsdecode(archive)!r} lies in {str(out)!r}",
+            "Give a directory that does not hold the archive with --out.",
+        )
+    check_manifest_output(out / "manifest.jsonl")
 
 
 def hashed_archive(archive: Path, progress: OnFile | None = None) -> Iterator[tuple[Path, str]]:

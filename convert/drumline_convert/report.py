@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+import orjson
 
 from drumline.durable import output_errors, write_bytes, write_json
+from drumline.errors import OutputError
+from drumline.outputs import check_output
 from drumline_convert.metrics import FIGURES
 from drumline_convert.plots import confusion_plot, reliability_plot, risk_coverage_plot, roc_plot
 
-__all__ = ["render_html", "write_report"]
+__all__ = ["check_report_output", "render_html", "write_report"]
 
 _LEFT_OUT_SHOWN = 50
 
@@ -34,20 +39,46 @@ def write_report(report: dict[str, Any], out: Path) -> None:
     report
         What `drumline_convert.evaluation.evaluate_manifest` returned.
     out
-        The directory; files of the same names are replaced.
+        The directory; an older report in it is replaced, and nothing else.
 
     Raises
     ------
     OutputError
-        When something cannot be written.
+        When something cannot be written, or is in the way.
     """
+    check_report_output(out)
     plots = _plots(report)
     with output_errors(out):
-        (out / "plots").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "report.json", report)
+    with output_errors(out):
+        (out / "plots").mkdir(exist_ok=True)
     for name, image in plots.items():
         write_bytes(out / "plots" / f"{name}.png", image)
-    write_json(out / "report.json", report)
     write_bytes(out / "report.html", render_html(report, plots).encode())
+
+
+def check_report_output(out: Path) -> None:
+    """Raise `OutputError` when a directory holds something, and no report that may be replaced."""
+    old = out / "report.json"
+    check_output(old, "report of an evaluation", _is_report)
+    if old.exists() or not os.path.lexists(out):
+        return
+    with output_errors(out):
+        others = os.listdir(out)
+    if others:
+        raise OutputError(
+            f"{str(out)!r} holds {len(others)} entries and no report of an evaluation",
+            "Give a new or empty directory with --out.",
+        )
+
+
+def _is_report(stream: BinaryIO) -> bool:
+    try:
+        value = orjson.loads(stream.read())
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(value, dict) and value.keys() >= {"models", "differences", "warnings"}
 
 
 def _plots(report: dict[str, Any]) -> dict[str, bytes]:

@@ -33,12 +33,13 @@ import xxhash
 from drumline.durable import write_bytes
 from drumline.errors import ConfigError
 from drumline.inputs import open_regular
+from drumline.outputs import check_output
 from drumline.records import path_fields
 from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
 from drumline.walk import Walk, WalkSettings
 from drumline_convert.content import hash_file, hash_files
 from drumline_convert.examine import examine
-from drumline_convert.manifest import Manifest, Row
+from drumline_convert.manifest import Manifest, Row, has_fields
 from drumline_convert.rules import LabelRules, read_rules
 from drumline_convert.split import family_groups
 from drumline_convert.taxonomy import TrainingTaxonomy, read_taxonomy
@@ -205,6 +206,11 @@ def without_undecodable(scan: Scan, workers: int = 1, progress: OnFile | None = 
     kept = {row.path for row in rows}
     lonely = tuple(path for path in scan.kitless if path in kept)
     return replace(scan, rows=tuple(rows), left_out=tuple(left_out), kitless=lonely)
+
+
+def check_left_out_output(path: Path) -> None:
+    """Raise `OutputError` when something else stands where a list of what was left out is to be written."""
+    check_output(path, "list of what was left out", lambda stream: has_fields(stream, LeftOut._fields))
 
 
 def write_left_out(path: Path, entries: Iterable[LeftOut]) -> None:

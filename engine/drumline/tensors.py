@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from drumline.frontend import FrontEnd
 from drumline.records import FileError
 from drumline.walk import Walk, WalkSettings
 
-__all__ = ["TensorReport", "audio_files", "write_tensors"]
+__all__ = ["TensorReport", "audio_files", "is_tensors", "write_tensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,15 @@ def write_tensors(
         if paths:
             _write_npz(out, rows, shape, paths)
     return TensorReport(shape, failures)
+
+
+def is_tensors(stream: BinaryIO) -> bool:
+    """Tell whether an open file is one that `write_tensors` wrote."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            return set(archive.namelist()) == {"features.npy", "paths.npy"}
+    except (zipfile.BadZipFile, ValueError):
+        return False
 
 
 def _rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,50 @@ def test_more_folds_than_families_are_refused(command: CommandLine, manifest: Pa
     assert "6 families cannot be split into 7 sides" in outcome.err
 
 
+@pytest.mark.parametrize("name", ["kick.wav", "model.onnx", "cache.sqlite", "notes.jsonl", "directory"])
+@pytest.mark.parametrize("verb", ["scan", "split"])
+def test_what_is_no_manifest_is_never_replaced_by_one(
+    command: CommandLine, manifest: Path, tiny_corpus: Path, place: Path, verb: str, name: str
+) -> None:
+    there = place / name
+    if name == "directory":
+        there.mkdir()
+    else:
+        there.write_bytes(b'{"notes": 1}\n')
+    outcome = command("dataset", verb, tiny_corpus if verb == "scan" else manifest, "--out", there)
+    assert outcome.code == 8
+    assert "exists already and is not replaced" in outcome.err
+    assert there.is_dir() or there.read_bytes() == b'{"notes": 1}\n'
+
+
+def test_a_device_is_not_replaced_by_a_manifest(command: CommandLine, manifest: Path, place: Path) -> None:
+    os.mkfifo(place / "pipe")
+    assert command("dataset", "split", manifest, "--out", "pipe").code == 8
+    assert (place / "pipe").is_fifo()
+
+
+def test_a_list_of_what_was_left_out_replaces_nothing_else(
+    command: CommandLine, tiny_corpus: Path, place: Path
+) -> None:
+    (place / "k.left-out.jsonl").write_text("mine")
+    assert command("dataset", "scan", tiny_corpus, "--out", "k.jsonl").code == 8
+    assert (place / "k.left-out.jsonl").read_text() == "mine"
+    assert not (place / "k.jsonl").exists()
+
+
+def test_scan_never_writes_into_the_archive(
+    command: CommandLine, tiny_corpus: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "link").symlink_to(tiny_corpus / "audio")
+    before = sorted(tiny_corpus.rglob("*"))
+    monkeypatch.chdir(tiny_corpus)
+    for out in ("x.jsonl", "audio/x.jsonl", place / "link" / "x.jsonl"):
+        outcome = command("dataset", "scan", ".", "--out", out)
+        assert outcome.code == 8
+        assert "which is never written to" in outcome.err
+    assert sorted(tiny_corpus.rglob("*")) == before
+
+
 def test_stats_count_and_draw(command: CommandLine, manifest: Path, place: Path) -> None:
     report = command("dataset", "stats", manifest, "--plots", "plots", "--quiet", "--json").json()
     assert (report["recordings"], report["families"], report["effective_families"]) == (72, 6, 6.0)
@@ -196,6 +241,29 @@ def test_populate_says_what_the_archive_lacks(command: CommandLine, manifest: Pa
     assert "72 missing" in outcome.out
 
 
+def test_populate_never_writes_into_the_archive(
+    command: CommandLine, manifest: Path, tiny_corpus: Path, place: Path
+) -> None:
+    before = sorted(tiny_corpus.rglob("*"))
+    for out in (tiny_corpus, tiny_corpus / "sub", tiny_corpus.parent):
+        outcome = command("dataset", "populate", manifest, "--archive", tiny_corpus, "--out", out)
+        assert outcome.code == 8
+    run = make_run(place / "runs", [make_record(b"a.wav")], archive_root=str(tiny_corpus))
+    outcome = command("dataset", "populate", manifest, "--run", run.directory, "--out", tiny_corpus / "sub")
+    assert outcome.code == 8
+    assert sorted(tiny_corpus.rglob("*")) == before
+
+
+def test_populate_leaves_another_manifest_alone(
+    command: CommandLine, manifest: Path, tiny_corpus: Path, place: Path
+) -> None:
+    (place / "copies").mkdir()
+    (place / "copies" / "manifest.jsonl").write_text("mine")
+    outcome = command("dataset", "populate", manifest, "--archive", tiny_corpus, "--out", "copies")
+    assert outcome.code == 8
+    assert [path.name for path in (place / "copies").iterdir()] == ["manifest.jsonl"]
+
+
 def test_populate_wants_one_place_to_look_in(command: CommandLine, manifest: Path) -> None:
     assert command("dataset", "populate", manifest, "--out", "copies").code == 2
 
@@ -219,6 +287,21 @@ def test_merge_overrides_adds_corrections_to_a_manifest(
     labels = {row.path: row.label for row in read_manifest(Path("next.jsonl"))}
     assert labels[path] == "Tom"
     assert "1 recording, 1 added, 0 relabelled" in command(*arguments).out
+
+
+def test_corrections_never_replace_what_is_no_manifest_nor_go_into_the_archive(
+    command: CommandLine, tiny_corpus: Path, place: Path
+) -> None:
+    run = make_run(place / "runs", [make_record(b"a.wav")], archive_root=str(tiny_corpus))
+    Path("corrections.jsonl").write_text("")
+    Path("kick.wav").write_text("sample")
+    for out in ("kick.wav", tiny_corpus / "x.jsonl"):
+        outcome = command(
+            *("dataset", "merge-overrides", "corrections.jsonl", "--run", run.directory, "--out", out)
+        )
+        assert outcome.code == 8
+    assert Path("kick.wav").read_text() == "sample"
+    assert not (tiny_corpus / "x.jsonl").exists()
 
 
 def test_extract_computes_features_once(

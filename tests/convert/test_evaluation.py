@@ -237,6 +237,18 @@ def test_held_out_logits_with_a_family_in_two_folds_are_refused(
     assert "is on 2 sides: 0, 1 (4 such)" in refused.err
 
 
+def test_a_report_replaces_only_a_report(place: Place, command: CommandLine) -> None:
+    out = place.base / "out"
+    out.mkdir()
+    options = ("--model", place.bundle, "--manifest", place.manifest, "--out", out)
+    for name in ("report.html", "report.json"):
+        (out / name).write_text("mine")
+        refused = command("evaluate", *options)
+        assert refused.code == 8
+        assert [path.read_text() for path in out.iterdir()] == ["mine"]
+        (out / name).unlink()
+
+
 def test_the_command_writes_the_report_and_prints_it_as_json(place: Place, command: CommandLine) -> None:
     options = ("--model", place.bundle, "--manifest", place.manifest, "--out", place.base / "out")
     told = command("evaluate", *options, "--resamples", "20", "--seed", "4", "--json")

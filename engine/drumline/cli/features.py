@@ -38,9 +38,10 @@ def features_command(files: tuple[Path, ...], out: Path, model: str | None, as_j
     """
     from drumline.bundle import load_bundle
     from drumline.errors import ArchiveError, BundleError, UsageError
+    from drumline.outputs import check_output, check_outside
     from drumline.records import display_path
     from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
-    from drumline.tensors import audio_files, write_tensors
+    from drumline.tensors import audio_files, is_tensors, write_tensors
 
     if out.suffix != ".npz":
         raise UsageError(f"--out must end with .npz, not {out.name!r}", "So that no sample is overwritten.")
@@ -50,6 +51,9 @@ def features_command(files: tuple[Path, ...], out: Path, model: str | None, as_j
             f"{model} is an ensemble whose members have {1 + len(others)} front ends",
             "Name one of its members: the directories inside of it.",
         )
+    check_output(out, ".npz of features", is_tensors)
+    for directory in filter(Path.is_dir, files):
+        check_outside(out, directory)
     found = audio_files(map(os.fsencode, files), SOUNDFILE_FORMATS + FFMPEG_FORMATS)
     report = write_tensors(found, out, front_end)
     if as_json:

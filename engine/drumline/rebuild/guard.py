@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drumline.errors import ArchiveError, OutputError
 from drumline.machine import filesystem_type
+from drumline.outputs import lies_in, upwards
 from drumline.rebuild.log import LOG_NAME, LogState, load_log
 from drumline.rebuild.settings import CopyMode
 from drumline.rebuild.store import Store
@@ -74,42 +75,21 @@ def check_places(out: Path, archive_root: bytes | None, run_directory: Path | No
     """
     tree = os.fsencode(out)
     if archive_root is not None:
-        if _within(tree, archive_root):
+        if lies_in(tree, archive_root):
             raise OutputError(
                 f"{str(out)!r} lies in the archive {os.fsdecode(archive_root)!r}, which is never written to",
                 "Give a directory outside of the archive with --out.",
             )
-        if _within(archive_root, tree):
+        if lies_in(archive_root, tree):
             raise OutputError(
                 f"the archive {os.fsdecode(archive_root)!r} lies in {str(out)!r}",
                 "Give a directory that does not hold the archive with --out.",
             )
-    if run_directory is not None and _within(tree, os.fsencode(run_directory)):
+    if run_directory is not None and lies_in(tree, os.fsencode(run_directory)):
         raise OutputError(
             f"{str(out)!r} lies in the run {str(run_directory)!r}, which is never changed",
             "Give a directory outside of the run with --out.",
         )
-
-
-def _within(inner: bytes, outer: bytes) -> bool:
-    place = os.path.realpath(outer)
-    return any(path == place or _same(path, place) for path in _upwards(os.path.realpath(inner)))
-
-
-def _upwards(path: bytes) -> Iterator[bytes]:
-    while True:
-        yield path
-        parent = os.path.dirname(path)
-        if parent == path:
-            return
-        path = parent
-
-
-def _same(path: bytes, other: bytes) -> bool:
-    try:
-        return os.path.samefile(path, other)
-    except OSError:
-        return False
 
 
 def open_archive(root: bytes) -> Sources:
@@ -130,7 +110,7 @@ def open_archive(root: bytes) -> Sources:
 
 
 def _existing(out: Path) -> bytes:
-    return next(path for path in _upwards(os.path.realpath(os.fsencode(out))) if os.path.exists(path))
+    return next(path for path in upwards(os.path.realpath(os.fsencode(out))) if os.path.exists(path))
 
 
 def check_device(out: Path, mode: CopyMode, source_device: int, source: bytes) -> None:
