@@ -72,12 +72,16 @@ def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
     write_archive(tmp_path / "Samples", 40, seed=12)
     (tmp_path / "kick.wav").write_bytes(next((tmp_path / "Samples").rglob("*.wav")).read_bytes())
     (tmp_path / "corrections.jsonl").write_text("")
+    drumline = f'drumline() {{ {shlex.quote(sys.executable)} -m drumline "$@"; }}'
     for line in _readme_commands():
-        words = [word.replace("~", str(tmp_path)) for word in shlex.split(line, comments=True)]
         run = subprocess.run(
-            [sys.executable, "-m", "drumline", *words[1:]], cwd=tmp_path, capture_output=True, text=True
+            ["bash", "-c", f"{drumline}\n{line}"],
+            cwd=tmp_path,
+            env={**os.environ, "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
         )
-        assert run.returncode == 0, f"{line}\n{run.stderr}"
+        assert (run.returncode, "drumline: " in run.stderr) == (0, False), f"{line}\n{run.stderr}"
 
 
 def test_every_make_target_that_a_page_names_exists() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,61 @@ def test_failures_name_each_file_and_its_reason(tmp_path: Path, command: Command
     ]
     listed = json.loads(command("stats", run.directory, "--failures", "--json").out)
     assert [failure["type"] for failure in listed] == ["decode_error", "timeout"]
+
+
+def test_the_files_of_a_label_are_listed_with_hash_and_confidence(
+    tmp_path: Path, command: CommandLine
+) -> None:
+    odd = make_record(b"odd\n\xff.wav", {"Kick": 0.6, "Snare": 0.4}, hash="00000000deadbeef")
+    run = make_run(tmp_path, [*RECORDS, odd])
+    lines = command("stats", run.directory, "--label", "Kick").out.splitlines()
+    kick = RECORDS[0]["hash"]
+    assert lines[0] == f"{kick}  0.8000  k0.wav"
+    assert lines[6:] == ["00000000deadbeef  0.6000  odd\\n\N{REPLACEMENT CHARACTER}.wav"]
+    listed = command("stats", run.directory, "--label", "Kick", "--label", "Snare", "--json").json()
+    assert [file["label"] for file in listed] == ["Kick"] * 6 + ["Snare"] * 3 + ["Kick"]
+    assert listed[-1] == {
+        "hash": "00000000deadbeef",
+        "label": "Kick",
+        "confidence": 0.6,
+        "relative_path": "odd\n\N{REPLACEMENT CHARACTER}.wav",
+        "relative_path_b64": "b2RkCv8ud2F2",
+    }
+
+
+def test_a_label_that_no_file_has_is_said_and_lists_nothing(tmp_path: Path, command: CommandLine) -> None:
+    run = make_run(tmp_path, RECORDS)
+    outcome = command("stats", run.directory, "--label", "kick")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == "No file has the label kick; labels of this run: Kick, Snare, misc.\n"
+    assert command("stats", run.directory, "--label", "kick", "--json").json() == []
+    assert command("stats", run.directory, "--label", "Kick", "--failures").code == 2
+
+
+def test_the_files_of_a_label_are_printed_while_the_index_is_read(
+    tmp_path: Path, command: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(_: Path) -> Iterator[Any]:
+        yield RECORDS[0]
+        raise IndexFormatError("torn")
+
+    run = make_run(tmp_path, RECORDS)
+    monkeypatch.setattr("drumline.stats.read_index", torn)
+    for how in ((), ("--json",)):
+        outcome = command("stats", run.directory, "--label", "Kick", *how)
+        assert outcome.code == IndexFormatError.exit_code
+        assert "k0.wav" in outcome.out
+
+
+def test_a_listed_hash_corrects_a_rebuild(tmp_path: Path, command: CommandLine) -> None:
+    wrong = make_record(b"rim.wav", {"Kick": 0.9, "Snare": 0.1}, hash="00000000deadbeef")
+    run = make_run(tmp_path, [*RECORDS, wrong])
+    found = command("stats", run.directory, "--label", "Kick").out.splitlines()[-1].split()[0]
+    fixes = tmp_path / "fixes.jsonl"
+    fixes.write_text(json.dumps({"hash": found, "correct_label": "Snare"}))
+    plan = plan_rebuild(RebuildSettings(run.directory, tmp_path / "out", copy_mode="none", overrides=fixes))
+    with plan:
+        assert (plan.counts["overridden"], plan.tally.labels["Kick"], plan.tally.labels["Snare"]) == (1, 6, 4)
 
 
 def test_a_complete_runs_summary_saves_reading_the_index(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from drumline.records import display_path, relative_path
 from drumline.runs import Run
 from drumline.tally import Tally
 
-__all__ = ["FailedFile", "Stats", "read_failures", "read_stats"]
+__all__ = ["FailedFile", "LabelledFile", "Stats", "read_failures", "read_labelled", "read_stats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,39 @@ class FailedFile(NamedTuple):
     relative_path: str
     type: str
     message: str
+
+
+class LabelledFile(NamedTuple):
+    """A classified file: content hash (16 hexadecimal digits), label, confidence, path in the archive.
+
+    The path is text for people; where the name is no UTF-8, `relative_path_b64` keeps its exact bytes.
+    """
+
+    hash: str | None
+    label: str
+    confidence: float
+    relative_path: str
+    relative_path_b64: str | None
+
+
+def read_labelled(run: Run, labels: Container[str]) -> Iterator[LabelledFile]:
+    """Read which files of a run have one of the `labels`, in the order of the index.
+
+    Raises
+    ------
+    IndexFormatError
+        When the index cannot be understood.
+    """
+    with record_errors(run.index_path):
+        for record in read_index(run.index_path):
+            if record["errors"] is None and record["assigned_label"] in labels:
+                yield LabelledFile(
+                    record["hash"],
+                    record["assigned_label"],
+                    record["assigned_conf"] or 0.0,
+                    record["relative_path"],
+                    record["relative_path_b64"],
+                )
 
 
 def read_failures(run: Run) -> Iterator[FailedFile]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,7 @@ __all__ = [
     "comma_separated",
     "counted",
     "echo_json",
+    "echo_json_list",
     "json_option",
     "path_type",
     "safe_text",
@@ -107,6 +108,16 @@ def echo_json(value: Any) -> None:
     """Print `value` as indented JSON on stdout."""
     sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     sys.stdout.buffer.flush()
+
+
+def echo_json_list(values: Iterable[Any]) -> None:
+    """Print a JSON array on stdout, an element a line, each as soon as it comes."""
+    out, separator = sys.stdout.buffer, b"[\n"
+    for value in values:
+        out.write(separator + orjson.dumps(value))
+        separator = b",\n"
+    out.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+    out.flush()
 
 
 def safe_text(text: str | bytes) -> str:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text, stdout_console
+from drumline.cli.common import (
+    Command,
+    counted,
+    echo_json,
+    echo_json_list,
+    json_option,
+    path_type,
+    safe_text,
+    stdout_console,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from drumline.stats import FailedFile, Stats
+    from drumline.stats import FailedFile, LabelledFile, Stats
 
 __all__ = ["stats_command"]
 
@@ -27,21 +38,36 @@ __all__ = ["stats_command"]
         "drumline stats",
         "drumline stats ClassifiedArchive/run_20261121T101500Z",
         "drumline stats ClassifiedArchive --failures",
+        "drumline stats ClassifiedArchive --label Kick | sort -k2 -n | head",
         "drumline stats index.jsonl.zst --json | jq .labels",
     ),
 )
 @click.argument("run", type=path_type(), default=Path("ClassifiedArchive"), required=False)
 @click.option("--failures", is_flag=True, help="List the files that failed, each with its reason.")
+@click.option(
+    "--label",
+    "labels",
+    metavar="NAME",
+    multiple=True,
+    help="List the files with this label: content hash, confidence, path. Repeatable.",
+)
 @json_option
-def stats_command(run: Path, failures: bool, as_json: bool) -> None:
+def stats_command(run: Path, failures: bool, labels: tuple[str, ...], as_json: bool) -> None:
     """Show labels, confidences, durations, formats and errors of a run.
 
     RUN is a run directory, an index file, or a runs root, which stands for its newest complete run
-    (default: ClassifiedArchive). Exits with 7 when it cannot be understood.
+    (default: ClassifiedArchive). The hashes that --label lists are those that the corrections of
+    'drumline rebuild --overrides' name. Exits with 7 when the run cannot be understood.
     """
     from drumline.runs import open_run
-    from drumline.stats import read_failures, read_stats
+    from drumline.stats import read_failures, read_labelled, read_stats
 
+    if failures and labels:
+        raise click.UsageError("--failures and --label are two lists: ask for one of them.")
+    if labels:
+        if not _list_labelled(read_labelled(open_run(run), labels), as_json):
+            _say_none(labels, read_stats(open_run(run)))
+        return
     if failures:
         _list(read_failures(open_run(run)), as_json)
         return
@@ -54,10 +80,30 @@ def stats_command(run: Path, failures: bool, as_json: bool) -> None:
 
 def _list(failures: Iterator[FailedFile], as_json: bool) -> None:
     if as_json:
-        echo_json([failure._asdict() for failure in failures])
+        echo_json_list(failure._asdict() for failure in failures)
         return
     for path, kind, message in failures:
         click.echo(f"{kind}: {safe_text(path)}: {safe_text(message)}")
+
+
+def _list_labelled(files: Iterator[LabelledFile], as_json: bool) -> bool:
+    """Print the files, each as soon as it is read, and tell whether there is one."""
+    first = next(files, None)
+    found = files if first is None else chain([first], files)
+    if as_json:
+        echo_json_list(file._asdict() for file in found)
+    else:
+        for file in found:
+            sys.stdout.write(f"{file.hash}  {file.confidence:.4f}  {safe_text(file.relative_path)}\n")
+        sys.stdout.flush()
+    return first is not None
+
+
+def _say_none(labels: tuple[str, ...], stats: Stats) -> None:
+    there = ", ".join(safe_text(label) for label in stats.report["labels"]) or "none"
+    click.echo(
+        f"No file has the label {safe_text(' or '.join(labels))}; labels of this run: {there}.", err=True
+    )
 
 
 def _print(stats: Stats) -> None:
