@@ -36,29 +36,33 @@ _PSS_EVERY_SEC = 0.2
 def measure_memory(workshop: Workshop) -> list[Measure]:
     """Measure the memory of all processes on two archives, one much larger than the other.
 
-    The smaller one is sampled more often, so that both peaks are of about as many samples: ffmpeg, which
-    takes 40 MB for some 0.1 s, would else be met less often in the shorter run.
+    Growth is that of the median sample. The peak is told as well: the moment when most of the workers
+    have an ffmpeg, which takes 40 MB for some 0.1 s; a longer run meets rarer ones. The smaller archive
+    is sampled more often, so that both peaks are of about as many samples.
     """
     few, many = workshop.sizes.memory_files
     outcomes = [_memory_of(workshop, files, _PSS_EVERY_SEC * files / many) for files in (few, many)]
-    small, large = (outcome.peak_pss for outcome in outcomes)
-    growth = large / max(small, 1) - 1
+    peaks = [outcome.peak_pss for outcome in outcomes]
+    medians = [int(median(outcome.pss or (0,))) for outcome in outcomes]
+    growth = medians[1] / max(medians[0], 1) - 1
     details = {
         "files": [few, many],
-        "peak_bytes": [small, large],
+        "peak_bytes": peaks,
+        "median_bytes": medians,
         "samples": [len(outcome.pss) for outcome in outcomes],
-        "median_bytes": [int(median(outcome.pss or (0,))) for outcome in outcomes],
         "seconds": [outcome.seconds for outcome in outcomes],
         "growth": growth,
     }
     memory = Measure(
         "memory",
-        f"peak memory of all processes, {few:,} → {many:,} files",
-        f"{large / 1e6:,.0f} MB, {growth:+.1%}",
-        f"{small / 1e6:,.0f} → {large / 1e6:,.0f} MB",
+        f"memory of all processes, {few:,} → {many:,} files: median (peak)",
+        f"{medians[1] / 1e6:,.0f} MB, {growth:+.1%}",
+        " → ".join(
+            f"{mid / 1e6:,.0f} ({peak / 1e6:,.0f}) MB" for mid, peak in zip(medians, peaks, strict=True)
+        ),
         "",
-        "≤ 450 MB, growth < 5 %",
-        verdict(large <= 450e6 and growth < 0.05, (few, many) >= Sizes().memory_files),
+        "peak ≤ 450 MB, growth < 5 %",
+        verdict(max(peaks) <= 450e6 and growth < 0.05, (few, many) >= Sizes().memory_files),
         details,
     )
     return [memory]
