@@ -23,6 +23,10 @@ _WAY_OUT = {
     errno.EPERM: "Check the permissions, or choose another place.",
     errno.EROFS: "The file system is read-only: choose another place.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n), then give the same command again.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EEXIST: "A file of that name is in the way: choose another place.",
+    errno.ENOTDIR: "A file stands where a directory should be: choose another place.",
+    errno.ELOOP: "Links there lead in a circle: choose another place.",
 }
 
 
@@ -36,9 +40,9 @@ def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OutputError(f"cannot write {os.fspath(path)!r}: {cause}", way_out_of(error)) from error
 
 
-def way_out_of(error: OSError) -> str:
-    """Return what can be done about an error of the system."""
-    return _WAY_OUT.get(error.errno or 0, "Give the same command again when the cause is gone.")
+def way_out_of(error: OSError, otherwise: str = "Give the same command again when the cause is gone.") -> str:
+    """Return what can be done about an error of the system; of one that is not known, `otherwise`."""
+    return _WAY_OUT.get(error.errno or 0, otherwise)
 
 
 def sync_directory(directory: str | bytes | os.PathLike[str]) -> None:

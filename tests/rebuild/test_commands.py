@@ -245,3 +245,35 @@ def test_nothing_is_printed_while_bars_are_on_the_terminal(
         monkeypatch.setattr(rebuild_module, name, lambda *_, name=name: happened.append(name))
     assert command("rebuild", drums.run().directory, "--out", drums.out).code == 0
     assert happened == ["bars", "no bars", "_show_plan", "bars", "no bars", "_show_outcome"]
+
+
+def test_quiet_still_warns_of_records_that_are_left_out(archive: Archive, command: CommandLine) -> None:
+    archive.add(b"kick.wav", KICK)
+    archive.records.append(archive.records[0])
+    archive.add(b"long.wav", KICK, assigned_label="x" * 300)
+    archive.index(b"../out.wav", KICK)
+    done = command("rebuild", archive.run().directory, "--out", archive.out, "-q")
+    assert (done.code, done.out) == (0, "")
+    assert "2 files left out for an unsafe path or label, 1 file with several records" in done.err
+    for name in ("unsafe_label: long.wav", "unsafe_path: ../out.wav", "duplicate_record: kick.wav"):
+        assert name in done.err
+
+
+def test_undo_names_no_option_that_it_does_not_have(drums: Archive, command: CommandLine) -> None:
+    refused = command("undo", drums.base / "archive")
+    assert refused.code == 8
+    assert "--out" not in refused.err
+    assert "Give the directory that rebuild made" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("place", "way_out"),
+    [("x" * 300, "Choose a shorter name"), ("file/tree", "A file stands where a directory should be")],
+)
+def test_a_place_that_cannot_be_says_what_helps(
+    drums: Archive, command: CommandLine, place: str, way_out: str
+) -> None:
+    (drums.base / "file").touch()
+    refused = command("rebuild", drums.run().directory, "--out", drums.base / place)
+    assert refused.code == 8
+    assert way_out in refused.err

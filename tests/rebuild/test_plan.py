@@ -22,7 +22,7 @@ from drumline.rebuild import (
     labelling,
     plan_rebuild,
 )
-from tests.making import make_bundle
+from tests.making import CANONICAL_OF, make_bundle
 from tests.rebuild.archives import CLAP, HIHAT, KICK, SETTINGS, SNARE, Archive, redecided, snapshot
 
 
@@ -122,6 +122,30 @@ def test_a_correction_to_a_label_that_is_not_wanted_goes_to_misc(archive: Archiv
     path = overrides(archive, f'{{"hash": "{record["hash"]}", "correct_label": "Snare"}}')
     archive.rebuild(overrides=path, labels=("Kick",))
     assert set(archive.tree()) == {b"misc/a.wav"}
+
+
+def test_a_correction_may_say_misc_where_the_run_calls_it_otherwise(archive: Archive) -> None:
+    record = archive.add(b"a.wav", KICK)
+    settings = {**SETTINGS, "misc": {"threshold": 0.5, "label": "rest"}}
+    run = archive.run(settings=settings, canonical_map={**CANONICAL_OF, "Clap": "rest"})
+    path = overrides(archive, f'{{"hash": "{record["hash"]}", "correct_label": "misc"}}')
+    archive.rebuild(run, overrides=path)
+    assert set(archive.tree()) == {b"rest/a.wav"}
+
+
+def test_corrections_may_begin_with_a_byte_order_mark(archive: Archive) -> None:
+    record = archive.add(b"a.wav", KICK)
+    path = overrides(archive, f'\ufeff{{"hash": "{record["hash"]}", "correct_label": "Snare"}}')
+    archive.rebuild(overrides=path)
+    assert set(archive.tree()) == {b"Snare/a.wav"}
+
+
+def test_corrections_that_are_no_regular_file_are_refused_with_a_way_out(archive: Archive) -> None:
+    archive.add(b"a.wav", KICK)
+    pipe = archive.base / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="Give a regular file"):
+        archive.plan(overrides=pipe)
 
 
 @pytest.mark.parametrize(

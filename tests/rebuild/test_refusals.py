@@ -12,7 +12,7 @@ import pytest
 
 from drumline.errors import ArchiveError, BusyError, DrumlineError, IndexFormatError, OutputError
 from drumline.rebuild import execute, undo
-from drumline.rebuild.tree import Tree
+from drumline.rebuild.tree import Sources, Tree
 from drumline.verify import verify_tree
 from tests.rebuild.archives import KICK, Archive, snapshot
 
@@ -373,6 +373,18 @@ def test_a_tree_that_cannot_be_looked_at_is_named(drums: Archive, monkeypatch: p
     monkeypatch.setattr(os, "stat", refuse)
     with pytest.raises(OutputError, match=r"cannot look at .*hat\.wav.*Permission denied"):
         drums.plan(run)
+
+
+def test_too_many_open_files_say_what_helps(drums: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = drums.run()
+
+    def refuse(*_: Any, **__: Any) -> os.stat_result:
+        raise OSError(errno.EMFILE, "Too many open files", b"Vendor A")
+
+    monkeypatch.setattr(Sources, "find", refuse)
+    with pytest.raises(OutputError, match="Too many open files") as error:
+        drums.plan(run)
+    assert "ulimit -n" in error.value.way_out
 
 
 def test_a_full_disk_says_what_helps_in_this_mode(drums: Archive, monkeypatch: pytest.MonkeyPatch) -> None:

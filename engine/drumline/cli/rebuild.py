@@ -308,15 +308,22 @@ def _show_counts(console: Console, counts: Any) -> None:
             console.print(f"  {counts[name]:,} {meaning}", markup=False)
 
 
+def _warned(summary: RebuildSummary) -> str:
+    """Say what is not as one may expect it, or nothing."""
+    counts = summary.counts
+    parts = {
+        "could not be placed": summary.not_placed,
+        "left out for an unsafe path or label": counts["unsafe_path"] + counts["unsafe_label"],
+        "with several records": counts["duplicate_record"],
+        "stay": counts["kept"] + counts["reports_left"],
+    }
+    return ", ".join(f"{counted(count, 'file')} {what}" for what, count in parts.items() if count)
+
+
 def _show_outcome(plan: Plan, summary: RebuildSummary, quiet: bool) -> None:
     counts = summary.counts
-    if summary.not_placed or counts["kept"] or counts["reports_left"]:
-        placed = (
-            f"{counted(summary.not_placed, 'file')} could not be placed"
-            if summary.not_placed
-            else "some files stay"
-        )
-        click.echo(f"drumline: warning: {placed}:", err=True)
+    if warned := _warned(summary):
+        click.echo(f"drumline: warning: {warned}:", err=True)
         for kind, path, message in islice(plan.problems(), _PROBLEMS_SHOWN):
             click.echo(f"  {kind}: {safe_text(path)}: {safe_text(message)}", err=True)
     if quiet:

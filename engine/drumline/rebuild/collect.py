@@ -24,6 +24,9 @@ _INT64 = 1 << 63
 _BYTES_PER_RECORD = 150
 """Of a compressed index, roughly: to guess how many there are."""
 
+_SHOWN = 60
+"""Characters of a label that are shown."""
+
 _FRAME_SHIFT = 24
 """A record's place in the index is its frame's number, shifted by this, and its line in the frame."""
 
@@ -42,7 +45,7 @@ class Found:
     failed
         (place, path, error's type, message) of files that have an error.
     refused
-        (problem, path) of what cannot be in a tree.
+        (problem, path, message) of what cannot be in a tree.
     tally
         Counts over all records of the frame.
     used
@@ -53,7 +56,7 @@ class Found:
 
     rows: list[Row] = field(default_factory=list)
     failed: list[tuple[int, bytes, str, str]] = field(default_factory=list)
-    refused: list[tuple[Problem, bytes]] = field(default_factory=list)
+    refused: list[tuple[Problem, bytes, str]] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     used: set[str] = field(default_factory=set)
     overridden: int = 0
@@ -111,8 +114,8 @@ def _add_up(plan: Plan, done: list[tuple[Lines, Found]]) -> set[str]:
     for _, found in done:
         plan.store.add_all("record", found.rows)
         plan.store.add_all("failed", found.failed)
-        for problem, path in found.refused:
-            plan.store.note_problem(problem, path)
+        for problem, path, message in found.refused:
+            plan.store.note_problem(problem, path, message)
             plan.counts[problem] += 1
         plan.tally.merge(found.tally)
         plan.counts["overridden"] += found.overridden
@@ -151,9 +154,11 @@ class Reader:
         if failure is not None:
             found.failed.append((place, source or b"", str(failure["type"]), str(failure["message"])))
         elif source is None or not is_safe(source):
-            found.refused.append(("unsafe_path", source or record["relative_path"].encode()))
+            path = source or record["relative_path"].encode()
+            found.refused.append(("unsafe_path", path, "could lead out of the tree"))
         elif (directory := self._directory(record["assigned_label"])) is None:
-            found.refused.append(("unsafe_label", source))
+            label = record["assigned_label"]
+            found.refused.append(("unsafe_label", source, f"no directory can be called {label[:_SHOWN]!r}"))
         else:
             target = directory + b"/" + (flat_name(source) if self._flat else source)
             found.rows.append(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from drumline.durable import way_out_of
 from drumline.errors import ArchiveError, OutputError
 from drumline.machine import filesystem_type
 from drumline.outputs import lies_in, upwards
@@ -33,7 +34,7 @@ def looking_at(out: Path) -> Iterator[None]:
         name = f", at {os.fsdecode(error.filename)!r}" if isinstance(error.filename, str | bytes) else ""
         raise OutputError(
             f"cannot look at {str(out)!r}{name}: {error.strerror or error}",
-            "Check its permissions, or give another directory with --out.",
+            way_out_of(error, "Check its permissions, or give another directory with --out."),
         ) from error
 
 

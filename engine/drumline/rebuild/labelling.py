@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from drumline.decide import DecisionSettings
 from drumline.errors import ConfigError, IndexFormatError
 from drumline.index import garbled
 from drumline.inputs import open_regular
+from drumline.labels import MISC
 from drumline.rebuild.settings import RebuildSettings
 from drumline.records import Record, redecide
 from drumline.runs import Run
@@ -206,10 +208,14 @@ def read_overrides(path: Path, settings: DecisionSettings) -> dict[str, Override
                     raise ConfigError(
                         f"{where}: longer than {_MAX_LINE:,} bytes", "Give each override a line of its own."
                     )
+                line = line.removeprefix(BOM_UTF8) if number == 1 else line
                 if line.strip():
                     _add_override(overrides, where, number, line, settings)
     except OSError as error:
-        raise ConfigError(f"cannot read the overrides {str(path)!r}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot read the overrides {str(path)!r}: {error.strerror}",
+            "Give a regular file that can be read; save what a pipe holds to one first.",
+        ) from error
     return overrides
 
 
@@ -244,6 +250,8 @@ def _canonical(where: str, named: str, settings: DecisionSettings) -> str:
     canonical = {*settings.canonical_of.values(), settings.misc}
     if named in canonical:
         return named
+    if named == MISC:
+        return settings.misc
     if named in settings.canonical_of:
         return settings.canonical_of[named]
     raise ConfigError(f"{where}: unknown label {named!r}", f"Labels are: {', '.join(sorted(canonical))}.")

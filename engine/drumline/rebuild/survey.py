@@ -56,7 +56,7 @@ class Surveyor:
     def _drop_superseded(self) -> None:
         """Let the last record of a file count, as `repair` does, and say which files have several."""
         for source in self._store.drop_superseded():
-            self._store.note_problem("duplicate_record", source)
+            self._store.note_problem("duplicate_record", source, "its last record counts")
             self._plan.counts["duplicate_record"] += 1
         self._plan.counts["failed"] = self._store.failed_count()
 

@@ -279,11 +279,11 @@ class Tree(Directories):
                     raise
 
 
-def not_a_tree(path: Path, why: str) -> OutputError:
-    """Return the error for a directory that drumline did not make."""
-    return OutputError(
-        f"{str(path)!r} {why}", "Give a new or empty directory with --out; nothing in this one was touched."
-    )
+def not_a_tree(
+    path: Path, why: str, instead: str = "Give a new or empty directory with --out"
+) -> OutputError:
+    """Return the error for a directory that drumline did not make; `instead` is what to give in its place."""
+    return OutputError(f"{str(path)!r} {why}", f"{instead}; nothing in this one was touched.")
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -147,7 +147,8 @@ class _Undo:
     def run(self) -> UndoSummary:
         state = load_log(self._tree, self._store)
         if state is None:
-            raise not_a_tree(self._tree.path, "was not made by 'drumline rebuild': nothing to undo")
+            why = "was not made by 'drumline rebuild': nothing to undo"
+            raise not_a_tree(self._tree.path, why, "Give the directory that rebuild made")
         with ExitStack() as cleanup:
             if not self._dry_run:
                 log = MappingLog(self._tree, state.length)
