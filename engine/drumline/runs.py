@@ -39,6 +39,7 @@ __all__ = [
     "create_run",
     "list_runs",
     "locate_run",
+    "newest_complete_run",
     "open_run",
     "remove_stillborn",
     "started_ns",
@@ -302,6 +303,17 @@ def _archive_of(directory: Path) -> str | None:
     with suppress(DrumlineError):
         info, _ = _read_info(directory)
         return info.get("archive_root")
+    return None
+
+
+def newest_complete_run(runs_root: Path, archive_root: bytes) -> Run | None:
+    """Return the newest complete run of an archive, by whatever model and settings; None without one."""
+    for directory in reversed(list_runs(runs_root)):
+        if (directory / SUMMARY_NAME).is_file():
+            with suppress(DrumlineError):
+                run = open_run(directory)
+                if run.archive_root == archive_root:
+                    return run
     return None
 
 

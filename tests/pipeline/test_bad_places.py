@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.pipeline.support import (
     Records,
     Result,
     assert_equal,
+    copy,
     environment,
     last_run,
     runs_of,
@@ -304,3 +306,29 @@ def test_what_lies_in_a_directory_that_cannot_be_read_for_a_while_is_not_forgott
     counts = tidy.counts(no_workers=True)
     assert (counts["discovered"], counts["carried_over"]) == (40, 40)
     assert_equal(tidy.records(), before)
+
+
+@pytest.mark.parametrize("options", [("--fresh",), ("--no-audio-stats",)], ids=" ".join)
+def test_an_archive_that_is_mostly_gone_is_refused_whatever_is_asked_of_it(
+    tidy: Infer, sounds: list[Path], options: tuple[str, ...]
+) -> None:
+    """Neither --fresh nor another inference key compares paths; how many there were is known all the same."""
+    known = runs_of(tidy.runs_root)
+    for sound in sounds[2:]:
+        sound.unlink()
+    refused(tidy(*options), 6, "38 of 40 known files", "--accept-missing")
+    assert runs_of(tidy.runs_root) == known
+    assert tidy.counts(*options, "--accept-missing")["discovered"] == 2
+    assert tidy.counts(*options)["discovered"] == 2
+
+
+def test_a_fresh_run_that_is_refused_forgets_nothing(tidy: Infer, tmp_path: Path) -> None:
+    """Also where the cache knows of another archive, so that it does not look empty."""
+    other = replace(tidy, archive=copy(tidy.archive, tmp_path / "other"))
+    other.counts()
+    away = tidy.archive.rename(tidy.archive.with_name("away"))
+    tidy.archive.mkdir()
+    refused(tidy("--fresh"), 6, "no audio file")
+    tidy.archive.rmdir()
+    away.rename(tidy.archive)
+    assert tidy.counts(no_workers=True)["carried_over"] == 40

@@ -332,3 +332,54 @@ def test_counts_add_up_when_carried_records_are_superseded(tidy: Infer, sounds: 
     counts = tidy.counts(*decided)
     assert (counts["discovered"], counts["failed"]) == (30, 20)
     assert_equal(tidy.records(), tidy.fresh_records(*decided))
+
+
+def cut_short(infer: Infer, *options: str) -> Path:
+    """Kill a run after its first frames, and return its directory."""
+    place = "after drumline.cache:Cache.set_valid 5"
+    assert infer(*options, die=place, frame_lines=4, slow=0.002).code == 10
+    return runs_of(infer.runs_root)[-1]
+
+
+def test_an_unfinished_run_does_not_end_after_a_newer_one_that_is_complete(infer: Infer) -> None:
+    """The newest complete run of an archive is the one that was finished last."""
+    begun = cut_short(infer)
+    infer.counts("--no-audio-stats", "--threshold", "0.9")
+    other = infer.run
+    infer.counts()
+    assert infer.run.name > other.name > begun.name
+    assert not (begun / "summary.json").exists()
+    assert_equal(infer.records(), infer.fresh_records())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--formats", "wav"),
+        ("--follow-links", "none"),
+        ("--one-file-system",),
+        ("--max-file-mb", "9"),
+        ("--no-dedup-hash",),
+    ],
+    ids=" ".join,
+)
+def test_a_run_ends_with_the_settings_that_its_run_json_says(infer: Infer, options: tuple[str, ...]) -> None:
+    begun = cut_short(infer, *options)
+    counts = infer.counts()
+    assert infer.run != begun
+    assert counts["carried_over"] > 0
+    said = json.loads((infer.run / "run.json").read_text())["settings"]
+    assert len(said["supported_formats"]) > 1
+    assert (said["follow_links"], said["one_file_system"], said["max_file_mb"]) == ("all", False, 4000)
+    assert said["dedup_hash"] is True
+
+
+def test_verify_says_of_an_unfinished_run_whether_anything_goes_on_with_it(
+    infer: Infer, server: Server
+) -> None:
+    begun = cut_short(infer)
+    assert "command finishes it" in server.start("verify", begun).wait().out
+    infer.counts("--threshold", "0.9")
+    told = " ".join(server.start("verify", begun).wait().out.split())
+    assert "command finishes it" not in told
+    assert f"{infer.run.name} took its place" in told

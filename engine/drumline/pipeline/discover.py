@@ -321,6 +321,8 @@ def discover(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     _count(table, survey)
     _refuse_an_empty_archive(job, survey)
     _refuse_a_vanished_archive(job, survey.gone, known)
+    if known < job.known_before:  # asked for --fresh, or by another model: the paths are not compared
+        _refuse_a_vanished_archive(job, job.known_before - survey.files, job.known_before)
     table.counters[Gauge.DISCOVERY_DONE] = 1
     if survey.gone:
         dispatcher.wait_for_readers()

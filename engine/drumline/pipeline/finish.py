@@ -17,6 +17,7 @@ from drumline.pipeline.prepare import identity_of
 from drumline.pipeline.slots import DEVICES
 from drumline.pipeline.supervisor import Outcome
 from drumline.records import SCHEMA_VERSION, display_path, path_fields
+from drumline.recover import rebuild_cache
 from drumline.runs import INFO_NAME
 from drumline.tally import Tally
 
@@ -61,13 +62,15 @@ def _refuse_an_archive_that_went_away(job: Job, tally: Tally) -> None:
 
 def discard_if_empty(job: Job) -> None:
     """Remove a run that came to nothing before its first record: a refused archive, a model that fails."""
-    with suppress(OSError, sqlite3.Error), closing(Cache(job.cache_path)) as cache:
+    with suppress(OSError, sqlite3.Error, DrumlineError):
         if job.run.index_path.stat().st_size == 0:
-            with cache.transaction():
+            with closing(Cache(job.cache_path)) as cache, cache.transaction():
                 cache.forget_run(job.run_id)
             for name in (job.run.index_path.name, INFO_NAME):
                 (job.run.directory / name).unlink()
             job.run.directory.rmdir()
+            if job.settings.fresh:  # it began by forgetting what earlier runs knew
+                rebuild_cache(job.cache_path, job.settings.runs_root)
 
 
 def _assert_one_record_per_file(tally: Tally, rows: int, outcome: Outcome) -> None:

@@ -108,6 +108,8 @@ class Job(Request):
         Length up to which the run's index is complete (more than 0 when a run goes on), in bytes.
     earlier_device
         Device of the archive's root at the last run; None when there was none.
+    known_before
+        Files that the archive's newest complete run found, by whatever model and settings; 0 without one.
     """
 
     run: Run
@@ -116,3 +118,4 @@ class Job(Request):
     carriable: frozenset[int]
     valid: int
     earlier_device: int | None
+    known_before: int = 0

@@ -7,7 +7,7 @@ import platform
 import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from drumline import __version__
 from drumline.bundle import load_bundle
@@ -18,10 +18,25 @@ from drumline.failpoints import step
 from drumline.inference import check_runtime
 from drumline.pipeline.job import Job, Request, decision_key, inference_key, model_facts
 from drumline.records import display_path
-from drumline.runs import SUMMARY_NAME, Run, create_run, open_run, remove_stillborn
+from drumline.runs import (
+    SUMMARY_NAME,
+    Run,
+    create_run,
+    newest_complete_run,
+    open_run,
+    remove_stillborn,
+)
 from drumline.settings import InferSettings
 
 __all__ = ["check_request", "identity_of", "make_job", "make_runs_root"]
+
+_SAID_IN_RUN_JSON: Final = (
+    *("supported_formats", "follow_links", "one_file_system", "max_file_mb", "dedup_hash"),
+)
+"""Settings that change which files are found and how they are looked up: a run ends with those it began with.
+
+Time and memory for a file may be raised meanwhile: that is how a run is got to its end. None of them is in a
+key, for what they gave is carried over to a run with others."""
 
 
 def check_request(settings: InferSettings) -> Request:
@@ -103,7 +118,25 @@ def make_job(request: Request, cache: Cache) -> Job:
         carriable=frozenset(number for number, row in runs.items() if row[1] == request.decision_key),
         valid=valid,
         earlier_device=_earlier_device(request, [row[0] for number, row in runs.items() if number != run_id]),
+        known_before=_known_before(request),
     )
+
+
+def _known_before(request: Request) -> int:
+    """Return how many files the archive's newest complete run found; 0 where this one looks for fewer."""
+    newest = newest_complete_run(request.settings.runs_root, request.archive)
+    if newest is None:
+        return 0
+    asked, then = request.settings.to_json(), newest.info["settings"]
+    if any(asked[name] != then.get(name) for name in ("follow_links", "one_file_system")):
+        return 0
+    if not set(asked["supported_formats"]) >= set(then.get("supported_formats") or ()):
+        return 0
+    with suppress(IndexFormatError):
+        counts = newest.summary().get("counts")
+        indexed = counts.get("indexed") if isinstance(counts, dict) else None
+        return indexed if type(indexed) is int else 0
+    return 0
 
 
 def _earlier_device(request: Request, names: list[str]) -> int | None:
@@ -122,9 +155,23 @@ def _unfinished(request: Request, cache: Cache, scope: int) -> tuple[int, Run, i
         if key == request.decision_key and not (directory / SUMMARY_NAME).exists():
             with suppress(IndexFormatError):  # a run that cannot be opened is left alone
                 run = open_run(directory)
-                if run.info["settings"].get("fresh") or not request.settings.fresh:
+                if _goes_on(request, run):
                     return number, run, valid
     return None
+
+
+def _goes_on(request: Request, run: Run) -> bool:
+    """Tell whether an unfinished run is what was asked for, and would be the newest when it is complete."""
+    asked, begun = request.settings.to_json(), run.info["settings"]
+    if request.settings.fresh and not begun.get("fresh"):
+        return False
+    same = all(_unordered(asked[name]) == _unordered(begun.get(name)) for name in _SAID_IN_RUN_JSON)
+    newest = newest_complete_run(request.settings.runs_root, request.archive)
+    return same and (newest is None or newest.name < run.name)
+
+
+def _unordered(value: Any) -> Any:
+    return set(value) if isinstance(value, list) else value
 
 
 def _begin(request: Request, cache: Cache, scope: int) -> tuple[int, Run, int]:

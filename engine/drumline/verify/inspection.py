@@ -25,7 +25,7 @@ from drumline.labels import Taxonomy
 from drumline.pipeline.job import decision_key
 from drumline.rebuild.actions import Progress, report_to
 from drumline.records import SCHEMA_VERSION, Record, absolute_path, display_path, relative_path
-from drumline.runs import Run, locate_run
+from drumline.runs import Run, locate_run, newest_complete_run
 from drumline.settings import InferSettings
 from drumline.tally import Tally
 from drumline.thresholds import resolve_gate, resolve_threshold
@@ -198,11 +198,18 @@ class Inspection:
         if self.complete:
             self._check_summary()
         elif not self.is_lone:
-            text = "the run is not complete: the same 'drumline infer' command finishes it"
+            text = f"the run is not complete: {self._end_of_it()}"
             self.ledger.note("summary", "unfinished", os.fsencode(self.run.name), text)
         if not self.is_lone:
             believed = replace(self.run, info={}) if self.trouble else self.run
             check_cache(believed, self.codec, self.tally, self.ledger)
+
+    def _end_of_it(self) -> str:
+        root = self.run.archive_root
+        newest = None if root is None else newest_complete_run(self.run.directory.parent, root)
+        if newest is None or newest.name < self.run.name:
+            return "the same 'drumline infer' command finishes it"
+        return f"{newest.name} took its place, and nothing goes on with it; its directory may be removed"
 
     def _check_info(self) -> None:
         if self.is_lone:
