@@ -7,7 +7,9 @@ import json
 import os
 import pty
 import re
+import resource
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -396,3 +398,79 @@ def test_a_closed_terminal_ends_the_run_and_the_same_command_goes_on(
     done = drumline(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     assert len(runs_of(tmp_path / "runs")) == 1
+
+
+@pytest.mark.parametrize("kilobytes", [150_000, 200_000, 250_000])
+def test_too_small_a_limit_of_memory_is_said_at_once(arguments: list[str], kilobytes: int) -> None:
+    """With so little, loading a library fails, or never ends."""
+    limits = (kilobytes * 1024, resource.RLIM_INFINITY)
+    result = subprocess.run(
+        [sys.executable, "-m", "drumline", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits),
+    )
+    assert result.returncode == 10
+    assert "at least 300 MB" in result.stderr
+    assert "ulimit -v" in result.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_stdout_is_named_with_the_way_out(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "drumline", *arguments, "--json"]
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT, check=False
+        )
+    assert result.returncode == 8
+    assert "drumline: 'stdout': No space left on device\n  Free some space" in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+def test_a_runs_root_that_is_a_file_is_refused_with_a_way_out(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("mine")
+    result = drumline(*arguments)
+    assert result.returncode == 8
+    assert "choose another place" in result.stderr
+    assert (tmp_path / "runs").read_text() == "mine"
+
+
+def test_a_runs_root_whose_name_is_too_long_is_refused_with_a_way_out(arguments: list[str]) -> None:
+    arguments[3] = f"{arguments[3]}/{'n' * 300}"
+    result = drumline(*arguments)
+    assert result.returncode == 8
+    assert "choose a shorter one" in result.stderr
+
+
+def test_a_misc_label_that_no_directory_can_have_is_refused(arguments: list[str]) -> None:
+    result = drumline(*arguments, "--misc-label", "m" * 252)
+    assert result.returncode == 3
+    assert "251 bytes" in result.stderr
+    assert drumline(*arguments, "--misc-label", "m" * 251, "--dry-run").returncode == 0
+
+
+def test_the_next_command_can_be_pasted_whatever_the_runs_root_is_called(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    arguments[3] = str(tmp_path / "two\nlines 'of\t1")
+    result = drumline(*arguments)
+    assert result.returncode == 0, result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("Next:"))
+    word = line.removeprefix("Next:  drumline rebuild ").removesuffix(" --out organised")
+    printed = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, text=True, check=True)
+    assert Path(printed.stdout).parent == Path(arguments[3])
+
+
+def test_runs_that_go_inside_the_archive_are_said_to(
+    arguments: list[str], place: Path, tmp_path: Path
+) -> None:
+    assert "inside the archive" not in drumline(*arguments).stderr
+    archive = Path(shutil.copytree(place / "archive", tmp_path / "archive"))
+    result = drumline("infer", ".", "--model", str(place / "stub"), "--workers", "1", cwd=archive)
+    assert result.returncode == 0, result.stderr
+    assert "inside the archive" in result.stderr
+    assert "--runs-root" in result.stderr

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drumline.errors import BundleError
-from drumline.labels import Taxonomy, label_checksum, read_canonical_map, read_labels
+from drumline.labels import Taxonomy, is_label, label_checksum, read_canonical_map, read_labels
 
 LABELS = ["Kick", "Snare", "Hihat offen", "Öl-Fass"]
 
@@ -108,3 +108,8 @@ def test_canonical_labels_are_those_in_use_with_misc_last() -> None:
 def test_the_checksum_depends_on_the_order(labels: list[str]) -> None:
     assert label_checksum(labels) == label_checksum(list(labels))
     assert label_checksum(labels) != label_checksum(labels[::-1])
+
+
+def test_a_label_must_fit_into_a_name_with_txt_behind_it() -> None:
+    assert is_label("ä" * 125)
+    assert not is_label("ä" * 126)

@@ -41,6 +41,8 @@ Floats = NDArray[np.float32]
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _INSTALL = 'Install one: pip install "drumline[cpu]", or "drumline[gpu]" on a machine with an NVIDIA GPU.'
+_NO_MEMORY = ("failed to map segment", "annot allocate memory")
+_MORE_MEMORY = "There is too little memory to load it: raise its limit (ulimit -v)."
 # Whatever it would log as an error comes as an exception, too.
 _FATAL = 4
 _CPU_FILES = 16
@@ -148,7 +150,10 @@ def import_runtime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
-        raise RuntimeMissingError(f"ONNX Runtime cannot be imported: {error}", _INSTALL) from error
+        cramped = any(words in str(error) for words in _NO_MEMORY)
+        raise RuntimeMissingError(
+            f"ONNX Runtime cannot be imported: {error}", _MORE_MEMORY if cramped else _INSTALL
+        ) from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise RuntimeMissingError("the ONNX Runtime in this environment is broken", _INSTALL)
     return onnxruntime  # type: ignore[no-any-return]

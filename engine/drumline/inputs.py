@@ -63,7 +63,10 @@ def read_regular(path: str | bytes | Path, largest: int) -> bytes:
         As `open_regular`, and when it holds more than `largest` bytes.
     """
     with open_regular(path) as stream:
-        data = stream.read(largest + 1)
+        size = os.fstat(stream.fileno()).st_size
+        data = stream.read(min(size, largest) + 1)
+        if len(data) > size:  # it grew meanwhile
+            data += stream.read(largest + 1 - len(data))
     if len(data) > largest:
         raise OSError(errno.EFBIG, f"it holds more than {largest >> 20} MiB", path)
     return data

@@ -15,6 +15,7 @@ from drumline.inputs import read_json
 
 __all__ = [
     "CANONICAL_LABELS",
+    "LONGEST_LABEL_BYTES",
     "MISC",
     "Taxonomy",
     "is_label",
@@ -25,6 +26,10 @@ __all__ = [
 
 CANONICAL_LABELS = ("Crash", "Hihat", "Kick", "Ride", "Snare", "Tom")
 MISC = "misc"
+
+
+LONGEST_LABEL_BYTES = 255 - len(".txt")
+"""A label names a directory and a list beside it, and no file system takes more than 255 bytes for a name."""
 
 
 def label_checksum(labels: Iterable[str]) -> str:
@@ -75,9 +80,11 @@ class Taxonomy:
 
 
 def is_label(value: object) -> bool:
-    """Return whether `value` can be a label: printable text without ``/`` that does not begin with a dot."""
+    """Return whether `value` can be a label: printable text without ``/`` or a dot in front, not too long."""
     # A label becomes a directory name: neither "a/b" nor ".." may leave the output directory.
     if not isinstance(value, str) or not value.strip():
+        return False
+    if len(value.encode("utf-8", "replace")) > LONGEST_LABEL_BYTES:
         return False
     return value.isprintable() and "/" not in value and not value.startswith(".")
 
@@ -100,7 +107,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(map(is_label, value)):
         raise BundleError(
             f"the label file {str(path)!r} is no list of labels",
-            "Labels are printable strings without '/', in the order of the model's outputs.",
+            "Labels are printable strings without '/' of at most 251 bytes, in the order of the outputs.",
         )
     return tuple(value)
 
@@ -126,6 +133,6 @@ def read_canonical_map(path: Path) -> tuple[dict[str, str], str]:
     if not isinstance(value, dict) or not all(is_label(label) for label in (*value.values(), misc)):
         raise BundleError(
             f"the canonical mapping {str(path)!r} is no object of fine label: canonical label",
-            "Canonical labels are printable strings without '/'.",
+            "Canonical labels are printable strings without '/' of at most 251 bytes.",
         )
     return value, misc

@@ -131,6 +131,12 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
+def address_space_limit() -> int | None:
+    """Return the bytes of addresses that this process may use (``ulimit -v``); None without a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def open_files_limit() -> int:
     """Return how many files this process may have open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from drumline.decide import DecisionSettings
 from drumline.errors import ConfigError
 from drumline.index import Compression
-from drumline.labels import MISC, Taxonomy
+from drumline.labels import MISC, Taxonomy, is_label
 from drumline.machine import usable_cpus
 from drumline.thresholds import OperatingPoints, Threshold, is_threshold, resolve_gate, resolve_threshold
 from drumline.walk import FollowLinks
@@ -313,13 +313,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_label(value: Any) -> bool:
-    return (
-        isinstance(value, str)
-        and value.isprintable()
-        and value == value.strip() != ""
-        and "/" not in value
-        and not value.startswith(".")
-    )
+    return is_label(value) and value == value.strip()
 
 
 def _is_format(value: Any) -> bool:
@@ -351,7 +345,9 @@ _RULES: dict[str, _Rule] = {
     "misc.threshold": _Rule(
         is_threshold, "a number from 0 to 1, or an operating point of the bundle: precision=0.95"
     ),
-    "misc.label": _Rule(_is_label, "a printable name without '/' that does not begin with '.'"),
+    "misc.label": _Rule(
+        _is_label, "a printable name without '/' that does not begin with '.', of at most 251 bytes"
+    ),
     "misc.gate": _FLAG,
     "misc.gate_threshold": _optional(
         _Rule(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),

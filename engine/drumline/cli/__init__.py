@@ -136,7 +136,11 @@ def _run(arguments: list[str] | None) -> int:
     except OSError as error:
         from drumline.durable import way_out_of
 
+        if error.filename is None and _stdout_fails_with(error):
+            error.filename = "stdout"
         _report(_cause(error), way_out_of(error))
+        if error.filename == "stdout":  # what could not be printed must not be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OutputError.exit_code
     return result if isinstance(result, int) else 0
 
@@ -156,6 +160,15 @@ def _show(error: click.ClickException) -> None:
     error.show(shown)
     for line in shown.getvalue().split("\n")[:-1]:
         click.echo(safe_text(line), err=True)
+
+
+def _stdout_fails_with(error: OSError) -> bool:
+    """Tell whether what waits to be printed meets this very error."""
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        return again.errno == error.errno
+    return False
 
 
 def _cause(error: OSError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "json_option",
     "path_type",
     "safe_text",
+    "shell_word",
     "stdout_console",
 ]
 
@@ -106,8 +108,12 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 def echo_json(value: Any) -> None:
     """Print `value` as indented JSON on stdout."""
-    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        error.filename = "stdout"
+        raise
 
 
 def echo_json_list(values: Iterable[Any]) -> None:
@@ -127,6 +133,22 @@ def safe_text(text: str | bytes) -> str:
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
         for char in decoded
     )
+
+
+def shell_word(text: str) -> str:
+    """Return text as one word that can be pasted into a shell, whatever is in it, and is safe to print."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(map(_escaped, text)) + "'"
+
+
+def _escaped(char: str) -> str:
+    if char in "\\'":
+        return f"\\{char}"
+    if char.isprintable():
+        return char
+    # Octal has three digits wherever it stands; some shells read on behind \x0a.
+    return "".join(f"\\{byte:03o}" for byte in char.encode("utf-8", "surrogateescape"))
 
 
 def stdout_console() -> Console:

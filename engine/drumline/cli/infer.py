@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,8 @@ def _infer(settings: InferSettings, *, profile: bool, quiet: bool, verbose: bool
 
     if verbose:
         _show_settings(settings)
+    if not quiet:
+        _say_where_the_runs_go(settings)
     measured = Profile(settings.worker_count) if profile else None
     try:
         summary = _run_or_ask(settings, quiet, measured)
@@ -164,6 +167,16 @@ def _infer(settings: InferSettings, *, profile: bool, quiet: bool, verbose: bool
         from drumline.cli.report import show_summary
 
         show_summary(summary)
+
+
+def _say_where_the_runs_go(settings: InferSettings) -> None:
+    archive, runs_root = os.path.realpath(settings.archive), os.path.realpath(settings.runs_root)
+    if os.path.isdir(archive) and runs_root.startswith(os.path.join(archive, "")):
+        click.echo(
+            f"drumline: the runs root {safe_text(runs_root)!r} lies inside the archive,"
+            " and only it is written there\n  --runs-root puts it elsewhere.",
+            err=True,
+        )
 
 
 def _run_or_ask(settings: InferSettings, quiet: bool, profile: Profile | None) -> dict[str, Any]:

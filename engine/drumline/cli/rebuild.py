@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from drumline.cli.common import (
     json_option,
     path_type,
     safe_text,
+    shell_word,
     stdout_console,
 )
 from drumline.cli.meter import meter
@@ -336,7 +336,7 @@ def _show_outcome(plan: Plan, summary: RebuildSummary, quiet: bool) -> None:
         "not placed": summary.not_placed,
     }
     told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count) or "nothing to do"
-    out = safe_text(shlex.quote(summary.out))
+    out = shell_word(summary.out)
     click.echo(f"\n{told} in {summary.seconds:.1f} s")
     click.echo(f"Tree: {out}   Lists: {out}/_manifests   Take it back: drumline undo {out}")
 

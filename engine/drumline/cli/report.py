@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
-from drumline.cli.common import counted, safe_text, stdout_console
+from drumline.cli.common import counted, safe_text, shell_word, stdout_console
 from drumline.progress import duration_text
 
 __all__ = ["show_summary"]
@@ -29,7 +28,7 @@ def show_summary(summary: dict[str, Any]) -> None:
         problems["directories could not be read"] = counts["unreadable_directories"]
     for what, count in problems.items():
         console.print(Text(f"  {count:,} {what}", "red"))
-    run = safe_text(shlex.quote(summary["run_directory"]))
+    run = shell_word(summary["run_directory"])
     if counts["failed"]:
         console.print(Text(f"  Which: drumline stats {run} --failures", "dim"), soft_wrap=True)
     console.print(Text(f"\nIndex: {safe_text(summary['index'])}"), soft_wrap=True)

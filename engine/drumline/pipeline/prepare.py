@@ -13,9 +13,10 @@ from drumline import __version__
 from drumline.bundle import load_bundle
 from drumline.cache import Cache
 from drumline.durable import output_errors
-from drumline.errors import ArchiveError, IndexFormatError, OutputError
+from drumline.errors import ArchiveError, IndexFormatError, OutputError, StageError
 from drumline.failpoints import step
 from drumline.inference import check_runtime
+from drumline.machine import address_space_limit
 from drumline.pipeline.job import Job, Request, decision_key, inference_key, model_facts
 from drumline.records import display_path
 from drumline.runs import (
@@ -29,6 +30,10 @@ from drumline.runs import (
 from drumline.settings import InferSettings
 
 __all__ = ["check_request", "identity_of", "make_job", "make_runs_root"]
+
+_MB: Final = 1_000_000
+_SMALLEST_ADDRESS_SPACE: Final = 300 * _MB
+"""With less, libraries cannot be loaded, and some of them try again for ever rather than fail."""
 
 _SAID_IN_RUN_JSON: Final = (
     *("supported_formats", "follow_links", "one_file_system", "max_file_mb", "dedup_hash"),
@@ -48,6 +53,7 @@ def check_request(settings: InferSettings) -> Request:
         When the archive, the bundle or the labels are not what they should be.
     """
     archive = _archive(settings)
+    _check_address_space()
     check_runtime()
     bundle = load_bundle(
         settings.model_path, label_map=settings.label_map, canonical_map=settings.canonical_map
@@ -67,6 +73,16 @@ def check_request(settings: InferSettings) -> Request:
         inference_key=inference_key(settings, bundle),
         decision_key=decision_key(settings, decisions),
     )
+
+
+def _check_address_space() -> None:
+    limit = address_space_limit()
+    if limit is not None and limit < _SMALLEST_ADDRESS_SPACE:
+        raise StageError(
+            f"the limit of memory is {limit // _MB:,} MB of addresses, and a run needs at least"
+            f" {_SMALLEST_ADDRESS_SPACE // _MB:,} MB",
+            "Raise it: 'ulimit -v unlimited', or what limits the account or the service.",
+        )
 
 
 def identity_of(archive: bytes) -> tuple[int, int]:
