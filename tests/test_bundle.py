@@ -83,6 +83,26 @@ def test_a_front_end_that_is_not_known_is_refused(bundle_path: Path, change_: di
         load_bundle(bundle_path)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"samples": 10**12},
+        {"samples": 1 << 24, "hop_length": 1},
+        {"samples": 1 << 24, "hop_length": 1, "n_fft": 2, "n_mels": 4096},
+        {"n_mels": 10**6},
+        {"n_fft": 10**9},
+        {"sample_rate": 10**9},
+        {"hop_length": 10**12},
+    ],
+    ids=str,
+)
+def test_a_front_end_that_no_memory_holds_is_refused(bundle_path: Path, sizes: dict[str, int]) -> None:
+    front_end = load_bundle(bundle_path).front_end.to_json()
+    change(bundle_path / "bundle.json", front_end={**front_end, **sizes})
+    with pytest.raises(BundleError, match="front end"):
+        load_bundle(bundle_path)
+
+
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
 def test_a_temperature_that_is_not_positive_is_refused(bundle_path: Path, temperature: float) -> None:
     change(bundle_path / "calibration.json", temperature=temperature)

@@ -77,7 +77,10 @@ def test_only_a_temperature_says_that_it_keeps_the_ranking() -> None:
     ("value", "words"),
     [
         ({"method": "isotonic"}, "isotonic"),
-        ({"method": "temperature", "temperature": 0}, "not positive"),
+        ({"method": "temperature", "temperature": 0}, "not from 1e-06 to 1e\\+06"),
+        ({"method": "temperature", "temperature": 1e-300}, "temperature of the calibration is 1e-300"),
+        ({"method": "temperature", "temperature": 1e300}, "temperature of the calibration is 1e"),
+        ({"method": "vector", "scale": [1e300] * 5, "bias": [0.0] * 5}, "finite"),
         ({"method": "temperature", "temperature": "warm"}, "warm"),
         ({"method": "vector", "scale": [1.0] * 5}, "bias"),
         ({"method": "vector", "scale": [1.0] * 4, "bias": [0.0] * 5}, "5 finite"),

@@ -162,3 +162,9 @@ def test_the_classifier_takes_a_point_too(bundle: Bundle, tmp_path: Path) -> Non
     assert prediction.label == "misc"
     with pytest.raises(ConfigError, match=r"precision=0\.1"):
         Classifier(bundle, device="cpu", threshold="precision=0.1")
+
+
+@pytest.mark.parametrize("text", ["٠.٥", "precision=٠.٩", "precision=0.٩"])
+def test_thresholds_are_written_in_the_digits_0_to_9(text: str) -> None:
+    with pytest.raises(ValueError, match="digits other"):
+        parse_threshold(text)

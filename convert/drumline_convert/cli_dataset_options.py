@@ -29,7 +29,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-manifest_argument = click.argument("manifest", type=path_type(exists=True))
+manifest_argument = click.argument("manifest", type=path_type())
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 workers_option = click.option(
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that decode."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def _parsed(weights: Sequence[str | float], count: int) -> tuple[float, ...]:
         numbers = [float(weight) for weight in weights]
     except ValueError as error:
         raise UsageError(f"weights are numbers: {error}") from error
-    if len(numbers) != count or min(numbers) < 0 or not sum(numbers) > 0:
+    if len(numbers) != count or not min(numbers) >= 0 or not 0 < sum(numbers) < math.inf:
         raise UsageError(
             f"{count} bundles need {count} weights of 0 or more, not {', '.join(map(str, weights))}"
         )

@@ -207,6 +207,9 @@ def make_gate(
     _check(bundle, other)
     fitting, measuring = rows_of(manifest, *fit_on), rows_of(manifest, *measure_on)
     features, truth = read_rows(fitting, bundle.front_ends), truth_of(fitting, bundle.taxonomy)
+    measured = truth_of(measuring, bundle.taxonomy)
+    for sides, which in ((fit_on, truth), (measure_on, measured)):
+        _refuse_one_kind(sides, which)
     said = said_of(other or bundle, features)
     head = fit_head(said.logits, truth.is_drum) if other is None else None
     opinion = said.probabilities @ _drum_mask(other) if other else head(said.logits) if head else None
@@ -216,7 +219,7 @@ def make_gate(
         made = load_bundle(draft)
         said = said_of(made, read_rows(measuring, made.front_ends))
         assert said.gate is not None
-        found = contamination(said, said.gate, truth_of(measuring, made.taxonomy), threshold)
+        found = contamination(said, said.gate, measured, threshold)
         report = {
             "kind": "head" if other is None else "model",
             "threshold": threshold,
@@ -227,6 +230,16 @@ def make_gate(
         }
         write_json(draft / "gate.json", report)
     return report
+
+
+def _refuse_one_kind(sides: Sequence[str], truth: Truth) -> None:
+    drums, others = int(truth.is_drum.sum()), int((~truth.is_drum).sum())
+    if not drums or not others:
+        raise ConfigError(
+            f"the manifest has {drums:,} kit drums and {others:,} other sounds on {', '.join(sides)}: a gate "
+            "needs both, to be fitted and to be measured",
+            "Name other sides (--fit-on, --measure-on), or add recordings of label misc.",
+        )
 
 
 def _check(bundle: Bundle, other: Bundle | None) -> None:

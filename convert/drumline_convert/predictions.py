@@ -8,6 +8,7 @@ recording by the network that did not see its family.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -380,11 +381,14 @@ def read_held_out(rows: Sequence[Row], path: Path) -> HeldOut:
 
 def _stored_held_out(path: Path) -> dict[str, Any]:
     try:
+        # NumPy would take anything that is no .npz for a pickle, and advise to allow that.
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no .npz file" if path.is_file() else "there is no such file")
         with np.load(path, allow_pickle=False) as stored:
             held = {name: stored[name] for name in ("name", "labels", "hashes", "folds", "logits")}
         if held["logits"].shape != (len(held["hashes"]), len(held["labels"])):
             raise ValueError("logits are not one row for each hash")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"cannot read held-out logits from {str(path)!r}: {error}",
             "'drumline train crossval' writes them.",

@@ -54,7 +54,7 @@ class SplitSettings:
             raise UsageError(f"{self.folds} folds are none: there have to be two or more")
         if self.folds and self.validation:
             raise UsageError("folds take turns as validation: there is no other")
-        if min(self.test, self.validation) < 0 or self.test + self.validation >= 1:
+        if not (self.test >= 0 and self.validation >= 0 and self.test + self.validation < 1):
             raise UsageError("the shares of test and validation are at least 0, and together below 1")
 
     @property

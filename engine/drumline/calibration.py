@@ -30,6 +30,11 @@ __all__ = [
 
 Floats = NDArray[np.float32]
 
+_SMALLEST_TEMPERATURE = 1e-6
+_LARGEST_TEMPERATURE = 1e6
+_LARGEST_PARAMETER = 1e30
+"""Products with logits still fit float32."""
+
 
 class Calibrator(Protocol):
     """Turns logits into probabilities."""
@@ -60,15 +65,20 @@ class TemperatureScaling:
     Parameters
     ----------
     temperature
-        More than 0; above 1 it makes the model less sure of itself.
+        1e-6..1e6; above 1 it makes the model less sure of itself.
     """
 
     temperature: float = 1.0
     keeps_ranking = True
 
     def __post_init__(self) -> None:
-        if not (self.temperature > 0.0 and np.isfinite(self.temperature)):
-            raise BundleError(f"the temperature of the calibration is {self.temperature}, not positive")
+        # Beyond these, logits of ordinary size leave float32 or become all alike.
+        if not _SMALLEST_TEMPERATURE <= self.temperature <= _LARGEST_TEMPERATURE:
+            raise BundleError(
+                f"the temperature of the calibration is {self.temperature}, not from "
+                f"{_SMALLEST_TEMPERATURE:g} to {_LARGEST_TEMPERATURE:g}",
+                "Fit it again: 'drumline calibrate'.",
+            )
 
     def __call__(self, logits: Floats) -> Floats:
         """Return probabilities, (n, labels) float32, of `logits` (n, labels)."""
@@ -188,6 +198,6 @@ def _platt(value: Mapping[str, Any], labels: int) -> PlattScaling:
 
 def _floats(values: Any, count: int) -> tuple[float, ...]:
     numbers = tuple(float(value) for value in values)
-    if len(numbers) != count or not np.isfinite(numbers).all():
+    if len(numbers) != count or not all(abs(number) <= _LARGEST_PARAMETER for number in numbers):
         raise ValueError(f"{count} finite numbers are needed")
     return numbers

@@ -22,6 +22,18 @@ __all__ = ["FEATURES_VERSION", "FrontEnd", "row_parts", "row_shape"]
 FEATURES_VERSION = 1
 """Raised when the same file gives other features than before: what is known is then classified again."""
 
+_LARGEST = {
+    "sample_rate": 1_000_000,
+    "samples": 1 << 24,
+    "n_fft": 1 << 16,
+    "hop_length": 1 << 24,
+    "n_mels": 4_096,
+    "n_mfcc": 4_096,
+    "delta_width": 1 << 16,
+}
+_LARGEST_SPECTROGRAM = 1 << 26
+"""Values of one file's spectrogram, and of its features: 256 MiB in float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class FrontEnd:
@@ -80,6 +92,22 @@ class FrontEnd:
             raise BundleError(f"front end has n_mfcc {self.n_mfcc} > n_mels {self.n_mels}")
         self._check_deltas()
         self._check_waveform()
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        # A mistyped or crafted bundle is to be refused here, not when its arrays do not fit the memory.
+        for name, largest in _LARGEST.items():
+            if getattr(self, name) > largest:
+                raise BundleError(
+                    f"front end {name} is {getattr(self, name):,}, more than {largest:,}",
+                    f"Correct {name} in the bundle's bundle.json.",
+                )
+        rows = max(self.n_fft // 2 + 1, self.n_mels, self.shape[0])
+        if self.frames * rows > _LARGEST_SPECTROGRAM:
+            raise BundleError(
+                f"front end makes {self.frames:,} frames of up to {rows:,} values, more than memory is for",
+                "Use a larger hop_length, a smaller n_fft, fewer bands or fewer samples.",
+            )
 
     def _check_deltas(self) -> None:
         if self.deltas not in (0, 1, 2) or isinstance(self.deltas, bool):

@@ -29,7 +29,7 @@ LabelThresholds: TypeAlias = Mapping[str, float | None]
 OperatingPoints: TypeAlias = Mapping[str, LabelThresholds]
 """Name of an operating point → its thresholds."""
 
-_NAME: Final = re.compile(r"precision=(0?\.\d+|1(?:\.0*)?)")
+_NAME: Final = re.compile(r"precision=(0?\.\d+|1(?:\.0*)?)", re.ASCII)
 
 
 def operating_point_name(precision: float) -> str:
@@ -47,6 +47,8 @@ def parse_threshold(text: str) -> Threshold:
     """
     if named := _NAME.fullmatch(text.strip()):
         return operating_point_name(float(named[1]))
+    if not text.isascii():
+        raise ValueError(f"{text!r} has digits other than 0 to 9")
     return float(text)
 
 

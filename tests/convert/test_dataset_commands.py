@@ -103,6 +103,8 @@ def test_the_same_seed_gives_the_same_split(command: CommandLine, manifest: Path
     [
         (("--folds", "3", "--validation", "0.2"), "folds take turns as validation"),
         (("--test", "0.6", "--validation", "0.4"), "together below 1"),
+        (("--test", "nan"), "together below 1"),
+        (("--validation", "nan"), "together below 1"),
     ],
 )
 def test_a_split_that_makes_no_sense_is_refused(
@@ -161,6 +163,16 @@ def test_scan_never_writes_into_the_archive(
         assert outcome.code == 8
         assert "which is never written to" in outcome.err
     assert sorted(tiny_corpus.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["check", "extract", "populate", "split", "stats"])
+def test_a_manifest_that_is_missing_or_empty_ends_alike(command: CommandLine, place: Path, verb: str) -> None:
+    (place / "empty.jsonl").touch()
+    options = ("--archive", ".", "--out", "copies") if verb == "populate" else ()
+    for name in ("missing.jsonl", "empty.jsonl"):
+        outcome = command("dataset", verb, name, *options)
+        assert outcome.code == 3
+        assert name in outcome.err
 
 
 def test_stats_count_and_draw(command: CommandLine, manifest: Path, place: Path) -> None:

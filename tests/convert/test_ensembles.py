@@ -228,6 +228,9 @@ def test_bundles_that_cannot_be_one_ensemble_are_refused(alike: list[Bundle], tm
         combine([alike[0].path], tmp_path / "out")
     with pytest.raises(UsageError, match="3 bundles need 3 weights"):
         combine([bundle.path for bundle in alike], tmp_path / "out", weights=[1, 2])
+    for weights in (["1e308"] * 3, ["1", "nan", "1"], ["inf", "1", "1"], ["-1", "1", "1"]):
+        with pytest.raises(UsageError, match="3 bundles need 3 weights"):
+            combine([bundle.path for bundle in alike], tmp_path / "out", weights=weights)
     labels = list(alike[0].labels)
     (alike[0].path / "label_mapping.json").write_text(json.dumps([*labels[1:], labels[0]]))
     with pytest.raises(BundleError, match="other labels"):

@@ -237,6 +237,18 @@ def test_held_out_logits_with_a_family_in_two_folds_are_refused(
     assert "is on 2 sides: 0, 1 (4 such)" in refused.err
 
 
+@pytest.mark.parametrize("content", [b"", b'{"hash": 1}\n', b"PK\5\6" + bytes(18), b"PK\3\4torn"])
+def test_what_holds_no_held_out_logits_is_named_without_advice_from_numpy(
+    place: Place, command: CommandLine, content: bytes
+) -> None:
+    (place.base / "s.jsonl").write_bytes(content)
+    refused = command("evaluate", "--manifest", place.manifest, "--held-out", place.base / "s.jsonl")
+    assert refused.code == 3
+    assert "cannot read held-out logits" in refused.err
+    assert "drumline train crossval" in refused.err
+    assert "pickle" not in refused.err
+
+
 def test_a_report_replaces_only_a_report(place: Place, command: CommandLine) -> None:
     out = place.base / "out"
     out.mkdir()

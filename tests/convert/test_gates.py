@@ -15,7 +15,7 @@ from drumline.inference import open_session
 from drumline.runs import open_run
 from drumline_convert.gates import contamination, fit_head, make_gate, passing_threshold
 from drumline_convert.labelled import Said, Truth, read_rows, rows_of, said_of, truth_of
-from drumline_convert.manifest import write_manifest
+from drumline_convert.manifest import read_manifest, write_manifest
 from tests.convert.test_ensembles import LOG_MEL, labelled, member, trained
 from tests.making import CommandLine
 
@@ -144,6 +144,19 @@ def test_a_model_of_its_own_rejects_what_it_takes_for_misc(
     expected = 1 - said_of(other, features).probabilities[:, misc].sum(axis=1)
     np.testing.assert_allclose(said.gate, expected, atol=1e-4)
     np.testing.assert_allclose(said.probabilities, said_of(bundle, features).probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["validation", "test"])
+@pytest.mark.parametrize("own", [True, False], ids=["model", "head"])
+def test_a_gate_is_not_made_where_drums_or_other_sounds_are_missing(
+    bundle: Bundle, manifest: Path, tmp_path: Path, side: str, own: bool
+) -> None:
+    drums = [row for row in read_manifest(manifest) if row.split != side or row.label in ("Kick", "Snare")]
+    write_manifest(tmp_path / "drums.jsonl", drums)
+    other = member(tmp_path / "other", 1).path if own else None
+    with pytest.raises(ConfigError, match=rf"and 0 other sounds on {side}"):
+        make_gate(bundle.path, tmp_path / "out", tmp_path / "drums.jsonl", other)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bundles_and_manifests_that_do_not_fit_are_refused(
