@@ -137,3 +137,9 @@ def test_a_bundle_that_is_not_there_is_named(command: CommandLine, sounds: Path)
 def test_no_temporary_file_stays(sounds: Path) -> None:
     write_tensors([os.fsencode(sounds / "a.wav")], sounds / "x.npz", FrontEnd())
     assert sorted(path.name for path in sounds.iterdir()) == ["a.wav", "b", "c.WAV", "notes.txt", "x.npz"]
+
+
+def test_one_file_that_cannot_be_read_is_one_file(command: CommandLine, sounds: Path) -> None:
+    (sounds / "bad.wav").write_bytes(b"RIFF")
+    outcome = command("features", sounds, "--out", sounds.parent / "x.npz")
+    assert outcome.err.endswith("\n1 file could not be read\n")

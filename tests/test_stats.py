@@ -187,6 +187,21 @@ def test_odd_names_are_shown_escaped_and_never_as_markup(command: CommandLine, t
     assert "[bold]x\\x1b[31m" in outcome.out
 
 
+@pytest.mark.parametrize(
+    ("size", "seconds", "said"),
+    [
+        (2_500_000, 4.5, "1 file, 2.5 MB, 4.5 s of sound"),
+        (2_500_000_000, 359.0, "1 file, 2.5 GB, 5 min 59 s of sound"),
+        (900, 5400.0, "1 file, 900 B, 1.50 h of sound"),
+    ],
+)
+def test_sizes_and_times_have_units_that_suit_them(
+    size: int, seconds: float, said: str, command: CommandLine, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, [make_record(size=size, duration_sec=seconds)])
+    assert said in command("stats", run.directory).out
+
+
 def test_an_empty_run_has_nothing_to_draw(command: CommandLine, tmp_path: Path) -> None:
     outcome = command("stats", make_run(tmp_path).directory)
     assert outcome.code == 0

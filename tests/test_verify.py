@@ -30,7 +30,7 @@ from drumline.stub import create_stub
 from drumline.verify import Check, Kind, Report, verify_run, verify_tree
 from drumline.verify.frames import scan
 from drumline.verify.judge import record_trouble
-from tests.making import CommandLine, make_record, make_run, records, write_index
+from tests.making import CommandLine, make_record, make_run, records, write_index, write_tone
 
 FILES = 30
 FRAME_LINES = 8
@@ -134,6 +134,20 @@ def test_a_sound_run_has_no_problem_and_every_check_is_made(run: Run) -> None:
     in_a_run: set[Check] = set(get_args(Check)) - {"log", "files", "reports"}
     assert set(report.checks) == in_a_run
     assert report.checks["records"] == f"{FILES} records in {FILES} lines"
+
+
+def test_a_run_of_one_file_is_spoken_of_in_the_singular(tmp_path: Path, command: CommandLine) -> None:
+    (tmp_path / "archive").mkdir()
+    write_tone(tmp_path / "archive" / "kick.wav")
+    create_stub(tmp_path / "model")
+    settings = ("--runs-root", tmp_path / "runs", "--model", tmp_path / "model", "--workers", "1", "--quiet")
+    assert command("infer", tmp_path / "archive", *settings).code == 0
+    checks = verify_run(tmp_path / "runs", archive=True).checks
+    assert checks["frames"].startswith("1 whole frame, ")
+    assert checks["records"] == "1 record in 1 line"
+    assert checks["paths"] == "1 path, one record each"
+    assert checks["cache"] == "1 frame and 1 file of this run"
+    assert checks["archive"].startswith("1 file by ")
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from drumline.records import display_path
+from drumline.wording import counted
 from drumline_convert.examine import Examined, Fault, examine
 from drumline_convert.manifest import Manifest, Row
 from drumline_convert.split import leaks
@@ -161,7 +162,7 @@ def _of_labels(rows: Sequence[Row], settings: CheckSettings) -> Iterator[Finding
         if not count:
             yield Finding("absent", label, "no recording has this label: the model cannot learn it")
         elif count < settings.minimum:
-            yield Finding("few", label, f"{count} recordings, fewer than {settings.minimum}")
+            yield Finding("few", label, f"{counted(count, 'recording')}, fewer than {settings.minimum}")
         elif kinds < 2:
             yield Finding("few_families", label, "all recordings are of one family: it cannot be measured")
 

@@ -28,7 +28,8 @@ def _require_training() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise RuntimeMissingError(
-            f"training needs {', '.join(missing)}", "Install it with: pip install 'drumline[train,cpu]'"
+            f"training needs {', '.join(missing)}",
+            "Install it with: pip install 'path/to/drumline[train,cpu]'",
         )
 
 
@@ -87,6 +88,7 @@ def train() -> None:
 @train.command(
     cls=Command,
     name="model",
+    short_help="Train a model, and write a bundle.",
     examples=("drumline train model --corpus ../shared/corpus --out models/mfcc-cnn",),
 )
 @click.option(
@@ -158,6 +160,7 @@ def sweep_command(sweep: Path, out: Path, as_json: bool, corpus: Path | None, **
 @train.command(
     cls=Command,
     name="retrain",
+    short_help="Train again with corrections.",
     examples=(
         "drumline train retrain --corpus manifest.jsonl --overrides fixes.jsonl --run ClassifiedArchive",
         "drumline train retrain --corpus next.jsonl --old mfcc-cnn --out models/mine --start mfcc-cnn",
@@ -214,7 +217,12 @@ def retrain_command(
     )
 
 
-@train.command(cls=Command, name="recipe", examples=("drumline train recipe > recipe.yml",))
+@train.command(
+    cls=Command,
+    name="recipe",
+    short_help="Print every setting of a training.",
+    examples=("drumline train recipe > recipe.yml",),
+)
 @json_option
 def recipe_command(as_json: bool) -> None:
     """Print every setting of a training, with the values of the shipped model."""

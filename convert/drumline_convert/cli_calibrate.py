@@ -19,6 +19,7 @@ __all__ = ["calibrate"]
 @click.command(
     "calibrate",
     cls=Command,
+    short_help="Fit a bundle's probabilities and thresholds.",
     examples=(
         "drumline calibrate --model models/mine --manifest manifest.jsonl",
         "drumline calibrate --model models/mine --manifest manifest.jsonl --precision 0.97 --dry-run",

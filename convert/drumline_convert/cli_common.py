@@ -16,7 +16,8 @@ def require(*packages: str) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise RuntimeMissingError(
-            f"this command needs {', '.join(missing)}", "Install it with: pip install 'drumline[train,cpu]'"
+            f"this command needs {', '.join(missing)}",
+            "Install it with: pip install 'path/to/drumline[train,cpu]'",
         )
 
 

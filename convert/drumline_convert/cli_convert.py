@@ -17,6 +17,7 @@ __all__ = ["convert", "ensemble", "gate"]
 @click.command(
     "convert",
     cls=Command,
+    short_help="Make a bundle of a trained model.",
     examples=(
         "drumline convert model.keras --like models/mfcc-cnn --out models/mine",
         "drumline convert cnn.onnx --front-end kind=log-mel,n_mels=64 --labels labels.json --out models/mine",
@@ -127,6 +128,7 @@ def _reduce(model: Path, precision: Any, out: Path, manifest: Path | None, as_js
 @click.command(
     "ensemble",
     cls=Command,
+    short_help="Make one bundle of several.",
     examples=(
         "drumline ensemble models/a models/b --out models/both --weights 0.6,0.4",
         "drumline ensemble models/a models/b --out models/both --manifest manifest.jsonl --split validation",
@@ -186,6 +188,7 @@ def _figures(values: dict[str, Any]) -> str:
 @click.command(
     "gate",
     cls=Command,
+    short_help="Teach a bundle what is no kit drum.",
     examples=(
         "drumline gate models/mine --manifest manifest.jsonl --out models/mine-gated",
         "drumline gate models/mine --model models/drum-or-not --manifest manifest.jsonl --out models/gated",

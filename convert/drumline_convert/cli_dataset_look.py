@@ -77,7 +77,7 @@ def _require_plots(plots: Path | None) -> None:
 
     if plots and find_spec("matplotlib") is None:
         raise RuntimeMissingError(
-            "plots need matplotlib", "Install it with: pip install 'drumline[train,cpu]'"
+            "plots need matplotlib", "Install it with: pip install 'path/to/drumline[train,cpu]'"
         )
 
 

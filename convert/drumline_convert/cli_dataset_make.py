@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["extract_command", "scan_command", "split_command"]
 
+_AS_SAID = {"unknown_label": "of an unknown label", "contradiction": "contradictory"}
+
 
 @click.command(
     "scan",
@@ -125,11 +127,15 @@ def _scan_json(scan: Scan, out: Path, left_out: Path) -> dict[str, Any]:
 def _print_scan(scan: Scan, out: Path, left_out: Path) -> None:
     facts = _scan_json(scan, out, left_out)
     click.echo(
-        f"{facts['manifest']}: {counted(facts['recordings'], 'recording')} of {len(facts['labels'])} labels, "
-        f"{facts['kits']:,} kits in {facts['families']:,} families, labels by {scan.by}"
+        f"{facts['manifest']}: {counted(facts['recordings'], 'recording')} "
+        f"of {counted(len(facts['labels']), 'label')}, "
+        f"{counted(facts['kits'], 'kit')} in {counted(facts['families'], 'family', 'families')}, "
+        f"labels by {scan.by}"
     )
     if scan.left_out:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items())
+        reasons = ", ".join(
+            f"{count:,} {_AS_SAID.get(reason, reason)}" for reason, count in facts["left_out"].items()
+        )
         click.echo(f"{facts['left_out_list']}: {counted(len(scan.left_out), 'file')} left out: {reasons}")
     if scan.kitless:
         click.echo(

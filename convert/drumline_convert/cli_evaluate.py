@@ -17,6 +17,7 @@ __all__ = ["evaluate"]
 @click.command(
     "evaluate",
     cls=Command,
+    short_help="Measure models on labelled recordings.",
     examples=(
         "drumline evaluate --model mfcc-cnn --manifest manifest.jsonl --out evaluation",
         "drumline evaluate --model models/old --model models/new --manifest manifest.jsonl --split test",

@@ -225,7 +225,7 @@ def _has_nvidia() -> bool:
 def _training() -> Iterator[Finding]:
     missing = [name for name in _TRAINING if _version(name) is None and _version(f"{name}-cpu") is None]
     if missing:
-        way_out = 'Only to train a model: pip install "drumline[train]"'
+        way_out = 'Only to train a model: pip install "path/to/drumline[train]"'
         yield Finding("training", "note", f"not installed: {', '.join(missing)}", way_out)
     else:
         yield Finding(

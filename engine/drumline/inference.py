@@ -40,7 +40,10 @@ __all__ = [
 Floats = NDArray[np.float32]
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_INSTALL = 'Install one: pip install "drumline[cpu]", or "drumline[gpu]" on a machine with an NVIDIA GPU.'
+_INSTALL = (
+    'Install one: pip install "path/to/drumline[cpu]", or "path/to/drumline[gpu]" on a machine with an '
+    "NVIDIA GPU."
+)
 _NO_MEMORY = ("failed to map segment", "annot allocate memory")
 _MORE_MEMORY = "There is too little memory to load it: raise its limit (ulimit -v)."
 # Whatever it would log as an error comes as an exception, too.
@@ -132,7 +135,7 @@ def check_runtime() -> None:
         raise RuntimeMissingError(
             "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other",
             "Remove both: pip uninstall -y onnxruntime onnxruntime-gpu\n"
-            'Then install one: pip install "drumline[cpu]" or "drumline[gpu]".',
+            'Then install one: pip install "path/to/drumline[cpu]" or "path/to/drumline[gpu]".',
         )
     if "onnxruntime" not in sys.modules and find_spec("onnxruntime") is None:
         raise RuntimeMissingError("ONNX Runtime is not installed", _INSTALL)
@@ -396,7 +399,7 @@ def _open_cuda(runtime: ModuleType, bundle: Bundle) -> Session:
     if _CUDA not in runtime.get_available_providers():
         raise RuntimeMissingError(
             "the installed ONNX Runtime is the one for CPUs: it cannot use CUDA",
-            'pip uninstall -y onnxruntime, then pip install "drumline[gpu]"; or use --device cpu.',
+            'pip uninstall -y onnxruntime, then pip install "path/to/drumline[gpu]"; or use --device cpu.',
         )
     with _silenced_stdout():
         getattr(runtime, "preload_dlls", lambda: None)()
@@ -423,7 +426,8 @@ def _no_cuda(cause: str) -> RuntimeMissingError:
     return RuntimeMissingError(
         f"CUDA cannot be used: {cause}",
         "Check the driver (nvidia-smi) and that CUDA and cuDNN are there "
-        "(pip install \"drumline[gpu]\" brings them); 'drumline doctor' shows more. Or use --device cpu.",
+        "(pip install \"path/to/drumline[gpu]\" brings them); 'drumline doctor' shows more. "
+        "Or use --device cpu.",
     )
 
 

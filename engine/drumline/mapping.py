@@ -137,7 +137,7 @@ def _of_keras(path: Path) -> ModelLabels:
         import keras
     except ImportError as error:
         raise RuntimeMissingError(
-            f"Keras is needed to read {path.name}: {error}", 'pip install "drumline[train]"'
+            f"Keras is needed to read {path.name}: {error}", 'pip install "path/to/drumline[train]"'
         ) from error
     try:
         shape = keras.saving.load_model(path, compile=False, safe_mode=True).output_shape

@@ -104,6 +104,15 @@ def test_labels_outside_the_taxonomy_and_thin_ones_are_errors(
     assert found == {("unknown_label", str(rows[0].path)), ("few", "Kick")}
 
 
+def test_a_label_with_one_recording_is_told_in_the_singular(
+    sound_rows: list[Row], taxonomy: TrainingTaxonomy
+) -> None:
+    kick, *more = [row for row in sound_rows if row.label == "Kick"]
+    rows = [kick, *(row for row in sound_rows if row not in (kick, *more))]
+    (few,) = [found for found in findings_of(rows, taxonomy, minimum=2) if found.kind == "few"]
+    assert few.message == "1 recording, fewer than 2"
+
+
 def test_a_label_of_one_family_alone_is_a_warning(sound_rows: list[Row], taxonomy: TrainingTaxonomy) -> None:
     rows = [row for row in sound_rows if row.label != "Kick" or row.family == "family0"]
     (finding,) = findings_of(rows, taxonomy)

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
@@ -63,11 +64,21 @@ class LazyGroup(click.Group):
         if cmd_name in TRAINING_COMMANDS and not find_spec("drumline_convert"):
             raise RuntimeMissingError(
                 f"'drumline {cmd_name}' is part of the training side, which is not installed",
-                "Install it with: pip install 'drumline[train,cpu]'",
+                "Install it with: pip install 'path/to/drumline[train,cpu]'",
             )
         module, _, name = place.partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; one that is misspelt gets the name that comes nearest."""
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            near = get_close_matches(name, self.list_commands(ctx), n=1)
+            ctx.fail(f"No such command {name!r}." + "".join(f" Did you mean {other!r}?" for other in near))
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Call the command; click's own answer to Ctrl-C prints, which a closed terminal does not take."""
@@ -159,7 +170,7 @@ def _show(error: click.ClickException) -> None:
     shown = io.StringIO()
     error.show(shown)
     for line in shown.getvalue().split("\n")[:-1]:
-        click.echo(safe_text(line), err=True)
+        click.echo(safe_text(line.expandtabs(2)), err=True)
 
 
 def _stdout_fails_with(error: OSError) -> bool:

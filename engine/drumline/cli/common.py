@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
+from drumline.wording import counted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -99,11 +101,6 @@ def comma_separated(
 ) -> tuple[str, ...] | None:
     """Parse ``A,B`` (a click callback)."""
     return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
-
-
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """Return ``1 file``, ``2,000 files``."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def echo_json(value: Any) -> None:

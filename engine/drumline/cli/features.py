@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text
+from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text
 
 if TYPE_CHECKING:
     from drumline.tensors import TensorReport
@@ -72,4 +72,4 @@ def _print(report: TensorReport, out: Path) -> None:
     if report.shape[0]:
         click.echo(f"{safe_text(str(out))}: features {' × '.join(map(str, report.shape))} float32, paths")
     if report.failures:
-        click.echo(f"{len(report.failures)} files could not be read", err=True)
+        click.echo(f"{counted(len(report.failures), 'file')} could not be read", err=True)

@@ -24,10 +24,11 @@ def show_summary(summary: dict[str, Any]) -> None:
         console.print(f"  {counts['resumed']:,} of these were done before the run was interrupted")
     console.print(_labels(summary))
     problems = {kind.replace("_", " "): count for kind, count in summary["errors"].items()}
-    if counts["unreadable_directories"]:
-        problems["directories could not be read"] = counts["unreadable_directories"]
-    for what, count in problems.items():
-        console.print(Text(f"  {count:,} {what}", "red"))
+    lines = [f"{count:,} {what}" for what, count in problems.items()]
+    if unreadable := counts["unreadable_directories"]:
+        lines.append(f"{counted(unreadable, 'directory', 'directories')} could not be read")
+    for line in lines:
+        console.print(Text(f"  {line}", "red"))
     run = shell_word(summary["run_directory"])
     if counts["failed"]:
         console.print(Text(f"  Which: drumline stats {run} --failures", "dim"), soft_wrap=True)

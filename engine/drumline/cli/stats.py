@@ -20,6 +20,8 @@ from drumline.cli.common import (
     safe_text,
     stdout_console,
 )
+from drumline.progress import duration_text
+from drumline.wording import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from drumline.stats import FailedFile, LabelledFile, Stats
 
 __all__ = ["stats_command"]
+
+_SHORT_SEC = 360
+"""Sound of less than a tenth of an hour is told in minutes and seconds."""
 
 
 @click.command(
@@ -128,13 +133,17 @@ def _print_head(console: Console, stats: Stats) -> None:
     console.print(Text(f"{safe_text(stats.run)}{archive}", "bold"))
     size, seconds = stats.report["size_bytes"], stats.report["total_duration_sec"]
     console.print(
-        f"{counted(stats.records, 'file')}, {size / 1e9:,.2f} GB, {seconds / 3600:,.2f} h of sound; "
+        f"{counted(stats.records, 'file')}, {size_text(size)}, {_sound_text(seconds)} of sound; "
         f"{stats.records - stats.failed:,} classified, {stats.failed:,} failed"
     )
     if stats.complete is False:
         console.print("This run is not complete: give the same 'drumline infer' command to finish it.")
     if stats.torn_bytes:
         console.print(f"The last {stats.torn_bytes:,} bytes of the index are torn and were not counted.")
+
+
+def _sound_text(seconds: float) -> str:
+    return duration_text(seconds) if seconds < _SHORT_SEC else f"{seconds / 3600:,.2f} h"
 
 
 def _table(*columns: tuple[str, bool]) -> Table:

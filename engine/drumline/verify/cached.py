@@ -16,6 +16,7 @@ from drumline.index import GARBLED, Codec, parse_record, read_frame, split_lines
 from drumline.runs import CACHE_NAME, Run
 from drumline.tally import Tally
 from drumline.verify.findings import Ledger
+from drumline.wording import counted
 
 __all__ = ["CachedRun", "cache_path", "cached_run", "check_cache"]
 
@@ -133,7 +134,8 @@ class _CacheCheck:
                 self._check_frames(stream.fileno())
         if self._run.complete and self._found.newest:
             self._check_counts(tally)
-        self._ledger.checked("cache", f"{self._frames:,} frames and {self._rows:,} files of this run")
+        held = f"{counted(self._frames, 'frame')} and {counted(self._rows, 'file')} of this run"
+        self._ledger.checked("cache", held)
 
     def _check_keys(self) -> None:
         info = self._run.info

@@ -34,6 +34,7 @@ from drumline.verify.findings import FINDINGS_KEPT, Ledger, Report
 from drumline.verify.frames import Stretch, codec_named, scan
 from drumline.verify.judge import Judge
 from drumline.verify.originals import Originals
+from drumline.wording import counted
 
 __all__ = ["Inspection", "inspect_run", "path_hash", "verify_run"]
 
@@ -256,8 +257,10 @@ class Inspection:
                 self._progress(Progress("reading", self.tally.records, total))
         if originals:
             originals.close()
-        self.ledger.checked("frames", f"{self._frames:,} whole frames, {self.end:,} bytes")
-        self.ledger.checked("records", f"{self.tally.records:,} records in {self._lines:,} lines")
+        self.ledger.checked("frames", f"{counted(self._frames, 'whole frame')}, {counted(self.end, 'byte')}")
+        self.ledger.checked(
+            "records", f"{counted(self.tally.records, 'record')} in {counted(self._lines, 'line')}"
+        )
 
     def _claimed_records(self) -> int | None:
         try:
@@ -313,7 +316,7 @@ class Inspection:
         self.doubled = (doubled, more + 1)
         named = self._name_doubles(set(doubled[:FINDINGS_KEPT].tolist())) if again.size else 0
         self.ledger.unnamed("paths", "double_record", int(again.size) - named)
-        self.ledger.checked("paths", f"{self.tally.records - again.size:,} paths, one record each")
+        self.ledger.checked("paths", f"{counted(self.tally.records - again.size, 'path')}, one record each")
 
     def _name_doubles(self, hashes: set[int]) -> int:
         paths: Counter[bytes] = Counter()

@@ -14,6 +14,7 @@ from drumline.machine import usable_cpus
 from drumline.records import Record, absolute_path, display_path, relative_path
 from drumline.verify.findings import Kind, Ledger
 from drumline.walk import mtime_of
+from drumline.wording import counted
 
 __all__ = ["Originals", "Trouble", "refused", "stat_trouble"]
 
@@ -86,7 +87,7 @@ class Originals:
         if self._pool:
             self._pool.shutdown()
         what = "size, mtime and content" if self._content else "size and mtime"
-        self._ledger.checked("archive", f"{self.files:,} files by {what}")
+        self._ledger.checked("archive", f"{counted(self.files, 'file')} by {what}")
 
     def _trouble(self, record: Record) -> Trouble | None:
         path = absolute_path(record, self._root)

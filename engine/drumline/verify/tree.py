@@ -17,6 +17,7 @@ from drumline.rebuild.tree import Tree
 from drumline.records import display_path
 from drumline.verify.findings import Ledger, Report
 from drumline.verify.originals import Trouble, refused, stat_trouble
+from drumline.wording import counted
 
 __all__ = ["is_tree", "verify_tree"]
 
@@ -90,7 +91,7 @@ class _TreeCheck:
         if torn:
             message = f"its last {torn:,} bytes are torn: what they announce never came"
             self._ledger.note("log", "torn_tail", LOG_NAME, message)
-        self._ledger.checked("log", f"{length:,} bytes of whole lines")
+        self._ledger.checked("log", f"{counted(length, 'byte')} of whole lines")
         return True
 
     def _check_files(self) -> None:
@@ -101,7 +102,7 @@ class _TreeCheck:
             if number % _REPORT_EVERY == 0:
                 self._progress(Progress("reading", number, total))
         what = "size, mtime and content" if self._content else "size and mtime"
-        self._ledger.checked("files", f"{total:,} files by {what}")
+        self._ledger.checked("files", f"{counted(total, 'file')} by {what}")
 
     def _trouble(self, made: Made) -> Trouble | None:
         try:
@@ -172,7 +173,9 @@ class _TreeCheck:
                 self._ledger.problem("reports", "changed", target, "was edited")
             else:
                 self._ledger.problem("reports", "missing", target, "is not there")
-        self._ledger.checked("reports", f"{len(targets):,} manifests and summaries")
+        self._ledger.checked(
+            "reports", counted(len(targets), "manifest or summary", "manifests and summaries")
+        )
 
     def _is_there(self, target: bytes) -> bool:
         try:
