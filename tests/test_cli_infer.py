@@ -443,7 +443,7 @@ def test_a_runs_root_whose_name_is_too_long_is_refused_with_a_way_out(arguments:
     arguments[3] = f"{arguments[3]}/{'n' * 300}"
     result = drumline(*arguments)
     assert result.returncode == 8
-    assert "choose a shorter one" in result.stderr
+    assert "Choose a shorter name" in result.stderr
 
 
 def test_a_misc_label_that_no_directory_can_have_is_refused(arguments: list[str]) -> None:
