@@ -29,7 +29,7 @@ from drumline_convert.corpus import Recording, open_manifest, recordings_of
 from drumline_convert.metrics import Outcomes, softmax
 from drumline_convert.operating import held_out_effect, operating_point
 from drumline_convert.predictions import collapse_of, read_held_out, refuse_leaks, run_bundles
-from drumline_convert.provenance import training_set_of
+from drumline_convert.provenance import refuse_what_was_learnt, training_set_of
 from drumline_convert.split import family_folds, family_groups
 from drumline_convert.taxonomy import DEFAULT_TAXONOMY, TrainingTaxonomy, read_taxonomy
 
@@ -180,14 +180,11 @@ def _refuse_what_was_learnt(bundle: Bundle, rows: Sequence[Recording], settings:
             f"the manifest {str(settings.manifest)!r} has no rows on the side {', '.join(settings.splits)}",
             "'drumline dataset split' makes one; --split names another; --held-out takes a cross-validation.",
         )
-    trained_on = training_set_of(bundle)
-    seen = [row for row in rows if trained_on is not None and trained_on.holds(row)]
-    if seen:
-        raise ConfigError(
-            f"{bundle.name} was trained on {len(seen):,} of these {len(rows):,} recordings: calibrated on "
-            "what it has learnt, it would be far too sure of itself",
-            "Give recordings of other families, or the logits of its cross-validation: --held-out FILE.",
-        )
+    refuse_what_was_learnt(
+        bundle,
+        rows,
+        "Give recordings of other families, or the logits of its cross-validation: --held-out FILE.",
+    )
 
 
 def _of_model(

@@ -164,7 +164,8 @@ def ensemble(bundles: tuple[str, ...], as_json: bool, **options: Any) -> None:
     each front end is computed once for every file. Weights are divided by their sum. With a manifest, weights
     that are not given are fitted, and the mean is calibrated by one temperature.
 
-    Exits with 4 when the bundles have not the same labels, with 8 when something stands at --out.
+    Exits with 3 when a member was trained on these recordings, with 4 when the bundles have not the same
+    labels, with 8 when something stands at --out.
     """
     require("onnx")
     from drumline_convert.combine import combine
@@ -222,7 +223,8 @@ def gate(bundle: str, as_json: bool, **options: Any) -> None:
     What it says becomes the field gate of every record; what it rejects is misc, with the reason gated.
     Prints how much misc it keeps out of the drums on recordings that it was not fitted on.
 
-    Exits with 3 when the manifest has not what is needed, with 4 when the bundles do not fit together.
+    Exits with 3 when the manifest has not what is needed or a model was trained on it, with 4 when the
+    bundles do not fit together.
     """
     require("onnx")
     from drumline_convert.gates import make_gate

@@ -15,6 +15,7 @@ from drumline_convert.calibration import calibration_json
 from drumline_convert.ensembles import check_members, fit_weights, measured, write_ensemble
 from drumline_convert.labelled import Said, Truth, read_rows, rows_of, said_of, truth_of
 from drumline_convert.manifest import Row
+from drumline_convert.provenance import refuse_what_was_learnt
 
 __all__ = ["combine"]
 
@@ -42,6 +43,15 @@ def combine(
     dict
         ``members`` (name, weight, figures on the manifest), ``merged``, ``mean``, ``temperature`` and the
         ensemble's own figures.
+
+    Raises
+    ------
+    BundleError
+        When the bundles do not fit together.
+    ConfigError
+        When the manifest has no such rows, or a member was trained on some of them.
+    UsageError
+        When the weights are not one number for each bundle.
     """
     bundles = [load_bundle(name) for name in names]
     check_members(bundles)
@@ -51,6 +61,8 @@ def combine(
         merged = write_ensemble(bundles, chosen, out, version)
         return _report(bundles, chosen, merged, [{} for _ in bundles])
     rows = rows_of(manifest, *splits)
+    for bundle in bundles:
+        refuse_what_was_learnt(bundle, rows, "Give recordings of families that no member has learnt.")
     truth = truth_of(rows, bundles[0].taxonomy)
     said = _said(bundles, rows)
     probabilities = [one.probabilities for one in said]

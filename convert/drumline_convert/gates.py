@@ -34,6 +34,7 @@ from drumline_convert.graph import (
 )
 from drumline_convert.labelled import Said, Truth, read_rows, rows_of, said_of, truth_of
 from drumline_convert.metrics import auroc
+from drumline_convert.provenance import refuse_what_was_learnt
 
 __all__ = [
     "Contamination",
@@ -201,11 +202,15 @@ def make_gate(
     BundleError
         When the bundle names members or has a gate, or the model another front end.
     ConfigError
-        When the manifest has no such sides, or only one kind of sound.
+        When the manifest has no such sides, only one kind of sound, or what a model was trained on.
     """
     bundle, other = load_bundle(name), None if model is None else load_bundle(model)
     _check(bundle, other)
     fitting, measuring = rows_of(manifest, *fit_on), rows_of(manifest, *measure_on)
+    for heard in (bundle,) if other is None else (bundle, other):
+        refuse_what_was_learnt(
+            heard, [*fitting, *measuring], "Give recordings of families it has not learnt."
+        )
     features, truth = read_rows(fitting, bundle.front_ends), truth_of(fitting, bundle.taxonomy)
     measured = truth_of(measuring, bundle.taxonomy)
     for sides, which in ((fit_on, truth), (measure_on, measured)):

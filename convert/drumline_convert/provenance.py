@@ -19,13 +19,14 @@ import orjson
 
 from drumline.bundle import Bundle
 from drumline.durable import write_json
-from drumline.errors import BundleError
+from drumline.errors import BundleError, ConfigError
 
 __all__ = [
     "Labelled",
     "TrainingSet",
     "inherit_training_set",
     "read_training_set",
+    "refuse_what_was_learnt",
     "training_set_of",
     "write_training_set",
 ]
@@ -85,6 +86,24 @@ def _union(sets: Sequence[TrainingSet | None]) -> TrainingSet | None:
         return None
     families = frozenset[str]().union(*(each.families for each in known))
     return TrainingSet(families, frozenset[str]().union(*(each.hashes for each in known)))
+
+
+def refuse_what_was_learnt(bundle: Bundle, rows: Sequence[Labelled], way_out: str) -> None:
+    """Raise `ConfigError` when a bundle says that it was trained on some of the rows.
+
+    Parameters
+    ----------
+    way_out
+        What to give instead.
+    """
+    trained_on = training_set_of(bundle)
+    seen = 0 if trained_on is None else sum(map(trained_on.holds, rows))
+    if seen:
+        raise ConfigError(
+            f"{bundle.name} was trained on {seen:,} of these {len(rows):,} recordings: on what it has "
+            "learnt, it is far too sure of itself",
+            way_out,
+        )
 
 
 def write_training_set(bundle: Path, rows: Iterable[Labelled]) -> None:

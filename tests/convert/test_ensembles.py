@@ -12,7 +12,7 @@ import xxhash
 
 from drumline.bundle import Bundle, load_bundle
 from drumline.classify import Classifier
-from drumline.errors import BundleError, UsageError
+from drumline.errors import BundleError, ConfigError, UsageError
 from drumline.frontend import FrontEnd
 from drumline.index import read_index
 from drumline.inference import open_session
@@ -177,6 +177,17 @@ def test_weights_are_fitted_so_that_the_better_member_counts_more(
     bundle = load_bundle(tmp_path / "all")
     assert bundle.temperature == report["temperature"] != 1.0
     assert bundle.calibration["fitted_on"]["recordings"] == len(paths)
+
+
+def test_weights_are_not_fitted_on_what_a_member_was_trained_on(
+    alike: list[Bundle], tiny_corpus: Path, tmp_path: Path
+) -> None:
+    listed = [labelled(path, "validation") for path in sorted((tiny_corpus / "audio").glob("*/*.wav"))]
+    write_manifest(tmp_path / "manifest.jsonl", listed)
+    write_training_set(alike[1].path, listed[:1])
+    with pytest.raises(ConfigError, match=r"m1 was trained on 12 of these 72 recordings"):
+        combine([bundle.path for bundle in alike], tmp_path / "out", manifest=tmp_path / "manifest.jsonl")
+    assert not (tmp_path / "out").exists()
 
 
 def labelled(path: Path, split: str) -> Row:

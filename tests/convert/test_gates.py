@@ -16,6 +16,7 @@ from drumline.runs import open_run
 from drumline_convert.gates import contamination, fit_head, make_gate, passing_threshold
 from drumline_convert.labelled import Said, Truth, read_rows, rows_of, said_of, truth_of
 from drumline_convert.manifest import read_manifest, write_manifest
+from drumline_convert.provenance import write_training_set
 from tests.convert.test_ensembles import LOG_MEL, labelled, member, trained
 from tests.making import CommandLine
 
@@ -156,6 +157,17 @@ def test_a_gate_is_not_made_where_drums_or_other_sounds_are_missing(
     other = member(tmp_path / "other", 1).path if own else None
     with pytest.raises(ConfigError, match=rf"and 0 other sounds on {side}"):
         make_gate(bundle.path, tmp_path / "out", tmp_path / "drums.jsonl", other)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("side", ["validation", "test"])
+def test_a_gate_is_neither_fitted_nor_measured_on_what_a_model_was_trained_on(
+    bundle: Bundle, manifest: Path, tmp_path: Path, side: str
+) -> None:
+    other = member(tmp_path / "other", 1)
+    write_training_set(other.path, list(read_manifest(manifest).side(side))[:1])
+    with pytest.raises(ConfigError, match=r"other was trained on 12 of these 60 recordings"):
+        make_gate(bundle.path, tmp_path / "out", manifest, other.path)
     assert not (tmp_path / "out").exists()
 
 
