@@ -236,7 +236,7 @@ def write(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
         writer.accept(slots)
         table.view("state")[slots] = State.FREE
         # A broken pipe: discover has left, and nobody needs free slots any more.
-        with suppress(BrokenPipeError), step("write.hand-over"):
+        with step("write.hand-over"), suppress(BrokenPipeError):
             queues.free.put(slots)
         lap(Step.HAND_ON, len(slots))
         if writer.due():
