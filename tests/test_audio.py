@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from drumline import audio
+from drumline import ffmpeg
 from drumline.audio import AudioError, Decoder, Waveform, read_waveform
 from drumline.features import FeatureExtractor
 from drumline.frontend import FrontEnd
@@ -265,7 +265,7 @@ def test_bytes_that_are_no_audio_give_an_audio_error(junk: bytes, magic: bytes) 
         ("empty_audio", encoded(drum(1)[:0], 44_100, "AIFF", "PCM_24")),
         ("empty_audio", encoded(drum(1)[:0], 44_100, "CAF", "PCM_16")),
         ("needs_ffmpeg", b"\0\0\0\x20ftypM4A " + bytes(200)),
-        ("needs_ffmpeg", b"hello"),
+        ("unsupported_format", b"hello"),
         ("unsupported_format", bytes.fromhex("0005160700020000") + bytes(100)),
         ("decode_error", encoded(drum(9), 44_100, "WAV", "PCM_16")[:40]),
         ("decode_error", encoded(drum(9), 44_100, "FLAC", "PCM_16")[:60]),
@@ -355,6 +355,12 @@ def test_what_the_decoder_prints_does_not_get_into_what_a_program_reads(
     assert capfd.readouterr() == ("stdout works", "")
 
 
+def wav_of_codec(tag: int, before: bytes = b"") -> bytes:
+    chunks = b"WAVE" + before + b"fmt \x10\0\0\0" + struct.pack("<HHIIHH", tag, 2, 44_100, 176_400, 4, 16)
+    chunks += b"data" + struct.pack("<I", 320) + b"\x55" * 320
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
 def m4a(path: Path, samples: NDArray[np.float64]) -> Path:
     soundfile.write(path.with_suffix(".wav"), samples, 44_100)
     command = [
@@ -394,6 +400,46 @@ def test_what_neither_library_nor_ffmpeg_reads_is_unsupported(tmp_path: Path) ->
         read_waveform(path, FRONT_END)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"this is no audio\n" * 10, id="text"),
+        pytest.param(bytes(5000), id="zeros"),
+        pytest.param(b"<!DOCTYPE html><html>", id="html"),
+        pytest.param(b"RIFF\x24\x10\0\0WAVEfmt \x10\0", id="cut in the format chunk"),
+        pytest.param(b"RIFF\x24\x10\0\0WAVE", id="no format chunk"),
+        pytest.param(wav_of_codec(0x7A7A), id="codec that nobody knows"),
+    ],
+)
+def test_ffmpeg_is_not_started_for_what_it_cannot_read(fake_ffmpeg, tmp_path: Path, data: bytes) -> None:
+    decoder = fake_ffmpeg(f"touch {tmp_path}/started")
+    with pytest.raises(AudioError, match=r"unsupported_format|decode_error"):
+        decoder.decode(data, b"/archive/kick.wav")
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\0\0\0\x20ftypM4A " + bytes(200), b"kick.wav"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(200), b"kick.wav"),
+        (b"\xff\xf1" + bytes(200), b"kick.wav"),
+        (b"no mark that anybody knows", b"kick.DSF"),
+        (wav_of_codec(0x0160), b"kick.wav"),
+        (wav_of_codec(0x0160, before=b"JUNK\x03\0\0\0abc\0"), b"kick.wav"),
+        (wav_of_codec(0x0160, before=b"JUNK\0\x20\0\0" + bytes(0x2000)), b"kick.wav"),
+    ],
+    ids=["m4a", "wma", "adts", "by its name", "wma in wav", "after a chunk", "after a long chunk"],
+)
+def test_ffmpeg_is_started_for_what_it_may_read(
+    fake_ffmpeg, tmp_path: Path, data: bytes, name: bytes
+) -> None:
+    decoder = fake_ffmpeg(f"touch {tmp_path}/started")
+    with pytest.raises(AudioError, match="ffmpeg cannot decode it either"):
+        decoder.decode(data, b"/archive/" + name)
+    assert (tmp_path / "started").exists()
+
+
 def test_ffmpeg_gets_the_file_and_the_length_it_needs(fake_ffmpeg, tmp_path: Path) -> None:
     wav = tmp_path / "answer.wav"
     samples = drum(150_000, 2)
@@ -419,13 +465,13 @@ def test_an_ffmpeg_that_fails_is_an_audio_error(fake_ffmpeg, script: str) -> Non
 
 def test_an_ffmpeg_that_cannot_be_started_is_an_audio_error(fake_ffmpeg) -> None:
     decoder = fake_ffmpeg("exit 0")
-    Path(str(decoder._ffmpeg)).unlink()
+    Path(shutil.which("ffmpeg")).unlink()
     with pytest.raises(AudioError, match="cannot be run"):
         decoder.decode(b"not known", b"/archive/kick.wma")
 
 
 def test_an_ffmpeg_that_hangs_is_stopped_in_time(fake_ffmpeg, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audio, "_FFMPEG_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(ffmpeg, "_TIMEOUT_S", 0.3)
     decoder = fake_ffmpeg("exec sleep 60")
     started = time.monotonic()
     with pytest.raises(AudioError, match="did not end"):
@@ -437,8 +483,8 @@ def test_an_ffmpeg_that_hangs_is_stopped_in_time(fake_ffmpeg, monkeypatch: pytes
 def test_an_ffmpeg_that_writes_for_ever_is_stopped(
     fake_ffmpeg, monkeypatch: pytest.MonkeyPatch, stream: str
 ) -> None:
-    monkeypatch.setattr(audio, "_FFMPEG_OUTPUT_BYTES", 1 << 20)
-    monkeypatch.setattr(audio, "_FFMPEG_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(ffmpeg, "_OUTPUT_BYTES", 1 << 20)
+    monkeypatch.setattr(ffmpeg, "_TIMEOUT_S", 1.0)
     decoder = fake_ffmpeg(f"exec yes {stream}")
     tracemalloc.start()
     started = time.monotonic()

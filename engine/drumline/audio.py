@@ -11,11 +11,6 @@ import ctypes
 import io
 import math
 import os
-import re
-import selectors
-import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,9 +20,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from drumline.ffmpeg import HEAD_BYTES, Ffmpeg, FfmpegError, may_be_read
 from drumline.frontend import FrontEnd
 from drumline.laps import Lap, Step, no_lap
-from drumline.machine import end_with_parent
 from drumline.pcm import Buffer, parse_pcm
 from drumline.records import ErrorType
 
@@ -48,8 +43,6 @@ _BLOCK_FRAMES, _BLOCK_VALUES = 1 << 14, 1 << 20
 _UNKNOWN_FRAMES, _MOST_COUNTED = 1 << 40, 1 << 28
 _NOT_RECOGNISED, _UNKNOWN_ENCODING = 1, 64
 _APPLE_DOUBLE = bytes.fromhex("00051607")
-_FFMPEG_TIMEOUT_S, _FFMPEG_MARGIN_S = 10.0, 1.0
-_FFMPEG_OUTPUT_BYTES, _FFMPEG_LOG_BYTES = 64 << 20, 1 << 16
 
 
 class AudioError(Exception):
@@ -122,7 +115,7 @@ class Decoder:
     def __init__(self, front_end: FrontEnd, lap: Lap = no_lap) -> None:
         self.front_end = front_end
         self._lap = lap
-        self._ffmpeg = shutil.which("ffmpeg")
+        self._ffmpeg = Ffmpeg.installed(front_end.samples / front_end.sample_rate)
 
     def decode(self, data: Buffer, path: bytes) -> Waveform:
         """Decode a file whose bytes are in memory.
@@ -142,8 +135,7 @@ class Decoder:
         with np.errstate(all="ignore"):
             start = self._plain_start(data)
             if start is None:
-                _refuse_what_is_no_audio(bytes(data[:4]))
-                start = self._coded_start(_Bytes(data), path)
+                start = self._coded_start(_Bytes(data), bytes(data[:HEAD_BYTES]), path)
             return self._waveform(start)
 
     def decode_path(self, path: bytes) -> Waveform:
@@ -158,8 +150,7 @@ class Decoder:
         """
         # By descriptor: soundfile takes a path that ends in .raw for headerless samples.
         with _opened(path) as file, np.errstate(all="ignore"):
-            _refuse_what_is_no_audio(os.pread(file, 4, 0))
-            return self._waveform(self._coded_start(file, path))
+            return self._waveform(self._coded_start(file, os.pread(file, HEAD_BYTES, 0), path))
 
     def _plain_start(self, data: Buffer) -> _Start | None:
         pcm = parse_pcm(data)
@@ -168,12 +159,13 @@ class Decoder:
         mono = _mixed(pcm.read(self._frames_needed(pcm.sample_rate)))
         return _Start(mono, pcm.sample_rate, pcm.channels, pcm.frames, pcm.format)
 
-    def _coded_start(self, source: _Bytes | int, path: bytes) -> _Start:
+    def _coded_start(self, source: _Bytes | int, head: bytes, path: bytes) -> _Start:
+        _refuse_what_is_no_audio(head)
         try:
             with _silenced(), _Stream(source, closefd=False) as stream:
                 return self._stream_start(stream)
         except soundfile.LibsndfileError as error:
-            return self._ffmpeg_start(path, error)
+            return self._ffmpeg_start(head, path, error)
         except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
             raise AudioError("decode_error", _one_line(error)) from error
 
@@ -187,32 +179,27 @@ class Decoder:
             frames = len(mono) + _count_frames(stream)
         return _Start(mono, rate, channels, frames, _format_name(stream.format, stream.subtype))
 
-    def _ffmpeg_start(self, path: bytes, cause: soundfile.LibsndfileError) -> _Start:
-        reason = _one_line(cause.error_string)
+    def _ffmpeg_start(self, head: bytes, path: bytes, cause: soundfile.LibsndfileError) -> _Start:
+        reason = f"libsndfile: {_one_line(cause.error_string)}"
+        if not may_be_read(head, path):
+            raise AudioError(_refusal(cause), reason) from cause
         if self._ffmpeg is None:
             if cause.code not in (_NOT_RECOGNISED, _UNKNOWN_ENCODING):
-                raise AudioError("decode_error", f"libsndfile: {reason}") from cause
+                raise AudioError("decode_error", reason) from cause
             way_out = "install ffmpeg so that it is on PATH (apt install ffmpeg, brew install ffmpeg)"
-            raise AudioError("needs_ffmpeg", f"libsndfile: {reason}; {way_out}") from cause
-        output, log = _run_bounded(self._ffmpeg_command(path))
-        pcm = parse_pcm(output)
+            raise AudioError("needs_ffmpeg", f"{reason}; {way_out}") from cause
+        try:
+            decoded = self._ffmpeg.decode(path)
+        except FfmpegError as error:
+            raise AudioError("decode_error", str(error)) from error
+        pcm = parse_pcm(decoded.wav)
         if pcm is None:
-            error_type: ErrorType = "unsupported_format" if cause.code == _NOT_RECOGNISED else "decode_error"
-            raise AudioError(error_type, f"libsndfile: {reason}; ffmpeg cannot decode it either") from cause
+            raise AudioError(_refusal(cause), f"{reason}; ffmpeg cannot decode it either") from cause
         needed = self._frames_needed(pcm.sample_rate)
         mono, frames = _mixed(pcm.read(needed)), pcm.frames
         if len(mono) == needed:
-            frames = max(frames, round(_duration_in_log(log) * pcm.sample_rate))
+            frames = max(frames, round(decoded.duration_sec * pcm.sample_rate))
         return _Start(mono, pcm.sample_rate, pcm.channels, frames, _extension(path))
-
-    def _ffmpeg_command(self, path: bytes) -> list[str | bytes]:
-        """Return the command that writes the start of `path` as a float WAV file."""
-        seconds = self.front_end.samples / self.front_end.sample_rate + _FFMPEG_MARGIN_S
-        # A play list names addresses; without the white list ffmpeg would go there.
-        options = ["-nostdin", "-hide_banner", "-nostats", "-threads", "1", "-protocol_whitelist", "file"]
-        options += ["-timelimit", str(math.ceil(_FFMPEG_TIMEOUT_S))]  # should we be killed meanwhile
-        output = ["-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav", "pipe:1"]
-        return [str(self._ffmpeg), *options, "-t", f"{seconds:.6f}", "-i", b"file:" + path, *output]
 
     def _frames_needed(self, sample_rate: int) -> int:
         """Return how many frames of a file at `sample_rate` decide the analysed samples."""
@@ -268,11 +255,15 @@ class _Bytes(io.BytesIO):
         return self.tell()
 
 
-def _refuse_what_is_no_audio(magic: bytes) -> None:
-    if not magic:
+def _refuse_what_is_no_audio(head: bytes) -> None:
+    if not head:
         raise AudioError("empty_audio", "the file has no bytes")
-    if magic == _APPLE_DOUBLE:
+    if head.startswith(_APPLE_DOUBLE):
         raise AudioError("unsupported_format", "macOS metadata (AppleDouble), not audio")
+
+
+def _refusal(cause: soundfile.LibsndfileError) -> ErrorType:
+    return "unsupported_format" if cause.code == _NOT_RECOGNISED else "decode_error"
 
 
 def _read_mono(stream: _Stream, needed: int) -> NDArray[np.float32]:
@@ -365,57 +356,3 @@ def _silenced() -> Iterator[None]:
 def _flush_c_streams() -> None:
     # What stays in the C library's buffer would come out later.
     _C.fflush(None)
-
-
-def _duration_in_log(log: bytes) -> float:
-    """Return the duration that ffmpeg reports, in seconds, 0 where it knows none."""
-    match = re.search(rb"Duration: (\d+):(\d+):(\d+(?:\.\d+)?)", log)
-    if match is None:
-        return 0.0
-    hours, minutes, seconds = (float(part) for part in match.groups())
-    return 3600.0 * hours + 60.0 * minutes + seconds
-
-
-def _run_bounded(command: list[str | bytes]) -> tuple[bytes, bytes]:
-    """Run a program and return the first bytes of its output and of its log; then it is stopped."""
-    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-    try:
-        # In a session of its own: Ctrl-C would make it end early, and well, with a part of the sound.
-        # It ends with us: a worker that takes too long is killed, and what it waits for would go on.
-        with subprocess.Popen(
-            command,
-            stdin=nothing,
-            stdout=pipe,
-            stderr=pipe,
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        ) as process:
-            try:
-                return _drain(process)
-            finally:
-                process.kill()
-    except OSError as error:
-        raise AudioError("decode_error", f"ffmpeg cannot be run: {_one_line(error.strerror)}") from error
-
-
-def _drain(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """Read both pipes until they end or the output is long enough; too late is an `AudioError`."""
-    deadline = time.monotonic() + _FFMPEG_TIMEOUT_S
-    received = {process.stdout: bytearray(), process.stderr: bytearray()}
-    output, log = received.values()
-    with selectors.DefaultSelector() as selector:
-        for stream in received:
-            assert stream is not None
-            selector.register(stream, selectors.EVENT_READ, received[stream])
-        while selector.get_map() and len(output) < _FFMPEG_OUTPUT_BYTES:
-            left = deadline - time.monotonic()
-            ready = selector.select(left) if left > 0.0 else []
-            if not ready:
-                raise AudioError("decode_error", f"ffmpeg did not end within {_FFMPEG_TIMEOUT_S:g} s")
-            for key, _ in ready:
-                chunk = os.read(key.fd, 1 << 16)
-                key.data.extend(chunk)
-                del log[_FFMPEG_LOG_BYTES:]
-                if not chunk:
-                    selector.unregister(key.fileobj)
-    return bytes(output), bytes(log)
