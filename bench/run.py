@@ -36,9 +36,8 @@ _PSS_EVERY_SEC = 0.2
 def measure_memory(workshop: Workshop) -> list[Measure]:
     """Measure the memory of all processes on two archives, one much larger than the other.
 
-    Peak and median are told, and neither may grow. The peak is the moment when most of the workers have an
-    ffmpeg, which takes 40 MB for some 0.1 s, and a longer run meets rarer ones. The smaller archive is
-    sampled more often, so that both peaks are of about as many samples.
+    Peak and median are told, and neither may grow. The smaller archive is sampled more often, so that both
+    peaks are of about as many samples.
     """
     few, many = workshop.sizes.memory_files
     outcomes = [_memory_of(workshop, files, _PSS_EVERY_SEC * files / many) for files in (few, many)]
