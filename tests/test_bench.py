@@ -20,7 +20,7 @@ from bench.measure import CommandFailed, interleaved, run_command
 from bench.peers import PEERS
 from bench.report import Measure, write_report
 from bench.run import run_measures
-from bench.soak import fit_line, soak
+from bench.soak import Sample, fit_line, fit_samples, soak
 from bench.synth import write_archive
 from bench.workshop import Sizes, Workshop
 from drumline.features import FeatureExtractor
@@ -204,6 +204,23 @@ def test_a_line_with_a_known_slope_is_fitted_within_its_interval() -> None:
     assert not rising.is_flat
     assert abs(level.slope) <= level.interval
     assert level.is_flat
+
+
+def test_a_long_run_that_leaks_is_told_from_one_whose_samples_only_flicker() -> None:
+    random = np.random.default_rng(1)
+    wandering = 180e6 + np.convolve(random.normal(0, 1e5, 700), np.ones(61) / 8, "valid")[:640]
+    flicker = 79 + random.integers(0, 4, 640)
+    rows = [
+        (i / 2, i * 1500, int(pss), int(held), 7, 1)
+        for i, (pss, held) in enumerate(zip(wandering, flicker, strict=True))
+    ]
+    even = [Sample(*row) for row in rows]
+    leaking = [
+        s._replace(pss=s.pss + 40 * s.done, descriptors=s.descriptors + s.done // 200_000) for s in even
+    ]
+    for name in ("pss", "descriptors"):
+        assert fit_samples(even, name).is_flat
+        assert not fit_samples(leaking, name).is_flat
 
 
 def test_a_short_soak_counts_every_file_and_every_change(tmp_path: Path) -> None:
