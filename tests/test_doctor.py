@@ -11,6 +11,7 @@ import pytest
 from drumline import doctor, inference, machine
 from drumline.doctor import Finding, examine
 from drumline.errors import RuntimeMissingError
+from drumline.memory import Memory
 from tests.making import CommandLine, make_bundle
 
 SHELLS = ["bash", "zsh", "fish"]
@@ -76,7 +77,7 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
 def test_little_memory_few_files_and_little_space_are_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "available_memory", lambda: 10 << 20)
+    monkeypatch.setattr(doctor, "read_memory", lambda: Memory(10 << 20))
     monkeypatch.setattr(machine, "free_space", lambda _path: 1 << 20)
     monkeypatch.setattr(machine, "open_files_limit", lambda: 64)
     findings = examine(tmp_path)
@@ -112,22 +113,11 @@ def test_ffmpeg_that_is_missing_or_broken_is_a_note(tmp_path: Path, monkeypatch:
 
 
 def test_the_machine_tells_something_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (machine.available_memory() or 1) > 0
     assert machine.cpu_name()
     assert (machine.free_space(tmp_path / "not/yet/there") or 0) > 0
     monkeypatch.setattr(machine, "_lines", lambda _path: [])
     assert machine.cpu_flags() == frozenset()
     assert machine.cpu_name()
-
-
-def test_a_containers_memory_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, usage = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(machine, "_MEMORY", ((limit, usage),))
-    limit.write_text(str(5 << 20))
-    usage.write_text(str(2 << 20))
-    assert machine.available_memory() == 3 << 20
-    limit.write_text("max")
-    assert machine.available_memory() != 3 << 20
 
 
 @pytest.mark.parametrize("shell", SHELLS)

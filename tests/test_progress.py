@@ -32,6 +32,7 @@ CALM: dict[str, Any] = {
     "labels": {"Kick": 300, "Snare": 200, "Tom": 0},
     "waiting": {"extract": 12, "predict": 3, "write": 1},
     "slots": 320,
+    "slots_allowed": 320,
     "elapsed_sec": 2.0,
 }
 
@@ -93,6 +94,13 @@ def test_the_speed_is_that_of_the_last_seconds() -> None:
 def test_nothing_done_yet_gives_no_time_left() -> None:
     assert plain(snapshot(done=0, written_bytes=0)) == ["drumline: 0 of 2,000 files, 0 files/s, 0.0 MB/s"]
     assert plain(snapshot(done=0, written_bytes=0, elapsed_sec=0.0, found=0, found_all=False))
+
+
+def test_lines_and_panel_say_while_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, text = snapshot(slots_allowed=12), "memory is short: 12 of 320 slots in use"
+    assert [text in line for line in plain(snapshot(), short, snapshot())] == [False, True, False]
+    assert text in panel(monkeypatch, short)
+    assert "memory" not in panel(monkeypatch, snapshot())
 
 
 def test_a_remark_has_a_line_of_its_own() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from drumline import __version__, machine
 from drumline.errors import DrumlineError
+from drumline.memory import read_memory
 
 __all__ = ["Finding", "Status", "examine"]
 
@@ -120,9 +121,7 @@ def _processor() -> Iterator[Finding]:
 
 
 def _memory_and_space(runs_root: Path) -> Iterator[Finding]:
-    yield _amount(
-        "free memory", machine.available_memory(), _LEAST_MEMORY, "Close other programs, or --workers 1."
-    )
+    yield _amount("free memory", read_memory().free, _LEAST_MEMORY, "Close other programs, or --workers 1.")
     if Path("/dev/shm").is_dir():
         # The slot table is anonymous shared memory: it counts as memory, whatever /dev/shm holds.
         yield _amount("/dev/shm", machine.free_space(Path("/dev/shm")), 0, "")

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 __all__ = [
-    "available_memory",
     "cpu_flags",
     "cpu_name",
     "end_with_parent",
@@ -27,10 +26,6 @@ _PR_SET_PDEATHSIG = 1
 _NICEST = 19
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_QUOTA_V1 = _CGROUP / "cpu/cpu.cfs_quota_us", _CGROUP / "cpu/cpu.cfs_period_us"
-_MEMORY = (
-    (_CGROUP / "memory.max", _CGROUP / "memory.current"),
-    (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
-)
 
 
 def end_with_parent() -> None:
@@ -81,31 +76,6 @@ def _cpu_quota() -> float | None:
         return float(quota) / float(period) if quota not in ("max", "-1") else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
-
-
-def available_memory() -> int | None:
-    """Return the memory in bytes that can be had without swapping; None where that cannot be told."""
-    amounts = [amount for amount in (_machine_memory(), _container_memory()) if amount is not None]
-    return min(amounts, default=None)
-
-
-def _machine_memory() -> int | None:
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return None
-
-
-def _container_memory() -> int | None:
-    for limit, usage in _MEMORY:
-        try:
-            return max(0, int(limit.read_text()) - int(usage.read_text()))
-        except (OSError, ValueError):
-            continue
-    return None
 
 
 def cpu_name() -> str:

@@ -24,7 +24,8 @@ class Snapshot(NamedTuple):
     """The state of a pipeline at one moment.
 
     `done` = `carried` + `written`, of `found` files so far (all of them once `found_all`); `failed` are among
-    the written; `labels` counts assigned labels; `waiting` how many of the `slots` wait for each stage.
+    the written; `labels` counts assigned labels; `waiting` how many of the `slots` wait for each stage;
+    `slots_allowed` how many may be in flight with the memory there is.
     """
 
     found: int
@@ -37,6 +38,7 @@ class Snapshot(NamedTuple):
     labels: dict[str, int]
     waiting: dict[str, int]
     slots: int
+    slots_allowed: int
     elapsed_sec: float
 
 
@@ -116,7 +118,7 @@ class PlainProgress(Progress):
         failures = f", {snapshot.failed:,} failed" if snapshot.failed else ""
         self._remark(
             f"{snapshot.done:,} of {of} files, {rates.files_per_sec:,.0f} files/s, "
-            f"{rates.bytes_per_sec / 1e6:,.1f} MB/s{failures}{left}"
+            f"{rates.bytes_per_sec / 1e6:,.1f} MB/s{failures}{left}{_short_text(snapshot)}"
         )
 
 
@@ -219,7 +221,15 @@ def _queue_line(snapshot: Snapshot) -> Any:
     from rich.text import Text
 
     waiting = "   ".join(f"{stage} {count}" for stage, count in snapshot.waiting.items())
-    return Text(f"waiting for  {waiting}   of {snapshot.slots} slots", style="dim")
+    line = Text(f"waiting for  {waiting}   of {snapshot.slots} slots", style="dim")
+    line.append(_short_text(snapshot), style="yellow")
+    return line
+
+
+def _short_text(snapshot: Snapshot) -> str:
+    if snapshot.slots_allowed >= snapshot.slots:
+        return ""
+    return f", memory is short: {snapshot.slots_allowed} of {snapshot.slots} slots in use"
 
 
 def duration_text(seconds: float) -> str:

@@ -397,6 +397,7 @@ def _summary(run: Run, tally: Tally, old: dict[str, Any]) -> dict[str, Any]:
         "elapsed_sec": old.get("elapsed_sec"),
         "files_per_sec": old.get("files_per_sec"),
         "model": info["model"],
+        "memory": old.get("memory"),
         "device": old.get("device"),
         "complete": True,
     }

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from drumline.audio import Decoder
@@ -69,6 +70,13 @@ def _slow_reading(seconds: float) -> None:
 def _no_ffmpeg(_on: bool) -> None:
     """There is no ffmpeg on the path."""
     _module("drumline.audio").shutil = _Instead(_module("shutil"), which=lambda _name: None)
+
+
+def _memory_of(root: str) -> None:
+    """What memory there is, is told by the proc and sys below `root`."""
+    module = _module("drumline.memory")
+    read = module.read_memory
+    module.read_memory = lambda: read(Path(root))
 
 
 def _peaks(path: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drumline.cli.common import safe_text
+from drumline.cli.report import memory_text
 
 __all__ = ["show_profile"]
 
@@ -62,6 +63,8 @@ def _sentences(report: dict[str, Any]) -> list[str]:
     if batches := report["batches"]:
         sizes = f"mean {batches['mean']:.1f}, median {batches['median']:g}, largest {batches['largest']}"
         lines.append(f"Batches: {batches['count']:,}, {sizes} files")
+    if short := memory_text(report["memory"]):
+        lines.append(short)
     if report["first_record_sec"] is not None:
         lines.append(f"First records on disk: {report['first_record_sec']:.2f} s after the start")
     if report["suggested_workers"]:

@@ -7,7 +7,7 @@ from typing import Any
 from drumline.cli.common import counted, safe_text, shell_word, stdout_console
 from drumline.progress import duration_text
 
-__all__ = ["show_summary"]
+__all__ = ["memory_text", "show_summary"]
 
 
 def show_summary(summary: dict[str, Any]) -> None:
@@ -29,11 +29,23 @@ def show_summary(summary: dict[str, Any]) -> None:
         lines.append(f"{counted(unreadable, 'directory', 'directories')} could not be read")
     for line in lines:
         console.print(Text(f"  {line}", "red"))
+    if short := memory_text(summary["memory"]):
+        console.print(Text(f"  {short}", "yellow"))
     run = shell_word(summary["run_directory"])
     if counts["failed"]:
         console.print(Text(f"  Which: drumline stats {run} --failures", "dim"), soft_wrap=True)
     console.print(Text(f"\nIndex: {safe_text(summary['index'])}"), soft_wrap=True)
     console.print(Text(f"Next:  drumline rebuild {run} --out organised"), soft_wrap=True)
+
+
+def memory_text(memory: dict[str, Any]) -> str:
+    """Say how a run made do with little memory; empty where there was enough."""
+    if not memory or memory["fewest_slots"] >= memory["slots"]:
+        return ""
+    return (
+        f"Memory was short for {duration_text(memory['short_sec'])}: down to {memory['fewest_slots']:,}"
+        f" of {counted(memory['slots'], 'slot')} and {counted(memory['workers'], 'worker')}"
+    )
 
 
 def _labels(summary: dict[str, Any]) -> Any:

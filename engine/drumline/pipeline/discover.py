@@ -9,8 +9,10 @@ too, last, when all others have been read: a file that was moved takes over the 
 is gone.
 
 When the slots run out, `free` is empty and this stage waits: that is the only back-pressure there is, and
-it bounds the memory of the whole pipeline. While it waits, it counts the files still to come by their names,
-so that there is a total, and a time left, long before the walk ends.
+it bounds the memory of the whole pipeline. When memory is short, the supervisor allows fewer slots in flight
+(`Gauge.SLOTS_ALLOWED`): this stage holds back what it takes from `free` beyond that, gives its memory back,
+and lets go of it when more are allowed again. While it waits, it counts the files still to come by their
+names, so that there is a total, and a time left, long before the walk ends.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from drumline.errors import ArchiveError, FilesGoneError
 from drumline.failpoints import step
 from drumline.laps import Lap, Step, no_lap
 from drumline.pipeline.job import Job, Request
-from drumline.pipeline.queues import Queues
+from drumline.pipeline.queues import LifelineCut, Queues
 from drumline.pipeline.slots import PATH_MAX, Gauge, Kind, SlotTable, State
 from drumline.records import display_path
 from drumline.runs import started_ns
@@ -39,6 +41,9 @@ _CHUNK = 32
 """Slots handed on at once."""
 
 _SECOND_NS = 1_000_000_000
+
+_HEED_SEC = 0.1
+"""Time between two looks at how many slots are allowed, while none comes back."""
 
 _GLANCE_SEC = 0.02
 """Time between two looks at whether all files have been read."""
@@ -227,7 +232,9 @@ class _Dispatcher:
     ) -> None:
         self._archive, self._table, self._queues = archive, table, queues
         self._outlook, self._lap = outlook, lap
-        self._free = list(range(len(table.slots)))
+        self._held = list(reversed(range(len(table.slots))))
+        self._free: list[int] = []
+        self._heed_allowance()
         self._todo: list[int] = []
         self._done: list[int] = []
 
@@ -275,9 +282,29 @@ class _Dispatcher:
         if not self._free:
             self.hand_on()
             self._lap(Step.COMPARE, 0)
-            self._free = self._look_ahead() or self._queues.free.get(_CHUNK) or []
+            while not self._free:
+                self._free = self._look_ahead() or self._returned()
+                self._heed_allowance()
             self._lap(Step.WAIT_OUTPUT, 0)  # looking ahead is what it does meanwhile
         return self._free.pop()
+
+    def _returned(self) -> list[int]:
+        slots = self._queues.free.get(_CHUNK, timeout=_HEED_SEC if self._held else None)
+        if slots is None:  # only the writer's death ends `free` before this stage does
+            raise LifelineCut
+        return slots
+
+    def _heed_allowance(self) -> None:
+        """Hold free slots back, or let go of held ones, so that no more are in flight than allowed."""
+        allowed = int(self._table.counters[Gauge.SLOTS_ALLOWED])
+        under_way = len(self._table.slots) - len(self._held) - len(self._free)
+        room = max(0, allowed - under_way)
+        if surplus := self._free[room:]:
+            del self._free[room:]
+            self._held += surplus
+            self._table.give_back(surplus)
+        while self._held and len(self._free) < room:
+            self._free.append(self._held.pop())
 
     def _look_ahead(self) -> list[int] | None:
         """Count files to come until slots come back; where nothing has to be read, none are waited for."""

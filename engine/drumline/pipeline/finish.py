@@ -159,6 +159,7 @@ def _summary(job: Job, tally: Tally, carried: int, outcome: Outcome) -> dict[str
         "elapsed_sec": round(outcome.elapsed_sec, 3),
         "files_per_sec": round(handled / max(outcome.elapsed_sec, 1e-9), 1),
         "model": model_facts(job.bundle),
+        "memory": outcome.memory,
         "device": (None, *DEVICES)[counters["device"]],
         "complete": True,
     }

@@ -2,10 +2,10 @@
 
 Protocol
 --------
-Takes numbers from `ready`: as many as there are up to the largest batch, waiting a few milliseconds for
-more when they are few. Rows are gathered into one contiguous input; probabilities go back into the slots,
-the slots on `done`. The model is opened when the first slot arrives, so a rescan that finds nothing new
-never loads it.
+Takes numbers from `ready`: as many as there are up to the largest batch that memory allows, waiting a few
+milliseconds for more when they are few. Rows are gathered into one contiguous input; probabilities go back
+into the slots, the slots on `done`. The model is opened when the first slot arrives, so a rescan that finds
+nothing new never loads it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     session: Session | None = None
     # One input for all batches: new ones of ever other sizes would fragment the heap.
     rows = np.empty((job.settings.batch_size, *job.bundle.row_shape), np.float32)
-    while (slots := _next_batch(queues, job.settings.batch_size)) is not None:
+    while (slots := _next_batch(queues, int(table.counters[Gauge.BATCH_ALLOWED]))) is not None:
         lap(Step.WAIT_INPUT, 0)
         if slots := table.take(slots, State.READY, State.PREDICTING):
             if session is None:

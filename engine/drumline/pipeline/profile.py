@@ -50,6 +50,9 @@ class Profile:
     ----------
     directory
         The run directory; None until there is one.
+    memory
+        Slots in the table, the fewest that memory allowed in flight, for how long it allowed fewer than all,
+        and extract workers that it had room for.
     """
 
     def __init__(self, workers: int) -> None:
@@ -58,6 +61,7 @@ class Profile:
         ]
         self._table = LapTable(len(self._processes))
         self.directory: Path | None = None
+        self.memory: dict[str, float] = {}
         self._samples: list[_Sample] = []
         self._keep_every = self._offered = 0
 
@@ -92,6 +96,7 @@ class Profile:
             "suggested_workers": suggested_workers(times, usable_cpus(), read),
             "stages": {stage: _stage_report(of, times[stage], read) for stage, of in rows.items()},
             "batches": _batch_report(rows["predict"][0]),
+            "memory": self.memory,
             "queues": self._queue_report(main.started),
         }
 

@@ -134,6 +134,9 @@ class Gauge(IntEnum):
     FORESEEN = 15
     """Files counted by name, ahead of the walk."""
     FORESEEN_ALL = 16
+    SLOTS_ALLOWED = 17
+    """How many slots may be in flight, and how many files in a batch, with the memory there is."""
+    BATCH_ALLOWED = 18
 
 
 def _slot_dtype(feature_shape: tuple[int, ...], classes: int) -> np.dtype[Any]:
@@ -178,6 +181,8 @@ class SlotTable:
     ----------
     slots
         Structured array, one element for each slot.
+    block, offset
+        The shared memory itself, and where the slots begin in it, in bytes.
     claims
         Slot numbers that a worker has just taken, shape (workers, CLAIM_SLOTS); `NO_SLOT` where none.
     current, started
@@ -189,11 +194,18 @@ class SlotTable:
     """
 
     slots: NDArray[Any]
+    block: mmap.mmap
+    offset: int
     claims: NDArray[np.uint32]
     current: NDArray[np.uint32]
     started: NDArray[np.float64]
     counters: NDArray[np.int64]
     label_counts: NDArray[np.int64]
+
+    @staticmethod
+    def slot_bytes(feature_shape: tuple[int, ...], classes: int) -> int:
+        """Return the size of one slot."""
+        return _slot_dtype(feature_shape, classes).itemsize
 
     @classmethod
     def create(
@@ -237,7 +249,7 @@ class SlotTable:
         counters, label_counts, started, current, claims, table = arrays
         claims[:] = NO_SLOT
         current[:] = NO_SLOT
-        return cls(table, claims, current, started, counters, label_counts)
+        return cls(table, block, offsets[-1], claims, current, started, counters, label_counts)
 
     def view(self, name: str) -> NDArray[Any]:
         """Return one field of all slots, as a view."""
@@ -260,6 +272,20 @@ class SlotTable:
         self.slots["error"][slot] = ERROR_TYPES.index(error)
         self.slots["message"][slot] = message.encode("utf-8", "backslashreplace")[:240]
         self.slots["state"][slot] = State.DONE
+
+    def give_back(self, slots: list[int]) -> None:
+        """Give the memory of free slots back to the system, where it takes that: they read as zeros.
+
+        What a slot shares with its neighbours' pages stays. Memory comes again when the slot is filled.
+        """
+        if not hasattr(mmap, "MADV_REMOVE"):
+            return
+        size, page = self.slots.dtype.itemsize, mmap.PAGESIZE
+        for slot in slots:
+            begin = self.offset + slot * size
+            first, end = -(-begin // page) * page, (begin + size) // page * page
+            if first < end:
+                self.block.madvise(mmap.MADV_REMOVE, first, end - first)
 
     def count(self, *states: State) -> int:
         """Return how many slots are in one of these states."""

@@ -9,6 +9,10 @@ stage sees the end of its stream only when nothing can come any more.
 Workers and predict start when the first file has to be read, so a rescan that finds nothing new costs two
 processes.
 
+How much may be under way follows the memory that is left (`drumline.memory`): the supervisor looks four times
+a second, and says in the counters how many slots may be in flight and how large a batch may be. Workers
+that memory has no room for start later, when it has.
+
 A worker that dies is replaced. Its slots are told by `owner`: the one it was working on is tried once more
 and then failed as `worker_crash`, `timeout` or `out_of_memory`, the others are queued again. A stage of
 which there is only one cannot be replaced without losing its place: its death ends the run, and the same
@@ -32,6 +36,7 @@ from types import FrameType
 
 import numpy as np
 
+from drumline import memory
 from drumline.errors import Interrupted, StageError
 from drumline.laps import Lap
 from drumline.machine import give_way
@@ -60,10 +65,11 @@ _PAUSED_SEC = 1.0  # a tick that took this long was no tick: the machine slept
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the shared counters said at the end."""
+    """What the shared counters said at the end, and what memory allowed."""
 
     counters: dict[str, int]
     elapsed_sec: float
+    memory: dict[str, float]
 
 
 class _Signals:
@@ -102,19 +108,24 @@ class _Supervisor:
         self._queues, self._reports = Queues.create(), Reports()
         # Two batches under way, one being gathered, and for each worker a chunk at hand and one waiting.
         wanted = 3 * settings.batch_size + 32 * self._workers_wanted + 64
-        slots = min(wanted, self._queues.free.capacity)
+        row, labels = job.bundle.row_shape, len(job.bundle.labels)
+        affordable = memory.affordable_slots(memory.read_memory(), SlotTable.slot_bytes(row, labels))
+        slots = min(wanted, self._queues.free.capacity, affordable)
         self._labels = assigned_labels(job)
         self._table = SlotTable.create(
             slots,
             self._workers_wanted,
-            job.bundle.row_shape,
-            len(job.bundle.labels),
+            row,
+            labels,
             len(self._labels),
         )
+        self._thrift = memory.Thrift(memory.Ration(slots, settings.batch_size, self._workers_wanted))
+        self._allow()
         self._stages: dict[str, StageProcess] = {}
         self._workers: dict[int, StageProcess] = {}
         self._timed_out: set[int] = set()
         self._idle_deaths, self._progress_mark = 0, -1
+        self._workers_started = 0
         self._started = self._last_tick = time.monotonic()
         self._drained = self._extracted = False
 
@@ -131,7 +142,7 @@ class _Supervisor:
         self._reap()
         self._show()
         counters = {place.name.lower(): int(self._table.counters[place]) for place in Gauge}
-        return Outcome(counters, time.monotonic() - self._started)
+        return Outcome(counters, time.monotonic() - self._started, self._memory_facts())
 
     def _start(
         self,
@@ -174,18 +185,45 @@ class _Supervisor:
         self._reap()
         if self._table.counters[Gauge.QUEUED] and "predict" not in self._stages:
             self._start_extraction()
+        self._heed_memory()
         self._stop_slow_workers()
         self._close_what_has_ended()
         self._show()
         if self._profile:
-            self._profile.sample(self._waiting(), self._done())
+            self._profile.sample({**self._waiting(), "allowed": self._thrift.allowed.slots}, self._done())
+
+    def _heed_memory(self) -> None:
+        if self._thrift.due():
+            self._thrift.look(len(self._workers))
+            self._allow()
+            if self._profile:
+                self._profile.memory = self._memory_facts()
+        if "predict" in self._stages and not self._drained:
+            self._start_workers()
+
+    def _allow(self) -> None:
+        counters, allowed = self._table.counters, self._thrift.allowed
+        counters[Gauge.SLOTS_ALLOWED], counters[Gauge.BATCH_ALLOWED] = allowed.slots, allowed.batch
+
+    def _memory_facts(self) -> dict[str, float]:
+        thrift = self._thrift
+        return {
+            "slots": len(self._table.slots),
+            "fewest_slots": thrift.fewest_slots,
+            "short_sec": round(thrift.short_sec, 3),
+            "workers": self._workers_started,
+        }
 
     def _start_extraction(self) -> None:
         from drumline.pipeline.predict import predict
 
-        for number in range(self._workers_wanted):
-            self._start_worker(number)
+        self._start_workers()
         self._start("predict", predict, self._queues.ready, (self._queues.done,))
+
+    def _start_workers(self) -> None:
+        while self._workers_started < self._thrift.allowed.workers:
+            self._start_worker(self._workers_started)
+            self._workers_started += 1
 
     def _reap(self) -> None:
         for name, stage in self._stages.items():
@@ -345,6 +383,7 @@ class _Supervisor:
             labels=dict(zip(self._labels, self._table.label_counts.tolist(), strict=True)),
             waiting=self._waiting(),
             slots=len(self._table.slots),
+            slots_allowed=self._thrift.allowed.slots,
             elapsed_sec=time.monotonic() - self._started,
         )
 
