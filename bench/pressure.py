@@ -4,9 +4,10 @@
     python -m bench.pressure --limit-mb 600 --blind
 
 A control group would hold the limit, but making one takes rights that few have, so a stand-in does here: the
-memory of all processes (PSS) is added up every 20 ms, is what the engine finds as a control group's usage, and
-once it is over the limit everything is killed, as the kernel would do. With ``--blind`` the engine does not see
-the limit. Unlike the kernel's, this sum has no page cache, and what lasts less than 20 ms is not seen.
+memory of all processes (PSS) is added up every 20 ms, is what the engine finds as a control group's usage,
+and once it is over the limit everything is killed, as the kernel would do. With ``--blind`` the engine does
+not see the limit. Unlike the kernel's, this sum has no page cache, and what lasts less than 20 ms is not
+seen.
 
 Prints what came of it as JSON; exit code 1 when the run was killed.
 """

@@ -34,9 +34,9 @@ from bench.engine import ENGINE
 from bench.measure import tree_pss
 from bench.synth import Mess, iter_archive, with_progress
 
-__all__ = ["Fit", "Sample", "fit_line", "main", "soak"]
+__all__ = ["MESS", "Fit", "Sample", "fit_line", "main", "soak"]
 
-_MESS = Mess(tiny=True, broken_fraction=0.01)
+MESS = Mess(tiny=True, broken_fraction=0.01)
 _SHARED_MEMORY = Path("/dev/shm")
 _SAMPLE_SEC = 0.5
 _WARM_UP = 0.1
@@ -278,7 +278,7 @@ def soak(root: Path, files: int, rescans: int, rescan_files: int, seed: int = 1)
 @contextmanager
 def _archive(room: Path, files: int, seed: int) -> Iterator[tuple[Path, Path]]:
     """Synthesise an archive; give it and a place for its runs, and remove both."""
-    for _ in with_progress(iter_archive(room / "archive", files, seed, _MESS), files):
+    for _ in with_progress(iter_archive(room / "archive", files, seed, MESS), files):
         pass
     yield room / "archive", room / "runs"
     shutil.rmtree(room)

@@ -221,8 +221,9 @@ def _queue_line(snapshot: Snapshot) -> Any:
     from rich.text import Text
 
     waiting = "   ".join(f"{stage} {count}" for stage, count in snapshot.waiting.items())
-    line = Text(f"waiting for  {waiting}   of {snapshot.slots} slots", style="dim")
-    line.append(_short_text(snapshot), style="yellow")
+    line = Text(f"waiting for  {waiting}   of {snapshot.slots_allowed} slots", style="dim")
+    if snapshot.slots_allowed < snapshot.slots:
+        line.append(": memory is short", style="yellow")
     return line
 
 

@@ -69,7 +69,8 @@ def test_what_is_allowed_follows_the_memory_while_the_run_lasts(
     result = running.wait()
     assert result.code == 0, result.err
     samples = json.loads(result.out)["profile"]["queues"]
-    column = samples["columns"].index("allowed")
+    column = samples["columns"].index("slots_allowed")
     allowed = [sample[column] for sample in samples["samples"]]
-    assert min(allowed) == 4
-    assert allowed[0] == allowed[-1] == max(allowed) > 100
+    least = allowed.index(min(allowed))
+    assert allowed[least] == 4
+    assert max(allowed[least:]) >= 16

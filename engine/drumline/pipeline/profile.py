@@ -31,10 +31,11 @@ _WAITING = (Step.WAIT_INPUT, Step.WAIT_OUTPUT, Step.SUPERVISE)
 
 
 class _Sample(NamedTuple):
-    """Slots that wait at one moment, and how many files are done."""
+    """Slots that wait at one moment, how many may be in flight, and how many files are done."""
 
     time: float
     slots: dict[str, int]
+    allowed: int
     done: int
 
 
@@ -69,11 +70,11 @@ class Profile:
         """Return the stopwatch of a process (called in that process)."""
         return self._table.recorder(self._processes.index((stage, number)))
 
-    def sample(self, slots: dict[str, int], done: int) -> None:
-        """Note how many slots wait for each stage; a long run keeps fewer samples, evenly spread."""
+    def sample(self, slots: dict[str, int], allowed: int, done: int) -> None:
+        """Note how many slots wait and how many may be in flight; a long run keeps fewer samples."""
         self._offered += 1
         if self._offered >= self._keep_every:
-            self._samples.append(_Sample(time.monotonic(), dict(slots), done))
+            self._samples.append(_Sample(time.monotonic(), dict(slots), allowed, done))
             self._offered = 0
         if len(self._samples) >= _MOST_SAMPLES:
             del self._samples[::2]
@@ -121,6 +122,7 @@ class Profile:
         for sample in self._samples:
             at = {"ph": "C", "pid": 1, "ts": _microseconds(sample.time - began)}
             events.append({**at, "name": "slots", "args": sample.slots})
+            events.append({**at, "name": "slots allowed", "args": {"slots": sample.allowed}})
             events.append({**at, "name": "files done", "args": {"files": sample.done}})
         return {"displayTimeUnit": "ms", "traceEvents": events}
 
@@ -143,8 +145,8 @@ class Profile:
 
     def _queue_report(self, began: float) -> dict[str, Any]:
         names = list(self._samples[0].slots) if self._samples else []
-        rows = [[round(at - began, 3), *slots.values(), done] for at, slots, done in self._samples]
-        return {"columns": ["sec", *names, "files_done"], "samples": rows}
+        rows = [[round(at - began, 3), *slots.values(), *rest] for at, slots, *rest in self._samples]
+        return {"columns": ["sec", *names, "slots_allowed", "files_done"], "samples": rows}
 
 
 @contextmanager

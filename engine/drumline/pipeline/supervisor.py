@@ -141,6 +141,8 @@ class _Supervisor:
             self._tick()
         self._reap()
         self._show()
+        if self._profile:
+            self._profile.memory = self._memory_facts()
         counters = {place.name.lower(): int(self._table.counters[place]) for place in Gauge}
         return Outcome(counters, time.monotonic() - self._started, self._memory_facts())
 
@@ -190,7 +192,7 @@ class _Supervisor:
         self._close_what_has_ended()
         self._show()
         if self._profile:
-            self._profile.sample({**self._waiting(), "allowed": self._thrift.allowed.slots}, self._done())
+            self._profile.sample(self._waiting(), self._thrift.allowed.slots, self._done())
 
     def _heed_memory(self) -> None:
         if self._thrift.due():
