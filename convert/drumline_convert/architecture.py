@@ -41,6 +41,7 @@ __all__ = [
     "inverse_dct",
     "log_mel_image",
     "multiply_adds",
+    "time_matrix",
 ]
 
 Kind = Literal["cnn", "autoencoder"]
@@ -58,6 +59,9 @@ class Architecture:
         ``"cnn"`` (Model 1) or ``"autoencoder"`` (Model 2).
     bands
         Log-mel bands per frame that the network sees.
+    attack, decay_step
+        Frames that are seen one by one; behind them, `decay_step` frames are averaged into one. A drum's
+        attack is where it changes fast.
     stem
         Channels of the first convolution (5 × 5, stride 2).
     widths
@@ -77,6 +81,8 @@ class Architecture:
 
     kind: Kind = "cnn"
     bands: int = 64
+    attack: int = 32
+    decay_step: int = 1
     stem: int = 16
     widths: tuple[int, ...] = (16, 48, 96)
     squeeze: int = 0
@@ -91,8 +97,10 @@ class Architecture:
                 raise ConfigError(
                     f"architecture.{name} {getattr(self, name)!r} is none of {', '.join(get_args(choices))}"
                 )
-        if min(self.bands, self.stem, self.code, *self.widths) < 1 or self.squeeze < 0:
+        if min(self.bands, self.decay_step, self.stem, self.code, *self.widths) < 1:
             raise ConfigError("sizes in architecture must be positive")
+        if min(self.squeeze, self.attack) < 0:
+            raise ConfigError("architecture.squeeze and architecture.attack must not be negative")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"architecture.dropout {self.dropout} is not within 0..1")
 
@@ -132,6 +140,14 @@ def resizing(size: int, wanted: int) -> NDArray[np.float32]:
     return np.asarray(np.maximum(0.0, 1.0 - np.abs(np.arange(size)[:, None] - position)), np.float32)
 
 
+def time_matrix(frames: int, attack: int, step: int) -> NDArray[np.float32]:
+    """Return the matrix (frames, fewer) that averages `step` frames into one behind the first `attack`."""
+    group = np.arange(frames)
+    group[attack:] = min(attack, frames) + (group[attack:] - attack) // step
+    membership = (group[:, None] == np.arange(group[-1] + 1)).astype(np.float32)
+    return np.asarray(membership / membership.sum(axis=0), np.float32)
+
+
 def band_matrix(front_end: FrontEnd, bands: int) -> NDArray[np.float32]:
     """Return the matrix (coefficients, bands) from one frame of the front end to log-mel bands in dB."""
     if front_end.kind == "mfcc":
@@ -158,7 +174,7 @@ def build_model(
     import keras
     from keras import layers
 
-    features, x = log_mel_image(architecture.bands, front_end, standardisation)
+    features, x = log_mel_image(architecture, front_end, standardisation)
     if spectral is not None:
         x = spectral_augment(spectral, standardisation.deviation)(x)
     if architecture.kind == "cnn":
@@ -178,14 +194,17 @@ def build_model(
     return keras.Model(features, logits)
 
 
-def log_mel_image(bands: int, front_end: FrontEnd, standardisation: Standardisation) -> tuple[Any, Any]:
+def log_mel_image(
+    architecture: Architecture, front_end: FrontEnd, standardisation: Standardisation
+) -> tuple[Any, Any]:
     """Return the input and the standardised image (frames, bands, channels) that the network sees of it."""
     import keras
     from keras import layers
 
+    bands = architecture.bands
     matrix = band_matrix(front_end, bands)
     features = keras.Input(front_end.shape, name="features")
-    rows = layers.Permute((2, 1))(features)
+    rows = layers.Permute((2, 1))(_fewer_frames(features, architecture))
     channels = []
     for number, (mean, deviation) in enumerate(
         zip(standardisation.mean, standardisation.deviation, strict=True)
@@ -194,9 +213,22 @@ def log_mel_image(bands: int, front_end: FrontEnd, standardisation: Standardisat
         # A slice of everything would be one more node in the graph.
         part = rows if front_end.shape[0] == len(matrix) else rows[:, :, first : first + len(matrix)]
         layer = layers.Dense(bands, trainable=False, name=f"log_mel{number or ''}")
-        channels.append(layers.Reshape((front_end.frames, bands, 1))(layer(part)))
+        channels.append(layers.Reshape((rows.shape[1], bands, 1))(layer(part)))
         layer.set_weights([matrix / deviation, -mean / deviation])
     return features, channels[0] if len(channels) == 1 else layers.Concatenate()(channels)
+
+
+def _fewer_frames(features: Any, architecture: Architecture) -> Any:
+    """Average frames (batch, rows, frames) behind the attack: linear, as the DCT is, so it can come first."""
+    from keras import layers
+
+    if architecture.decay_step == 1:
+        return features
+    matrix = time_matrix(features.shape[2], architecture.attack, architecture.decay_step)
+    layer = layers.Dense(matrix.shape[1], use_bias=False, trainable=False, name="frames")
+    fewer = layer(features)
+    layer.set_weights([matrix])
+    return fewer
 
 
 def _cnn(x: Any, architecture: Architecture) -> Any:

@@ -56,7 +56,7 @@ def build_autoencoder(
 
     from drumline_convert.architecture import log_mel_image
 
-    features, image = log_mel_image(architecture.bands, front_end, standardisation)
+    features, image = log_mel_image(architecture, front_end, standardisation)
     wanted = resized(image)
     rebuilt = _decoder(encoder(wanted, architecture), architecture, wanted.shape[1:])
     return keras.Model(features, layers.Subtract(name="error")([rebuilt, wanted]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from drumline_convert.cli_dataset_clean import clean_command
 from drumline_convert.cli_dataset_look import check_command, stats_command
 from drumline_convert.cli_dataset_make import extract_command, scan_command, split_command
 from drumline_convert.cli_dataset_move import merge_overrides_command, populate_command
@@ -28,6 +29,7 @@ for _command in (
     check_command,
     populate_command,
     merge_overrides_command,
+    clean_command,
     extract_command,
 ):
     dataset.add_command(_command)

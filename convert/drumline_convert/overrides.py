@@ -16,18 +16,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import orjson
+
 from drumline.decide import DecisionSettings
+from drumline.durable import write_bytes
 from drumline.errors import ConfigError
 from drumline.index import read_index, record_errors
+from drumline.outputs import check_output
 from drumline.pipeline.extract import hasher
 from drumline.rebuild.labelling import Override, read_overrides
 from drumline.records import Record, absolute_path, display_path, relative_path
 from drumline.runs import Run
 from drumline_convert.content import MANIFEST_HASH, hash_file
-from drumline_convert.manifest import Manifest, Row
+from drumline_convert.manifest import Manifest, Row, has_fields
 from drumline_convert.taxonomy import TrainingTaxonomy
 
-__all__ = ["MergeSettings", "Merged", "merge_overrides"]
+__all__ = ["MergeSettings", "Merged", "check_overrides_output", "merge_overrides", "write_overrides"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,23 @@ def merge_overrides(
     changed = sum(row.label != before.label for row, before in zip(rows, old, strict=True))
     gone = tuple(entry.path for entry in unknown if not entry.there)
     return Merged((*rows, *new), len(new), changed, gone)
+
+
+def check_overrides_output(path: Path) -> None:
+    """Raise `OutputError` when something other than corrections stands where they are to be written."""
+    check_output(path, "file of corrections", lambda stream: has_fields(stream, ("hash", "correct_label")))
+
+
+def write_overrides(path: Path, label_of: Mapping[str, str]) -> None:
+    """Write corrections, content hash → label, as `merge_overrides` and ``drumline rebuild`` take them.
+
+    Raises
+    ------
+    OutputError
+        When they cannot be written.
+    """
+    lines = (orjson.dumps({"hash": digest, "correct_label": label}) for digest, label in label_of.items())
+    write_bytes(path, b"".join(line + b"\n" for line in lines))
 
 
 class _Corrected(NamedTuple):

@@ -5,30 +5,22 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterable, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
-from string import Template
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import orjson
 
 from drumline.durable import output_errors, write_bytes, write_json
 from drumline.errors import OutputError
 from drumline.outputs import check_output
+from drumline_convert.html_parts import Raw, short_path, table, template, text, uri
 from drumline_convert.metrics import FIGURES
 from drumline_convert.plots import confusion_plot, reliability_plot, risk_coverage_plot, roc_plot
 
 __all__ = ["check_report_output", "render_html", "write_report"]
 
 _LEFT_OUT_SHOWN = 50
-
-
-class _Raw(NamedTuple):
-    """A cell that is HTML already."""
-
-    html: str
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:
@@ -107,15 +99,15 @@ def render_html(report: dict[str, Any], plots: dict[str, bytes]) -> str:
     """
     data, models = report["data"], report["models"]
     anchors = [_anchor(number, model) for number, model in enumerate(models)]
-    return _template("report.html").substitute(
-        title=_text(f"Evaluation of {', '.join(model['name'] for model in models)}"),
+    return template("report.html").substitute(
+        title=text(f"Evaluation of {', '.join(model['name'] for model in models)}"),
         warnings="\n".join(
-            f'<p class="{_text(warning["severity"])}">{_text(warning["text"])}</p>'
+            f'<p class="{text(warning["severity"])}">{text(warning["text"])}</p>'
             for warning in report["warnings"]
         ),
         about=_about(data),
         contents="".join(
-            f'<a href="#{anchor}">{_text(model["name"])}</a>'
+            f'<a href="#{anchor}">{text(model["name"])}</a>'
             for anchor, model in zip(anchors, models, strict=True)
         ),
         level=f"{data['level']:.0%}",
@@ -127,21 +119,13 @@ def render_html(report: dict[str, Any], plots: dict[str, bytes]) -> str:
         roc=_image(plots["roc"], "drums that pass over misc that passes"),
         models="\n".join(_model(anchor, model, plots) for anchor, model in zip(anchors, models, strict=True)),
         left_out=_left_out(data["left_out"]),
-        version=_text(report["drumline_version"]),
+        version=text(report["drumline_version"]),
     )
-
-
-def _template(name: str) -> Template:
-    return Template(files("drumline_convert").joinpath(name).read_text("utf-8"))
-
-
-def _text(value: object) -> str:
-    return escape(str(value))
 
 
 def _about(data: dict[str, Any]) -> str:
     labels = ", ".join(f"{label} {count:,}" for label, count in data["labels"].items())
-    return _text(
+    return text(
         f"{data['recordings']:,} recordings of {data['families']:,} families, {data['sources']:,} sources; "
         f"manifest {data['manifest']}, side: {', '.join(data['splits'])}. {labels}."
     )
@@ -154,13 +138,13 @@ def _figures(models: Sequence[dict[str, Any]]) -> str:
         if name == "ece":
             before = [model["figures"].get("ece_before") for model in models]
             rows.append(["ECE before calibration", *map(_with_interval, before)])
-    return _table(["figure", *(model["name"] for model in models)], rows)
+    return table(["figure", *(model["name"] for model in models)], rows)
 
 
-def _with_interval(figure: dict[str, Any] | None) -> _Raw:
+def _with_interval(figure: dict[str, Any] | None) -> Raw:
     if figure is None or figure["value"] is None:
-        return _Raw("–")
-    return _Raw(f"{figure['value']:.3f}<br><small>{_interval(figure['interval'])}</small>")
+        return Raw("–")
+    return Raw(f"{figure['value']:.3f}<br><small>{_interval(figure['interval'])}</small>")
 
 
 def _interval(bounds: Sequence[float | None]) -> str:
@@ -178,27 +162,27 @@ def _differences(differences: Sequence[dict[str, Any]]) -> str:
     ]
     return (
         "<h3>Paired differences</h3><p>On the same recordings and resamples. Bold: the interval does not "
-        f"hold 0.</p>{_table(header, rows)}"
+        f"hold 0.</p>{table(header, rows)}"
     )
 
 
-def _difference(figure: dict[str, Any]) -> _Raw:
+def _difference(figure: dict[str, Any]) -> Raw:
     if figure["value"] is None:
-        return _Raw("–")
+        return Raw("–")
     low, high = figure["interval"]
     sure = ' class="sure"' if low > 0 or high < 0 else ""
-    return _Raw(f"<span{sure}>{figure['value']:+.3f}</span><br><small>{low:+.3f} to {high:+.3f}</small>")
+    return Raw(f"<span{sure}>{figure['value']:+.3f}</span><br><small>{low:+.3f} to {high:+.3f}</small>")
 
 
 def _model(anchor: str, model: dict[str, Any], plots: dict[str, bytes]) -> str:
-    return _template("report_model.html").substitute(
+    return template("report_model.html").substitute(
         anchor=anchor,
-        name=_text(model["name"]),
-        about=_text(_model_about(model)),
+        name=text(model["name"]),
+        about=text(_model_about(model)),
         classes=_classes(model["classes"]),
         confusion=_image(plots[f"{anchor}-confusion"], "confusion matrices"),
         confused=_confused(model["confused"]),
-        calibration=_text(_calibration(model)),
+        calibration=text(_calibration(model)),
         reliability=_image(plots[f"{anchor}-reliability"], "reliability diagram"),
         thresholds=_thresholds(model["thresholds"]),
         sources=_groups(model["sources"], "source"),
@@ -230,7 +214,7 @@ def _classes(classes: dict[str, Any]) -> str:
         ]
         for label, scores in classes.items()
     ]
-    return _table(["label", "precision", "recall", "F1", "recordings"], rows)
+    return table(["label", "precision", "recall", "F1", "recordings"], rows)
 
 
 def _confused(confused: Sequence[dict[str, Any]]) -> str:
@@ -240,25 +224,17 @@ def _confused(confused: Sequence[dict[str, Any]]) -> str:
         [pair["label"], pair["called"], f"{pair['recordings']:,} of {pair['of']:,}", _paths(pair["paths"])]
         for pair in confused
     ]
-    return _table(["label", "called", "recordings", "to listen to"], rows)
+    return table(["label", "called", "recordings", "to listen to"], rows)
 
 
-def _paths(paths: Sequence[dict[str, Any]]) -> _Raw:
-    return _Raw(
+def _paths(paths: Sequence[dict[str, Any]]) -> Raw:
+    return Raw(
         "<br>".join(
-            f'<a href="{_text(_uri(each["path"]))}"><code>{_text(_shown(each["path"]))}</code></a> '
+            f'<a href="{text(uri(each["path"]))}"><code>{text(short_path(each["path"]))}</code></a> '
             f"<small>{each['confidence']:.2f}</small>"
             for each in paths
         )
     )
-
-
-def _uri(path: str) -> str:
-    return Path(path).as_uri()
-
-
-def _shown(path: str) -> str:
-    return "/".join(Path(path).parts[-2:])
 
 
 def _thresholds(thresholds: Sequence[dict[str, Any]]) -> str:
@@ -268,13 +244,13 @@ def _thresholds(thresholds: Sequence[dict[str, Any]]) -> str:
             point["threshold"],
             *(_share(point[key]) for key in ("precision", "recall", "misc_believed")),
             *(
-                _Raw(f"{_share(of['precision'])}<br><small>{_share(of['recall'])} kept</small>")
+                Raw(f"{_share(of['precision'])}<br><small>{_share(of['recall'])} kept</small>")
                 for of in point["labels"].values()
             ),
         ]
         for point in thresholds
     ]
-    return _table(["threshold", "right of the believed", "drums kept", "misc believed", *labels], rows)
+    return table(["threshold", "right of the believed", "drums kept", "misc believed", *labels], rows)
 
 
 def _share(value: float | None) -> str:
@@ -293,14 +269,14 @@ def _groups(groups: dict[str, dict[str, Any]], what: str) -> str:
         for name, group in groups.items()
     ]
     header = [what, "accuracy", "accuracy among drums called drums", "recordings", "families"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _left_out(left_out: Sequence[dict[str, str]]) -> str:
     if not left_out:
         return "<p>Nothing: every recording has a prediction of every model.</p>"
     shown = "".join(
-        f"<li>{_text(each['model'])}: <code>{_text(each['why'])}</code></li>"
+        f"<li>{text(each['model'])}: <code>{text(each['why'])}</code></li>"
         for each in left_out[:_LEFT_OUT_SHOWN]
     )
     more = len(left_out) - _LEFT_OUT_SHOWN
@@ -309,16 +285,4 @@ def _left_out(left_out: Sequence[dict[str, str]]) -> str:
 
 def _image(image: bytes, what: str) -> str:
     encoded = base64.b64encode(image).decode("ascii")
-    return f'<img alt="{_text(what)}" src="data:image/png;base64,{encoded}">'
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>\n{body}\n</table></div>'
-
-
-def _cell(cell: str | _Raw) -> str:
-    if isinstance(cell, _Raw):
-        return f'<td class="text">{cell.html}</td>' if cell.html.startswith("<a") else f"<td>{cell.html}</td>"
-    return f"<td>{_text(cell)}</td>"
+    return f'<img alt="{text(what)}" src="data:image/png;base64,{encoded}">'

@@ -30,10 +30,8 @@ from drumline_convert.losses import LossSettings, canonical_accuracy, classifica
 
 __all__ = ["Start", "TrainingData", "TrainingSettings", "predict_logits", "prepare_tensorflow", "train"]
 
-Start = Callable[[Any], None]
-"""Gives a network that was just built the weights of an earlier one."""
-
-_TEACHER_SEED = 1000
+Start = Callable[[Any, int], None]
+"""Gives a network that was just built, the nth, the weights of an earlier one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,8 @@ class TrainingSettings:
     teachers
         Networks, each from another seed, whose mean the network is trained to say after them.
     seed
-        Seed of weights, order and variants.
+        Seed of weights, order and variants: of the first teacher, or of the first member without teachers;
+        each further network has the next one.
     fit, loss, sampling, spectral
         See `FitSettings`, `LossSettings`, `SamplingSettings`, `SpectralSettings`.
     """
@@ -145,18 +144,20 @@ def train(
         place = directory or Path(stack.enter_context(TemporaryDirectory()))
 
         def network(taught: TrainingData, seed: int, name: str) -> Any:
+            begun = None if start is None else lambda model: start(model, seed - settings.seed)
             one = replace(settings, seed=seed)
-            return _network(taught, front_end, architecture, one, start, place / name, on_epoch)
+            return _network(taught, front_end, architecture, one, begun, place / name, on_epoch)
 
+        first = settings.seed + settings.teachers
         if settings.teachers:
-            seeds = range(settings.seed + _TEACHER_SEED, settings.seed + _TEACHER_SEED + settings.teachers)
+            seeds = range(settings.seed, first)
             data = replace(
                 data,
                 teacher=_taught(
                     data, place, lambda: [network(data, seed, f"teacher{seed}") for seed in seeds]
                 ),
             )
-        members = range(settings.seed, settings.seed + settings.members)
+        members = range(first, first + settings.members)
         return _mean([network(data, seed, f"member{seed}") for seed in members], front_end)
 
 
@@ -197,7 +198,7 @@ def _network(
     front_end: FrontEnd,
     architecture: Architecture,
     settings: TrainingSettings,
-    start: Start | None,
+    start: Callable[[Any], None] | None,
     directory: Path,
     on_epoch: OnEpoch | None,
 ) -> Any:

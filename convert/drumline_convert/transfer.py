@@ -55,13 +55,22 @@ def load_earlier(start: Path) -> Earlier:
     return Earlier(path, load_bundle(directory).labels)
 
 
-def take_over(model: Any, earlier: Earlier, labels: tuple[str, ...]) -> None:
+def _layers(model: Any, number: int) -> dict[str, Any]:
+    """Return the layers of a network by name; of the mean of several, those of one member."""
+    members = [layer for layer in model.layers if hasattr(layer, "layers")]
+    return {layer.name: layer for layer in (members[number % len(members)] if members else model).layers}
+
+
+def take_over(model: Any, earlier: Earlier, labels: tuple[str, ...], number: int = 0) -> None:
     """Give `model` an earlier one's weights: the whole body, and the outputs of labels that both have.
 
     Parameters
     ----------
     labels
         Fine labels of `model` in output order.
+    number
+        Which network `model` is: of an earlier model that is the mean of several, the member of that number,
+        counted round, is taken over.
 
     Raises
     ------
@@ -73,7 +82,7 @@ def take_over(model: Any, earlier: Earlier, labels: tuple[str, ...]) -> None:
     import keras
 
     try:
-        known = {layer.name: layer for layer in keras.models.load_model(earlier.path).layers}
+        known = _layers(keras.models.load_model(earlier.path), number)
     except (OSError, ValueError, TypeError) as error:
         raise BundleError(f"cannot load the Keras model {str(earlier.path)!r}: {error}") from error
     for layer in model.layers:

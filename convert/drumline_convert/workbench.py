@@ -192,7 +192,7 @@ class Workbench:
         if self.settings.start is None:
             return None
         earlier, labels = load_earlier(self.settings.start), self.taxonomy.fine
-        return lambda model: take_over(model, earlier, labels)
+        return lambda model, number: take_over(model, earlier, labels, number)
 
 
 def save_model(model: Any, path: Path) -> None:

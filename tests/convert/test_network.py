@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.fft
 
+from drumline.errors import ConfigError
 from drumline.frontend import FrontEnd
-from drumline_convert.architecture import Architecture, Standardisation, build_model, inverse_dct
+from drumline_convert.architecture import (
+    Architecture,
+    Standardisation,
+    build_model,
+    inverse_dct,
+    time_matrix,
+)
 from drumline_convert.losses import LossSettings, classification_loss
 from drumline_convert.taxonomy import TrainingTaxonomy
 
@@ -43,6 +51,40 @@ def test_standardised_bands_have_mean_0_and_deviation_1() -> None:
     assert bands.shape == (30, 98, 16)
     assert np.abs(bands.mean(axis=(0, 1))).max() < 1e-3
     assert np.allclose(bands.std(axis=(0, 1)), 1.0, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("attack", "step", "expected"),
+    [
+        (2, 2, [0.0, 1.0, 2.5, 4.5, 6.0]),
+        (0, 3, [1.0, 4.0, 6.0]),
+        (9, 2, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+    ],
+)
+def test_frames_behind_the_attack_are_averaged(attack: int, step: int, expected: list[float]) -> None:
+    assert (np.arange(7) @ time_matrix(7, attack, step)).tolist() == expected
+
+
+def test_a_network_sees_the_attack_frame_by_frame_and_the_decay_in_averages() -> None:
+    pytest.importorskip("keras", reason="keras is not installed: pip install 'drumline[train]'")
+    import keras
+
+    features = np.random.default_rng(0).normal(0, 60, (4, *FRONT_END.shape)).astype(np.float32)
+    standardisation = Standardisation.of(features, SMALL.bands, FRONT_END)
+
+    def image(architecture: Architecture) -> np.ndarray:
+        model = build_model(architecture, FRONT_END, np.eye(5, dtype=np.float32), standardisation)
+        return np.asarray(keras.Model(model.input, model.get_layer("log_mel").output)(features))
+
+    whole, fewer = image(SMALL), image(replace(SMALL, attack=32, decay_step=2))
+    assert fewer.shape == (4, 32 + (98 - 32) // 2, 16)
+    assert np.allclose(fewer[:, :32], whole[:, :32], atol=1e-4)
+    assert np.allclose(fewer[:, 32:], (whole[:, 32::2] + whole[:, 33::2]) / 2, atol=1e-4)
+
+
+def test_steps_of_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="must be positive"):
+        Architecture(decay_step=0)
 
 
 def test_the_loss_is_fine_plus_canonical_cross_entropy(taxonomy: TrainingTaxonomy) -> None:

@@ -46,7 +46,8 @@ def trained(settings: TrainingSettings = SETTINGS, architecture: Architecture = 
 
 def last_accuracy(directory: Path) -> float:
     """Share of right decisions in the last epoch of the network itself."""
-    return read_history(directory / "member0" / "whole")[-1]["accuracy"]
+    (first, *_) = sorted(directory.glob("member*"))
+    return read_history(first / "whole")[-1]["accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def started(
         settings,
         architecture,
         directory=directory,
-        start=lambda model: take_over(model, earlier, ("a", "b", "c", "d")),
+        start=lambda model, number: take_over(model, earlier, ("a", "b", "c", "d"), number),
     )
 
 
@@ -228,6 +229,48 @@ def test_the_mean_of_members_is_that_of_their_logits(tmp_path: Path) -> None:
     features = data(seed=2).clean()
     mean = np.mean([np.asarray(model(features)) for model in alone], axis=0)
     assert np.allclose(together(features), mean, atol=1e-4)
+
+
+def test_a_student_learns_from_the_very_networks_whose_mean_would_be_the_ensemble(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=1)
+    trained(replace(settings, members=2), directory=tmp_path / "ensemble")
+    trained(replace(settings, teachers=2), directory=tmp_path / "student")
+    weights = "whole/weights.weights.h5"
+    for number in (0, 1):
+        teacher, member = (
+            h5_values(tmp_path / directory / weights)
+            for directory in (f"student/teacher{number}", f"ensemble/member{number}")
+        )
+        assert all(np.array_equal(a, b) for a, b in zip(teacher, member, strict=True))
+    assert (tmp_path / "student" / "member2" / weights).exists()
+
+
+def h5_values(path: Path) -> list[Any]:
+    import h5py
+
+    found: list[Any] = []
+    with h5py.File(path) as stored:
+        stored.visititems(lambda _, item: found.append(item[()]) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def test_each_network_takes_over_a_member_of_an_earlier_mean(tmp_path: Path) -> None:
+    from drumline_convert.architecture import Standardisation, build_model
+    from drumline_convert.transfer import Earlier, take_over
+
+    settings = replace(SETTINGS, epochs=1, members=2)
+    mean = trained(settings)
+    mean.save(tmp_path / "mean.keras")
+    standardisation = Standardisation.of(data().clean(), SMALL.bands, FRONT_END)
+    kernels = []
+    for number in range(3):
+        model = build_model(SMALL, FRONT_END, COLLAPSE, standardisation)
+        take_over(model, Earlier(tmp_path / "mean.keras", None), ("a", "b", "c", "d"), number)
+        kernels.append(np.asarray(model.get_layer("stem_convolution").kernel))
+    members = [np.asarray(mean.get_layer(f"member{n}").get_layer("stem_convolution").kernel) for n in (0, 1)]
+    assert np.array_equal(kernels[0], members[0])
+    assert np.array_equal(kernels[1], members[1])
+    assert np.array_equal(kernels[2], members[0])
 
 
 def test_deltas_are_channels_of_the_image() -> None:
