@@ -68,6 +68,7 @@ percussion of the training set."""
 
 def _quality(name: str, metrics: dict[str, Any]) -> str:
     mean, folds, calibration = metrics["mean"], metrics["folds"], metrics["calibration"]
+    intervals = metrics["interval"]
     what = {
         "accuracy": "accuracy, six drums and misc",
         "macro_f1": "macro-F1 over the seven",
@@ -78,13 +79,18 @@ def _quality(name: str, metrics: dict[str, Any]) -> str:
         "precision_80": "precision at 80 % coverage",
     }
     rows = [
-        (text, f"{mean[key]:.3f}", f"{min(f[key] for f in folds):.3f}–{max(f[key] for f in folds):.3f}")
+        (
+            text,
+            f"{mean[key]:.3f}",
+            _span(intervals[key]),
+            _span((min(fold[key] for fold in folds), max(fold[key] for fold in folds))),
+        )
         for key, text in what.items()
     ]
     before, after = calibration["before"]["ece"], calibration["after"]["ece"]
     rows += [
-        ("ECE, temperature fitted on the other folds", f"{metrics['ece_calibrated']:.3f}", ""),
-        ("ECE of all folds pooled, before and after calibration", f"{before:.3f}, {after:.3f}", ""),
+        ("ECE, temperature fitted on the other folds", f"{metrics['ece_calibrated']:.3f}", "", ""),
+        ("ECE of all folds pooled, before and after calibration", f"{before:.3f}, {after:.3f}", "", ""),
     ]
     cost = f"{metrics['model']['files_per_cpu_second']:,}"
     return f"""## Quality on kits that it has not heard
@@ -94,7 +100,9 @@ family and no content hash is on two sides. Measured, with everything else here,
 
     make model    # drumline train model --corpus CORPUS --out models/{name}
 
-{_table(("figure", "mean of the folds", "lowest–highest fold"), rows)}
+{_table(("figure", "mean of the folds", "95 % over families", "lowest–highest fold"), rows)}
+
+The interval is that of all folds together, by 1,000 resamples of the families.
 
 The shipped weights are trained on all recordings, so no figure can be measured on them here; the networks of
 the folds, trained on four fifths, stand for them. The temperature ({calibration["temperature"]}) is fitted on
@@ -159,9 +167,14 @@ resampling (pitch and length), shortened or cut tails, equaliser and filters, ro
 and bit depths, noise and shift. {training["epochs"]} epochs of AdamW, weights averaged exponentially. The
 loss is the cross-entropy of the fine labels plus that of the summed canonical ones; recordings whose label is
 uncertain count less. A fixed first layer makes {architecture["bands"]} standardised log-mel bands of every
-frame; then come a convolution to {architecture["stem"]} channels and blocks of {widths} channels. What
-differs from the settings that `drumline train recipe` prints: {_changed(settings)}.
-Code: `convert/drumline_convert`."""
+frame{_decay(architecture)}; then come a convolution to {architecture["stem"]} channels and blocks
+of {widths} channels. What differs from the settings that `drumline train recipe` prints:
+{_changed(settings)}. Code: `convert/drumline_convert`."""
+
+
+def _decay(architecture: dict[str, Any]) -> str:
+    step = architecture["decay_step"]
+    return f", behind the first {architecture['attack']} of every {step} averaged" if step > 1 else ""
 
 
 def _changed(settings: dict[str, Any]) -> str:
@@ -238,6 +251,10 @@ def _points(points: dict[str, Any]) -> str:
 
 
 _EFFECTS = ("precision", "recall", "misc_believed")
+
+
+def _span(ends: Sequence[float | None]) -> str:
+    return "–".join("?" if end is None else f"{end:.3f}" for end in ends)
 
 
 def _number(value: float | None) -> str:

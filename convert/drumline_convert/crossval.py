@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drumline_convert.bootstrap import Resampling, interval
 from drumline_convert.calibration import fit_temperature
-from drumline_convert.metrics import class_scores, evaluate, softmax
+from drumline_convert.metrics import Outcomes, class_scores, evaluate, measure, softmax
 from drumline_convert.taxonomy import TrainingTaxonomy
 
 __all__ = ["figures", "metrics_table"]
@@ -21,6 +22,7 @@ def figures(
     fine: NDArray[np.intp],
     fold_of: NDArray[np.intp],
     labels: Sequence[str],
+    families: Sequence[str],
     taxonomy: TrainingTaxonomy,
 ) -> dict[str, Any]:
     """Measure every fold, their mean, and the classes over all folds.
@@ -31,14 +33,15 @@ def figures(
         (n, fine), each by a network that did not see the recording's fold.
     fine, fold_of
         True fine label index and fold of every recording, (n,).
-    labels
-        Label of every recording as its manifest states it.
+    labels, families
+        Label of every recording as its manifest states it, and its family.
 
     Returns
     -------
     dict
         ``folds`` and ``mean`` (see `drumline_convert.metrics.Metrics`; probabilities before calibration),
-        ``ece_calibrated`` (mean over the folds, each with a temperature fitted on the other folds),
+        ``interval`` (95 % over families, of the figures of all folds together), ``ece_calibrated`` (mean over
+        the folds, each with a temperature fitted on the other folds),
         ``classes`` (precision, recall, F1, support) and ``confused`` (labels most often called wrongly).
     """
     collapse = taxonomy.collapse
@@ -53,10 +56,22 @@ def figures(
     return {
         "folds": plain,
         "mean": {name: round(float(np.mean([fold[name] for fold in plain])), 4) for name in plain[0]},
+        "interval": _intervals(logits, fine, collapse, families),
         "ece_calibrated": round(float(np.mean(calibrated)), 4),
         "classes": _class_table(decided, canonical, taxonomy.canonical),
         "confused": _confused(decided, canonical, labels, taxonomy.canonical),
     }
+
+
+def _intervals(
+    logits: NDArray[np.float32],
+    fine: NDArray[np.intp],
+    collapse: NDArray[np.float32],
+    families: Sequence[str],
+) -> dict[str, list[float | None]]:
+    outcomes = Outcomes.of(softmax(logits), fine, collapse)
+    samples = Resampling().of(families, lambda weights: measure(outcomes, weights))
+    return {name: interval(values) for name, values in samples.items()}
 
 
 def _class_table(
@@ -100,5 +115,12 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     rows = [*enumerate(metrics["folds"], start=1), ("mean", metrics["mean"])]
     lines = ["fold  " + "".join(name.rjust(15) for name in names)]
     lines += [f"{fold!s:6}" + "".join(f"{values[name]:15.4f}" for name in names) for fold, values in rows]
+    for place, end in enumerate(("low", "high")):
+        lines.append(f"{end:6}" + "".join(_number(metrics["interval"][name][place]) for name in names))
+    lines.append("low, high: 95 % of the resamples of the families, all folds together")
     lines.append(f"ECE after calibration, temperature from the other folds: {metrics['ece_calibrated']:.4f}")
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return f"{'–':>15}" if value is None else f"{value:15.4f}"

@@ -88,8 +88,9 @@ def cross_validate(settings: ModelSettings, report: Report = print) -> dict[str,
 def _figures(bench: Workbench, logits: NDArray[np.float32]) -> dict[str, Any]:
     settings = bench.settings
     labels = [recording.label for recording in bench.recordings]
+    families = [recording.family for recording in bench.recordings]
     return {
-        **figures(logits, bench.fine, bench.fold_of, labels, bench.taxonomy),
+        **figures(logits, bench.fine, bench.fold_of, labels, families, bench.taxonomy),
         "recordings": len(bench.recordings),
         "families": bench.families,
         "settings": {

@@ -106,9 +106,12 @@ def test_no_recordings_give_no_temperature() -> None:
 def test_the_mean_over_folds_is_the_mean(taxonomy: TrainingTaxonomy, logits: np.ndarray) -> None:
     fine, fold_of = labels(taxonomy), np.arange(N) % 4
     names = [taxonomy.fine[index] for index in fine]
-    value = figures(logits, fine, fold_of, names, taxonomy)
+    families = [f"family{number}" for number in np.arange(N) % 12]
+    value = figures(logits, fine, fold_of, names, families, taxonomy)
     expected = np.mean([fold["accuracy"] for fold in value["folds"]])
     assert value["mean"]["accuracy"] == pytest.approx(expected, abs=1e-4)
     assert sum(scores["support"] for scores in value["classes"].values()) == N
     assert all(entry["recordings"] <= entry["of"] for entry in value["confused"])
-    assert metrics_table(value).count("\n") == 6
+    low, high = value["interval"]["accuracy"]
+    assert low < evaluate(softmax(logits), fine, taxonomy.collapse).accuracy < high
+    assert metrics_table(value).count("\n") == 9

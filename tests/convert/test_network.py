@@ -62,7 +62,7 @@ def test_standardised_bands_have_mean_0_and_deviation_1() -> None:
     ],
 )
 def test_frames_behind_the_attack_are_averaged(attack: int, step: int, expected: list[float]) -> None:
-    assert (np.arange(7) @ time_matrix(7, attack, step)).tolist() == expected
+    assert np.arange(7) @ time_matrix(7, attack, step) == pytest.approx(expected)
 
 
 def test_a_network_sees_the_attack_frame_by_frame_and_the_decay_in_averages() -> None:
