@@ -193,6 +193,7 @@ def _figures(values: dict[str, Any]) -> str:
     examples=(
         "drumline gate models/mine --manifest manifest.jsonl --out models/mine-gated",
         "drumline gate models/mine --model models/drum-or-not --manifest manifest.jsonl --out models/gated",
+        "drumline gate mfcc-cnn --manifest manifest.jsonl --held-out build/model/held_out.npz --out gated",
     ),
 )
 @click.argument("bundle")
@@ -202,6 +203,11 @@ def _figures(values: dict[str, Any]) -> str:
     "--model",
     metavar="BUNDLE",
     help="Classifier that is the gate: it rejects what it takes for misc. [a head on BUNDLE's own logits]",
+)
+@click.option(
+    "--held-out",
+    type=path_type(),
+    help="Held-out logits of BUNDLE's cross-validation to fit a head on, of one that was trained on all.",
 )
 @click.option(
     "--fit-on", multiple=True, default=("validation",), show_default=True, help="Side to fit the gate on."
@@ -217,7 +223,9 @@ def _figures(values: dict[str, Any]) -> str:
     help="Share of the kit drums of --fit-on that shall pass.",
 )
 @json_option
-def gate(bundle: str, as_json: bool, **options: Any) -> None:
+def gate(
+    bundle: str, held_out: Path | None, model: str | None, as_json: bool, recall: float, **options: Any
+) -> None:
     """Give BUNDLE a gate: a second opinion on whether a sound is a kit drum at all.
 
     What it says becomes the field gate of every record; what it rejects is misc, with the reason gated.
@@ -228,8 +236,14 @@ def gate(bundle: str, as_json: bool, **options: Any) -> None:
     """
     require("onnx")
     from drumline_convert.gates import make_gate
+    from drumline_convert.held_out_gate import make_held_out_gate
 
-    report = make_gate(bundle, **options)
+    if held_out is None:
+        report = make_gate(bundle, model=model, recall=recall, **options)
+    elif model is not None:
+        raise click.UsageError("--held-out fits a head: it takes no --model")
+    else:
+        report = make_held_out_gate(bundle, options["out"], options["manifest"], held_out, recall)
     if as_json:
         echo_json(report)
         return

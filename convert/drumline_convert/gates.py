@@ -39,11 +39,14 @@ from drumline_convert.provenance import refuse_what_was_learnt
 __all__ = [
     "Contamination",
     "Head",
+    "check_gateless",
     "contamination",
     "fit_head",
     "gated_graph",
     "make_gate",
     "passing_threshold",
+    "refuse_one_kind",
+    "write_gated",
 ]
 
 Floats = NDArray[np.float32]
@@ -135,7 +138,9 @@ class Contamination:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def contamination(said: Said, gate: NDArray[Any], truth: Truth, threshold: float) -> Contamination:
+def contamination(
+    said: Said, gate: NDArray[Any], truth: Truth, threshold: float | NDArray[Any]
+) -> Contamination:
     """Count what a gate takes away.
 
     Parameters
@@ -143,7 +148,7 @@ def contamination(said: Said, gate: NDArray[Any], truth: Truth, threshold: float
     gate
         Probability of a kit drum, (n,).
     threshold
-        Below it the gate rejects.
+        Below it the gate rejects; one for all, or (n,).
     """
     shares = said.probabilities.astype(np.float64) @ truth.collapse
     called = shares.argmax(axis=1) != truth.collapse.shape[1] - 1
@@ -205,7 +210,7 @@ def make_gate(
         When the manifest has no such sides, only one kind of sound, or what a model was trained on.
     """
     bundle, other = load_bundle(name), None if model is None else load_bundle(model)
-    _check(bundle, other)
+    check_gateless(bundle, other)
     fitting, measuring = rows_of(manifest, *fit_on), rows_of(manifest, *measure_on)
     for heard in (bundle,) if other is None else (bundle, other):
         refuse_what_was_learnt(
@@ -214,13 +219,13 @@ def make_gate(
     features, truth = read_rows(fitting, bundle.front_ends), truth_of(fitting, bundle.taxonomy)
     measured = truth_of(measuring, bundle.taxonomy)
     for sides, which in ((fit_on, truth), (measure_on, measured)):
-        _refuse_one_kind(sides, which)
+        refuse_one_kind(sides, which)
     said = said_of(other or bundle, features)
     head = fit_head(said.logits, truth.is_drum) if other is None else None
     opinion = said.probabilities @ _drum_mask(other) if other else head(said.logits) if head else None
     threshold = passing_threshold(np.asarray(opinion), truth.is_drum, recall)
     with new_bundle(out) as draft:
-        _write(bundle, gated_graph(bundle, head, other), threshold, draft, out.name)
+        write_gated(bundle, gated_graph(bundle, head, other), threshold, draft, out.name)
         made = load_bundle(draft)
         said = said_of(made, read_rows(measuring, made.front_ends))
         assert said.gate is not None
@@ -237,7 +242,8 @@ def make_gate(
     return report
 
 
-def _refuse_one_kind(sides: Sequence[str], truth: Truth) -> None:
+def refuse_one_kind(sides: Sequence[str], truth: Truth) -> None:
+    """Raise `ConfigError` unless there are kit drums and other sounds."""
     drums, others = int(truth.is_drum.sum()), int((~truth.is_drum).sum())
     if not drums or not others:
         raise ConfigError(
@@ -247,7 +253,8 @@ def _refuse_one_kind(sides: Sequence[str], truth: Truth) -> None:
         )
 
 
-def _check(bundle: Bundle, other: Bundle | None) -> None:
+def check_gateless(bundle: Bundle, other: Bundle | None) -> None:
+    """Raise `BundleError` unless the bundle can get a gate, and `other`, where there is one, can be it."""
     if bundle.members:
         raise BundleError(
             f"{bundle.name} names members", "Give one of its members a gate, and join them again."
@@ -319,7 +326,8 @@ def _write_model(canvas: Canvas, proto: Any, other: Bundle) -> None:
     canvas.node("MatMul", [said, canvas.constant("gate.drums", _drum_mask(other)[:, np.newaxis])], GATE)
 
 
-def _write(bundle: Bundle, proto: Any, threshold: float, draft: Path, name: str) -> None:
+def write_gated(bundle: Bundle, proto: Any, threshold: float, draft: Path, name: str) -> None:
+    """Write a copy of the bundle with its gated graph into a draft."""
     import orjson
 
     shutil.copytree(bundle.path, draft, dirs_exist_ok=True)

@@ -1,6 +1,6 @@
 """Bundles in smaller numbers: int8 for CPUs, fp16 for GPUs, each with what it costs and what it wins.
 
-What stands before the first convolution of a graph stays in float32: it takes cepstral coefficients of up to
+What stands before the first convolutions of a graph stays in float32: it takes cepstral coefficients of up to
 a thousand decibels, whose steps in 8 bits would be larger than most of what follows is about.
 """
 
@@ -196,11 +196,17 @@ def _with_names(path: Path) -> Any:
 
 
 def _head(proto: Any) -> list[str]:
-    """Return the names of the nodes that lead to the first convolution; none where there is none."""
+    """Return the names of the nodes that stand before the first convolution of every branch."""
     maker = {output: node for node in proto.graph.node for output in node.output}
-    first = next((node for node in proto.graph.node if node.op_type == "Conv"), None)
+    behind: set[str] = set()
+    pending: list[str] = []
+    for node in proto.graph.node:
+        later = not behind.isdisjoint(node.input)
+        if node.op_type == "Conv" and not later:
+            pending.append(node.input[0])
+        if node.op_type == "Conv" or later:
+            behind.update(node.output)
     found: dict[str, None] = {}
-    pending = [] if first is None else [first.input[0]]
     while pending:
         node = maker.get(pending.pop())
         if node is not None and node.name not in found:

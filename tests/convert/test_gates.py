@@ -14,8 +14,10 @@ from drumline.index import read_index
 from drumline.inference import open_session
 from drumline.runs import open_run
 from drumline_convert.gates import contamination, fit_head, make_gate, passing_threshold
+from drumline_convert.held_out_gate import make_held_out_gate
 from drumline_convert.labelled import Said, Truth, read_rows, rows_of, said_of, truth_of
-from drumline_convert.manifest import read_manifest, write_manifest
+from drumline_convert.manifest import Row, read_manifest, write_manifest
+from drumline_convert.predictions import save_held_out
 from drumline_convert.provenance import write_training_set
 from tests.convert.test_ensembles import LOG_MEL, labelled, member, trained
 from tests.making import CommandLine
@@ -182,3 +184,49 @@ def test_bundles_and_manifests_that_do_not_fit_are_refused(
     make_gate(bundle.path, tmp_path / "out", manifest)
     with pytest.raises(BundleError, match="has a gate already"):
         make_gate(tmp_path / "out", tmp_path / "twice", manifest)
+
+
+def held_out_logits(path: Path, bundle: Bundle, rows: list[Row], folds: list[int]) -> Path:
+    """Logits that call everything Kick, and tell drums from others in one label that no decision shows."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 0.2, (len(rows), len(bundle.labels))).astype(np.float32)
+    logits[:, bundle.labels.index("Kick")] += 8
+    drums = truth_of(rows, bundle.taxonomy).is_drum
+    logits[:, bundle.labels.index("Cowbell")] += np.where(drums, -2.0, 2.0)
+    save_held_out(path, "cross-validation", bundle.labels, [row.hash for row in rows], folds, logits)
+    return path
+
+
+def test_a_head_is_fitted_on_held_out_logits_and_measured_by_the_other_folds(
+    bundle: Bundle, manifest: Path, tmp_path: Path, command: CommandLine
+) -> None:
+    rows = list(read_manifest(manifest))
+    held_out = held_out_logits(tmp_path / "h.npz", bundle, rows, [int(row.family[-1]) % 3 for row in rows])
+    options = ("--manifest", manifest, "--held-out", held_out, "--recall", "0.9", "--out", tmp_path / "gated")
+    outcome = command("gate", bundle.path, *options, "--json")
+    assert outcome.code == 0
+    report = outcome.json()
+    assert report["measured_on"] == {"held_out": "h.npz", "recordings": len(rows), "folds": 3}
+    assert report["measured"]["removed"] == 1.0
+    assert report["measured"]["auroc"] == 1.0
+    made = load_bundle(tmp_path / "gated")
+    assert made.gate is not None
+    assert made.gate.threshold == report["threshold"]
+    refused = command("gate", bundle.path, *options, "--model", bundle.path)
+    assert refused.code == 2
+
+
+def test_held_out_logits_of_one_fold_or_of_other_labels_are_refused(
+    bundle: Bundle, manifest: Path, tmp_path: Path
+) -> None:
+    rows = list(read_manifest(manifest))
+    one = held_out_logits(tmp_path / "one.npz", bundle, rows, [0] * len(rows))
+    with pytest.raises(ConfigError, match="one fold only"):
+        make_held_out_gate(bundle.path, tmp_path / "gated", manifest, one)
+    hashes = [row.hash for row in rows]
+    save_held_out(
+        tmp_path / "o.npz", "x", ["a", "b"], hashes, [0] * len(rows), np.zeros((len(rows), 2), np.float32)
+    )
+    with pytest.raises(ConfigError, match="other labels"):
+        make_held_out_gate(bundle.path, tmp_path / "gated", manifest, tmp_path / "o.npz")
+    assert not (tmp_path / "gated").exists()

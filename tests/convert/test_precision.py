@@ -92,6 +92,20 @@ def test_what_stands_before_the_first_convolution_stays_exact(
     assert first.op_type in ("Reshape", "Identity")
 
 
+def test_of_every_member_what_stands_before_its_first_convolution_stays_exact() -> None:
+    def conv(number: int, given: str) -> list[onnx.NodeProto]:
+        return [
+            onnx.helper.make_node("MatMul", [given, "w"], [f"mel{number}"], f"mel{number}"),
+            onnx.helper.make_node("Conv", [f"mel{number}", "k"], [f"stem{number}"], f"stem{number}"),
+            onnx.helper.make_node("Mul", [f"stem{number}", "k"], [f"scaled{number}"], f"scaled{number}"),
+            onnx.helper.make_node("Conv", [f"scaled{number}", "k"], [f"out{number}"], f"deep{number}"),
+        ]
+
+    nodes = [onnx.helper.make_node("Identity", ["features"], ["x"], "shared"), *conv(0, "x"), *conv(1, "x")]
+    graph = onnx.helper.make_graph(nodes, "two", [], [])
+    assert set(precision._head(onnx.helper.make_model(graph))) == {"shared", "mel0", "mel1"}
+
+
 def test_int8_without_recordings_is_refused(bundle: Bundle, tmp_path: Path, command: CommandLine) -> None:
     with pytest.raises(UsageError, match="int8 needs recordings"):
         precision.reduce_precision(bundle.path, "int8", tmp_path / "out")
