@@ -43,6 +43,7 @@ _SETTING_OF = {
     "supported_formats": "supported_formats",
     "follow_links": "follow_links",
     "one_file_system": "one_file_system",
+    "io": "io",
     "file_timeout_sec": "file_timeout_sec",
     "max_file_mb": "max_file_mb",
     "worker_memory_mb": "worker_memory_mb",
@@ -281,7 +282,7 @@ model_path: null
 label_map: null
 canonical_map: null
 
-# Most files in one call of the model, and extract processes (null: one for each CPU).
+# Most files in one call of the model, and extract processes (null: one for each CPU, four on a network).
 batch_size: 64
 workers: null
 
@@ -329,6 +330,9 @@ follow_links: all
 
 # Pass over what is mounted below the archive's root.
 one_file_system: false
+
+# What the archive lies on, which says how it is read best: ssd, hdd or network. auto: ask the system.
+io: auto
 
 # A file is given up, as a failed record, when it makes no progress for so many seconds, is larger, or costs
 # a worker more memory. MB are 10^6 bytes.

@@ -88,6 +88,8 @@ def ration(memory: Memory, full: Ration, running: int) -> Ration:
     slots = min(slots, full.slots)
     batch = min(full.batch, max(1, slots // _BATCHES_UNDER_WAY))
     more = max(0, memory.free - memory.comfort) // _WORKER
+    if running:  # those that were started last have not grown yet
+        more = min(more, 1)
     return Ration(slots, batch, min(full.workers, max(1, running + more)))
 
 

@@ -398,6 +398,7 @@ def _summary(run: Run, tally: Tally, old: dict[str, Any]) -> dict[str, Any]:
         "files_per_sec": old.get("files_per_sec"),
         "model": info["model"],
         "memory": old.get("memory"),
+        "storage": old.get("storage"),
         "device": old.get("device"),
         "complete": True,
     }

@@ -17,6 +17,7 @@ from drumline.errors import ConfigError
 from drumline.index import Compression
 from drumline.labels import MISC, Taxonomy, is_label
 from drumline.machine import usable_cpus
+from drumline.storage import Io, Storage, storage_of
 from drumline.thresholds import OperatingPoints, Threshold, is_threshold, resolve_gate, resolve_threshold
 from drumline.walk import FollowLinks
 
@@ -76,6 +77,9 @@ FFMPEG_FORMATS = (
 """Extensions of what is read through ffmpeg, where it is installed."""
 
 
+_WORKERS_PER_CPU_ON_A_NETWORK, _MOST_WORKERS = 4, 1024
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiscSettings:
     """When a file is not believed to be a kit drum, and what it is called then.
@@ -119,7 +123,7 @@ class InferSettings:
     batch_size
         Most files in one call of the model.
     workers
-        Extract processes. None: one for each CPU that this process may use.
+        Extract processes. None: one for each CPU that this process may use, four on a network.
     device
         ``"auto"`` takes CUDA where it really works; ``"cuda"`` fails where it does not.
     target_labels
@@ -158,6 +162,8 @@ class InferSettings:
         Which links to files are read: all, those that lead to a place inside of the archive, or none.
     one_file_system
         Stay on the file system of the archive's root, and pass over what is mounted below it.
+    io
+        What the archive lies on: ``"ssd"``, ``"hdd"``, ``"network"``; ``"auto"`` asks the system.
     """
 
     archive: Path
@@ -186,6 +192,7 @@ class InferSettings:
     worker_memory_mb: int = 1_000
     follow_links: FollowLinks = "all"
     one_file_system: bool = False
+    io: Io = "auto"
 
     def __post_init__(self) -> None:
         for name in ("archive", "runs_root", "model_path", "label_map", "canonical_map"):
@@ -196,7 +203,13 @@ class InferSettings:
     @property
     def worker_count(self) -> int:
         """Extract processes to start."""
-        return self.workers or usable_cpus()
+        per_cpu = _WORKERS_PER_CPU_ON_A_NETWORK if self.storage == "network" else 1
+        return self.workers or min(_MOST_WORKERS, per_cpu * usable_cpus())
+
+    @property
+    def storage(self) -> Storage:
+        """What the archive lies on."""
+        return storage_of(bytes(self.archive)) if self.io == "auto" else self.io
 
     def decision_settings(
         self,
@@ -371,4 +384,5 @@ _RULES: dict[str, _Rule] = {
     "worker_memory_mb": _whole(100, 1_000_000),
     "follow_links": _one_of(FollowLinks),
     "one_file_system": _FLAG,
+    "io": _one_of(Io),
 }

@@ -49,7 +49,7 @@ __all__ = ["infer_command"]
 @click.option("--label-map", type=path_type(), help="Label file in place of the bundle's own.")
 @click.option("--canonical-map", type=path_type(), help="Canonical mapping in place of the bundle's own.")
 @click.option("--device", help="auto, cpu or cuda. [auto]")
-@click.option("--workers", type=int, help="Extract processes. [one for each CPU]")
+@click.option("--workers", type=int, help="Extract processes. [one for each CPU, four on a network]")
 @click.option("--batch-size", type=int, help="Most files in one call of the model. [64]")
 @click.option(
     "--threshold",
@@ -95,6 +95,7 @@ __all__ = ["infer_command"]
 @click.option(
     "--one-file-system", is_flag=True, default=None, help="Pass over what is mounted below ARCHIVE."
 )
+@click.option("--io", help="What ARCHIVE lies on: auto, ssd, hdd or network. [auto]")
 @click.option("--nice", is_flag=True, default=None, help="Let everything else on the machine go first.")
 @click.option("--fresh", is_flag=True, default=None, help="Ignore earlier runs and the cache.")
 @click.option("--retry-failed", is_flag=True, default=None, help="Try files again that failed before.")
@@ -209,7 +210,7 @@ def _show_profile(profile: Profile) -> None:
 def _show_settings(settings: InferSettings) -> None:
     for name, value in settings.to_json().items():
         click.echo(f"drumline: {name}: {safe_text(str(value))}", err=True)
-    click.echo(f"drumline: {settings.worker_count} workers", err=True)
+    click.echo(f"drumline: {settings.worker_count} workers, {settings.storage} storage", err=True)
 
 
 def _show_preview(settings: InferSettings, as_json: bool) -> None:

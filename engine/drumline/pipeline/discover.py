@@ -30,6 +30,7 @@ from drumline.failpoints import step
 from drumline.laps import Lap, Step, no_lap
 from drumline.pipeline.job import Job, Request
 from drumline.pipeline.queues import LifelineCut, Queues
+from drumline.pipeline.reading import Reading
 from drumline.pipeline.slots import PATH_MAX, Gauge, Kind, SlotTable, State
 from drumline.records import display_path
 from drumline.runs import started_ns
@@ -228,9 +229,9 @@ class _Dispatcher:
     """Fills slots with findings and hands their numbers on."""
 
     def __init__(
-        self, archive: bytes, table: SlotTable, queues: Queues, outlook: Iterator[int], lap: Lap
+        self, job: Job, reading: Reading, table: SlotTable, queues: Queues, outlook: Iterator[int], lap: Lap
     ) -> None:
-        self._archive, self._table, self._queues = archive, table, queues
+        self._archive, self._reading, self._table, self._queues = job.archive, reading, table, queues
         self._outlook, self._lap = outlook, lap
         self._held = list(reversed(range(len(table.slots))))
         self._free: list[int] = []
@@ -262,6 +263,7 @@ class _Dispatcher:
             self._table.fail(slot, *error)
             self._done.append(slot)
         else:
+            self._reading.announce(path)
             fields["state"] = State.TODO
             self._todo.append(slot)
 
@@ -340,9 +342,10 @@ def discover(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     cache = Cache(job.cache_path, "read")
     survey = make_survey(job, cache, job.scope, job.run_id, lap)
     known = cache.count_files(job.scope)
-    dispatcher = _Dispatcher(job.archive, table, queues, Walk(_walk_settings(job)).counts(), lap)
+    reading = Reading(job.archive, job.settings.storage)
+    dispatcher = _Dispatcher(job, reading, table, queues, Walk(_walk_settings(job)).counts(), lap)
     lap(Step.START, 0)
-    for finding in survey.present():
+    for finding in reading.ordered(survey.present(), _path_to_read):
         dispatcher.dispatch(finding)
         _count(table, survey)
     _count(table, survey)
@@ -357,6 +360,10 @@ def discover(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
         dispatcher.dispatch(vanished)
     dispatcher.hand_on()
     lap(Step.COMPARE, 0)
+
+
+def _path_to_read(finding: Finding) -> bytes | None:
+    return os.path.join(finding.directory, finding.entry.name) if isinstance(finding, NewFile) else None
 
 
 def _refuse_an_empty_archive(job: Job, survey: Survey) -> None:

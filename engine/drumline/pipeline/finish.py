@@ -160,6 +160,7 @@ def _summary(job: Job, tally: Tally, carried: int, outcome: Outcome) -> dict[str
         "files_per_sec": round(handled / max(outcome.elapsed_sec, 1e-9), 1),
         "model": model_facts(job.bundle),
         "memory": outcome.memory,
+        "storage": job.settings.storage,
         "device": (None, *DEVICES)[counters["device"]],
         "complete": True,
     }
