@@ -24,6 +24,7 @@ from tests.pipeline.support import (
     copy,
     environment,
     last_run,
+    read_lines,
     runs_of,
     tree,
 )
@@ -156,6 +157,40 @@ def test_a_missing_bundle_leaves_nothing_behind(tidy: Infer, tmp_path: Path) -> 
     tidy.model, tidy.runs_root = tmp_path / "no such bundle", tmp_path / "results"
     refused(tidy(), 4, "no such bundle")
     assert not tidy.runs_root.exists()
+
+
+def test_a_model_that_gives_nothing_finite_ends_the_run_before_it_blames_the_files(
+    calm: Infer, undisturbed: Records
+) -> None:
+    refused(calm(nothing_finite=1_000_000), 4, "bundle stub", "no finite output", "--model")
+    assert not any(b"finite" in line for run in runs_of(calm.runs_root) for line in lines_of(run))
+    calm.counts()
+    assert_equal(calm.records(), undisturbed)
+
+
+def lines_of(run: Path) -> list[bytes]:
+    return read_lines(next(run.glob("index.jsonl*")))
+
+
+def test_a_few_files_without_a_finite_output_are_failed_records(tidy: Infer) -> None:
+    """They were held back until the model had shown that it can do better; a batch holds fewer of them."""
+    counts = tidy.counts("--fresh", "--batch-size", "4", nothing_finite=9)
+    assert (counts["classified"], counts["failed"]) == (31, 9)
+    failed = [record["errors"] for record in tidy.records().values() if record["errors"]]
+    assert failed == 9 * [
+        {"type": "invalid_samples", "message": "the model gives no finite output for this file"}
+    ]
+
+
+def test_a_small_archive_without_any_finite_output_is_told_of_with_the_model(
+    tidy: Infer, sounds: list[Path]
+) -> None:
+    for path in sounds[5:]:
+        path.unlink()
+    result = tidy("--fresh", "--accept-missing", nothing_finite=1_000_000)
+    assert result.code == 0
+    assert result.counts["failed"] == 5
+    assert "bundle stub gave no finite output for any of 5 files" in result.err
 
 
 @pytest.mark.parametrize("after_bytes", [0, 700, 5000])

@@ -6,6 +6,9 @@ Takes numbers from `ready`: as many as there are up to the largest batch that me
 milliseconds for more when they are few. Rows are gathered into one contiguous input; probabilities go back
 into the slots, the slots on `done`. The model is opened when the first slot arrives, so a rescan that finds
 nothing new never loads it.
+
+Files for which the model gives nothing finite are held back until it has given something finite for any: a
+model that does so for none ends the run before a record says that all files are at fault.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from drumline.errors import BundleError
 from drumline.failpoints import step
 from drumline.inference import Session, open_session
 from drumline.laps import Lap, Step
@@ -31,10 +35,14 @@ _PATIENCE_SEC = 0.004
 _CPUS_PER_THREAD = 4
 """One thread of the model keeps up with about this many CPUs' worth of extract workers."""
 
+_UNANSWERED_AT_ALL = 20
+"""So many files with nothing finite, and none with: the model is at fault, not the files."""
+
 
 def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     """Predict until there are no more features."""
     session: Session | None = None
+    doubtful = _Doubtful(table, job.bundle.name)
     # One input for all batches: new ones of ever other sizes would fragment the heap.
     rows = np.empty((job.settings.batch_size, *job.bundle.row_shape), np.float32)
     while (slots := _next_batch(queues, int(table.counters[Gauge.BATCH_ALLOWED]))) is not None:
@@ -43,10 +51,11 @@ def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
             if session is None:
                 session = _open(job, table)
                 lap(Step.START, 0)
-            _predict(session, table, slots, rows[: len(slots)], lap)
+            finite = _predict(session, table, slots, rows[: len(slots)], lap)
             with step("predict.hand-over"):
-                queues.done.put(slots)
+                queues.done.put(doubtful.sort_out(slots, finite))
             lap(Step.HAND_ON, len(slots))
+    queues.done.put(doubtful.fail())
 
 
 def _open(job: Job, table: SlotTable) -> Session:
@@ -69,7 +78,8 @@ def _next_batch(queues: Queues, largest: int) -> list[int] | None:
 
 def _predict(
     session: Session, table: SlotTable, slots: list[int], rows: NDArray[np.float32], lap: Lap
-) -> None:
+) -> NDArray[np.bool_]:
+    """Fill in what the model says; return for which files that is finite."""
     np.take(table.view("features"), slots, axis=0, out=rows, mode="clip")
     lap(Step.GATHER, len(slots))
     outputs = session.predict(rows)
@@ -80,6 +90,43 @@ def _predict(
     if outputs.gate is not None:
         finite &= np.isfinite(outputs.gate)
         table.view("gate")[slots] = outputs.gate
-    for place in np.flatnonzero(~finite):
-        table.fail(slots[place], "invalid_samples", "the model gives no finite output for this file")
-    table.view("state")[np.asarray(slots)[finite]] = State.DONE
+    return finite
+
+
+class _Doubtful:
+    """Slots for which the model gave nothing finite, held back until it gave something finite for any."""
+
+    def __init__(self, table: SlotTable, bundle: str) -> None:
+        self._table, self._bundle = table, bundle
+        self._slots: list[int] = []
+
+    def sort_out(self, slots: list[int], finite: NDArray[np.bool_]) -> list[int]:
+        """Return which slots are to be handed on; those that are finite are done.
+
+        Raises
+        ------
+        BundleError
+            When the model has given nothing finite for many files, and for none has given it.
+        """
+        counters, numbers = self._table.counters, np.asarray(slots)
+        answered = numbers[finite].tolist()
+        self._table.view("state")[answered] = State.DONE
+        self._slots += numbers[~finite].tolist()
+        counters[Gauge.ANSWERED] += len(answered)
+        counters[Gauge.UNANSWERED] += len(slots) - len(answered)
+        if counters[Gauge.ANSWERED]:
+            return answered + self.fail()
+        if len(self._slots) >= _UNANSWERED_AT_ALL:
+            raise BundleError(
+                f"the model of bundle {self._bundle} gives no finite output:"
+                f" not for one of the first {len(self._slots)} files",
+                "It is damaged, or was converted wrongly: make it again, or give another with --model.",
+            )
+        return []
+
+    def fail(self) -> list[int]:
+        """Turn what is held back into failures, and return it."""
+        slots, self._slots = self._slots, []
+        for slot in slots:
+            self._table.fail(slot, "invalid_samples", "the model gives no finite output for this file")
+        return slots

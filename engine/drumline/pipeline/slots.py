@@ -137,6 +137,9 @@ class Gauge(IntEnum):
     SLOTS_ALLOWED = 17
     """How many slots may be in flight, and how many files in a batch, with the memory there is."""
     BATCH_ALLOWED = 18
+    ANSWERED = 19
+    """Files for which the model gave something finite."""
+    UNANSWERED = 20
 
 
 def _slot_dtype(feature_shape: tuple[int, ...], classes: int) -> np.dtype[Any]:

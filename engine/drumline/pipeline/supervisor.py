@@ -143,8 +143,17 @@ class _Supervisor:
         self._show()
         if self._profile:
             self._profile.memory = self._memory_facts()
+        self._note_a_silent_model()
         counters = {place.name.lower(): int(self._table.counters[place]) for place in Gauge}
         return Outcome(counters, time.monotonic() - self._started, self._memory_facts())
+
+    def _note_a_silent_model(self) -> None:
+        counters, name = self._table.counters, self._job.bundle.name
+        if (files := int(counters[Gauge.UNANSWERED])) and not counters[Gauge.ANSWERED]:
+            self._progress.note(
+                f"the model of bundle {name} gave no finite output for any of {files} files:"
+                " it is damaged, or was converted wrongly; --model takes another"
+            )
 
     def _start(
         self,
