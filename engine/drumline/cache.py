@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Final, Literal, NamedTuple
 
 import orjson
 
-from drumline.durable import output_errors
+from drumline.durable import output_errors, way_out_of
 from drumline.errors import OutputError
 from drumline.failpoints import step
 from drumline.records import TRANSIENT_ERRORS, WORKER_ERRORS, Record, display_path, relative_path
@@ -55,6 +55,9 @@ unseen when a log is moved in at the end."""
 _READER_CACHE_KB: Final = 500
 _WRITER_CACHE_KB: Final = 2000
 _DIRECTORIES_KEPT: Final = 10_000
+
+_FILES_OF_A_CACHE: Final = 4
+"""The database, its log, the log's shared memory, and the directory while it is synced."""
 
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
@@ -138,10 +141,21 @@ def cache_way_out(error: sqlite3.DatabaseError) -> str:
     """Return what can be done about an error of SQLite; a full disk is no reason to delete anything."""
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_NOMEM")):
-        return "Check the disk, its free space and quotas, then give the same command again."
+        return _more_files() or "Check the disk, its free space and quotas, then give the same command again."
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_LOCKED")):
         return "Check the permissions and that no other program uses it, then give the same command again."
     return "Delete cache.sqlite in the runs root and give the same command again: it is made anew."
+
+
+def _more_files() -> str:
+    """Return what helps when so many files cannot be open, which SQLite does not tell; empty if they can."""
+    with ExitStack() as opened:
+        try:
+            for _ in range(_FILES_OF_A_CACHE):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            return way_out_of(error)
+    return ""
 
 
 def file_row(record: Record, line: int) -> FileRow:

@@ -133,8 +133,9 @@ def _memory_and_space(runs_root: Path) -> Iterator[Finding]:
     )
     yield _writable(runs_root)
     limit = machine.open_files_limit()
-    enough = limit < 0 or limit >= _LEAST_OPEN_FILES
-    yield Finding("open files", "ok" if enough else "note", str(limit), "" if enough else "ulimit -n 1024")
+    enough = limit is None or limit >= _LEAST_OPEN_FILES
+    text = "no limit" if limit is None else str(limit)
+    yield Finding("open files", "ok" if enough else "note", text, "" if enough else "ulimit -n 1024")
 
 
 def _amount(topic: str, amount: int | None, least: int, way_out: str) -> Finding:

@@ -21,7 +21,7 @@ from typing import IO, Any, Final, Literal, NamedTuple, Protocol, get_args
 import orjson
 import zstandard
 
-from drumline.durable import output_errors
+from drumline.durable import output_errors, way_out_of
 from drumline.errors import IndexFormatError
 from drumline.failpoints import step
 from drumline.inputs import open_regular
@@ -181,7 +181,8 @@ def codec_of(path: Path) -> Codec:
             head = stream.read(4)
     except OSError as error:
         raise IndexFormatError(
-            f"cannot read the index {str(path)!r}: {error.strerror}", "Check the disk and the permissions."
+            f"cannot read the index {str(path)!r}: {error.strerror}",
+            way_out_of(error, "Check the disk and the permissions."),
         ) from error
     for codec in map(Codec, get_args(Compression)):
         if codec.magic and head.startswith(codec.magic):

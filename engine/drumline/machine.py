@@ -107,9 +107,10 @@ def address_space_limit() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def open_files_limit() -> int:
-    """Return how many files this process may have open."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+def open_files_limit() -> int | None:
+    """Return how many files this process may have open (``ulimit -n``); None without a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def free_space(path: Path) -> int | None:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import orjson
 
 from drumline.decide import DecisionSettings
-from drumline.durable import draft_of, output_errors, sync_directory, write_json
+from drumline.durable import draft_of, output_errors, sync_directory, way_out_of, write_json
 from drumline.errors import DrumlineError, IndexFormatError
 from drumline.failpoints import step
 from drumline.inputs import LARGEST_JSON_BYTES, read_json_object, read_regular
@@ -223,7 +223,8 @@ def _read_info(directory: Path) -> tuple[dict[str, Any], str]:
         info = orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
     except OSError as error:  # a disk or permissions in the way say nothing of what is in it
         raise IndexFormatError(
-            f"cannot read {str(path)!r}: {error.strerror}", "Check the disk and the permissions."
+            f"cannot read {str(path)!r}: {error.strerror}",
+            way_out_of(error, "Check the disk and the permissions."),
         ) from error
     except orjson.JSONDecodeError as error:
         return {}, f"is no JSON: {error}"

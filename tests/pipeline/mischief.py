@@ -347,6 +347,13 @@ def _file_size_limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
+def _open_files(limit: int) -> None:
+    """So many files may be open."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+
 def _lines_every(seconds: float) -> None:
     """Progress lines come every few seconds."""
     _module("drumline.progress").PlainProgress.interval_sec = seconds

@@ -86,13 +86,7 @@ class Running:
 
     def members(self) -> dict[int, str]:
         """Return the processes of the group: pid → state, as in /proc."""
-        found = {}
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                stat = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
-                if int(stat[2]) == self.pid:
-                    found[int(pid)] = stat[0]
-        return found
+        return members(self.pid)
 
     def stages(self, name: str) -> list[int]:
         """Return the pids of the stages of that name that were started so far."""
@@ -121,6 +115,17 @@ class Running:
     def gone(self, limit: float = 5.0) -> None:
         """Wait until no process of it is left, no zombie either."""
         eventually(lambda: not self.members(), "end of all processes", prompt(limit))
+
+
+def members(group: int) -> dict[int, str]:
+    """Return the processes of a process group: pid → state, as in /proc."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            stat = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
+            if int(stat[2]) == group:
+                found[int(pid)] = stat[0]
+    return found
 
 
 def _text(path: Path) -> str:

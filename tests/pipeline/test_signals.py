@@ -16,7 +16,18 @@ from typing import Any
 import pytest
 
 from tests.pipeline.conftest import Infer
-from tests.pipeline.support import Records, Result, Running, assert_equal, environment, prompt, runs_of
+from tests.pipeline.support import (
+    LIMIT_SEC,
+    Records,
+    Result,
+    Running,
+    assert_equal,
+    environment,
+    eventually,
+    members,
+    prompt,
+    runs_of,
+)
 
 SLOW = {"slow": 0.015, "frame_lines": 8}
 WAY_OUT = "  Nothing is lost: give the same command again to go on."
@@ -170,6 +181,75 @@ def test_a_terminal_that_is_closed_stops_the_run_in_order(calm: Infer, undisturb
     os.close(ours)
     stopped(running)
     goes_on(calm, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "drumline.pipeline.discover:Cache",
+        "drumline.pipeline.write:IndexAppender",
+        "drumline.pipeline.extract:_Worker",
+        "drumline.pipeline.predict:open_session",
+    ],
+)
+def test_a_stage_that_hangs_while_it_begins_cannot_delay_the_end(
+    calm: Infer, undisturbed: Records, tmp_path: Path, place: str, number: signal.Signals
+) -> None:
+    """A library that is loaded, a model that is opened: C code, which hears no signal."""
+    marker = tmp_path / "there"
+    running = calm.start(mark=f"{place} {marker} 30")
+    running.reach(marker.exists, place)
+    running.signal_group(number)
+    stopped(running, within=3.0)
+    goes_on(calm, undisturbed)
+
+
+LOADED_SLOWLY = """
+import os, signal, sys, time
+from importlib.machinery import ExtensionFileLoader
+
+wanted, marker, *sys.argv[1:] = sys.argv[1:]
+create, requests = ExtensionFileLoader.create_module, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+def create_module(loader, spec):
+    if spec.name.startswith(wanted):
+        signal.pthread_sigmask(signal.SIG_BLOCK, requests)  # as C code, which does not return meanwhile
+        os.close(os.open(marker, os.O_CREAT))
+        time.sleep(0.5)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, requests)
+    return create(loader, spec)
+
+ExtensionFileLoader.create_module = create_module
+from drumline.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("library", ["orjson", "numpy.", "scipy.", "onnxruntime."])
+def test_a_signal_while_a_library_is_loaded_stops_the_command(
+    sounds: list[Path], tidy: Infer, tmp_path: Path, library: str, number: signal.Signals
+) -> None:
+    marker, argv = tmp_path / "there", ("infer", tidy.archive, "--runs-root", tidy.runs_root)
+    sounds[0].unlink()
+    running = subprocess.Popen(
+        [sys.executable, "-c", LOADED_SLOWLY, library, marker, *argv, "--model", tidy.model, "--fresh"],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    eventually(marker.exists, library)
+    os.killpg(running.pid, number)
+    sent = time.monotonic()
+    _, said = running.communicate(timeout=LIMIT_SEC)
+    assert time.monotonic() - sent < prompt(3.5)
+    assert running.returncode == 130, said
+    assert said.splitlines()[-1] == WAY_OUT
+    assert "Traceback" not in said
+    eventually(lambda: not members(running.pid), "end of all processes", prompt(1.0))
+    assert tidy.counts()["discovered"] == 39
 
 
 STOPPED_AT_ONCE = """

@@ -103,10 +103,10 @@ static int fails(enum kind kind, const char *call, const char *path)
 }
 
 /* One entry of the record: a line "call inode offset length target-length path-length", then those bytes. */
-static void note(const char *call, int descriptor, const char *path, int64_t offset, const void *data,
-                 size_t length, const char *target)
+static void noted(const char *call, int descriptor, const char *path, int64_t offset, const void *data,
+                  size_t length, const char *target)
 {
-    if (!control->record || !below(path))
+    if (!control->record)
         return;
     struct stat status = {0};
     if (descriptor >= 0)
@@ -117,6 +117,13 @@ static void note(const char *call, int descriptor, const char *path, int64_t off
                         (long)offset, length, target_length, path_length);
     struct iovec parts[] = {{head, size}, {(void *)data, length}, {(void *)target, target_length}, {(void *)path, path_length}};
     REAL(writev)(control->record, parts, 4);
+}
+
+static void note(const char *call, int descriptor, const char *path, int64_t offset, const void *data,
+                 size_t length, const char *target)
+{
+    if (below(path))
+        noted(call, descriptor, path, offset, data, length, target);
 }
 
 #define PATHS char path[4352]
@@ -159,15 +166,22 @@ ssize_t pwrite64(int descriptor, const void *data, size_t size, off_t offset)
 
 ssize_t copy_file_range(int from, off_t *from_offset, int to, off_t *to_offset, size_t size, unsigned flags)
 {
-    if (armed()) {
-        OF(to);
-        if (fails(WRITE, "copy_file_range", path))
-            return -1;
+    if (!armed())
+        return REAL(copy_file_range)(from, from_offset, to, to_offset, size, flags);
+    OF(to);
+    if (fails(WRITE, "copy_file_range", path))
+        return -1;
+    ssize_t done = REAL(copy_file_range)(from, from_offset, to, to_offset, size, flags);
+    if (done > 0 && control->record && !from_offset && !to_offset) {
+        char *data = malloc(done);
+        ssize_t got = pread(from, data, done, REAL(lseek)(from, 0, SEEK_CUR) - done);
+        note("write", to, path, REAL(lseek)(to, 0, SEEK_CUR) - done, data, got < 0 ? 0 : got, NULL);
+        free(data);
     }
-    return REAL(copy_file_range)(from, from_offset, to, to_offset, size, flags);
+    return done;
 }
 
-#define SYNCS(name)                                        \
+#define SYNCS(name, noted)                                 \
     int name(int descriptor)                               \
     {                                                      \
         if (!armed())                                      \
@@ -176,12 +190,23 @@ ssize_t copy_file_range(int from, off_t *from_offset, int to, off_t *to_offset, 
         if (fails(SYNC, #name, path))                      \
             return -1;                                     \
         int result = REAL(name)(descriptor);               \
-        note("sync", descriptor, path, 0, NULL, 0, NULL);  \
+        note(noted, descriptor, path, 0, NULL, 0, NULL);   \
         return result;                                     \
     }
-SYNCS(fsync)
-SYNCS(fdatasync)
-SYNCS(syncfs)
+SYNCS(fsync, "sync")
+SYNCS(fdatasync, "sync")
+SYNCS(syncfs, "syncfs")
+
+int futimens(int descriptor, const struct timespec times[2])
+{
+    int result = REAL(futimens)(descriptor, times);
+    if (armed() && !result && times) {
+        OF(descriptor);
+        int64_t mtime_ns = times[1].tv_sec * INT64_C(1000000000) + times[1].tv_nsec;
+        note("utime", descriptor, path, mtime_ns, NULL, 0, NULL);
+    }
+    return result;
+}
 
 int ftruncate(int descriptor, off_t length)
 {
@@ -235,7 +260,8 @@ static void note_moved(const char *call, int from, const char *name, int to, con
 {
     AT(from, name);
     TO(to, other);
-    note(call, -1, path, 0, NULL, 0, target);
+    if (below(target)) /* what is linked may lie elsewhere */
+        noted(call, -1, path, 0, NULL, 0, target);
 }
 
 int renameat(int from, const char *name, int to, const char *other)
@@ -254,18 +280,30 @@ int rename(const char *name, const char *other) { return renameat(AT_FDCWD, name
 
 int linkat(int from, const char *name, int to, const char *other, int flags)
 {
-    if (armed() && moved("link", from, name, to, other))
+    if (!armed())
+        return REAL(linkat)(from, name, to, other, flags);
+    if (moved("link", from, name, to, other))
         return -1;
-    return REAL(linkat)(from, name, to, other, flags);
+    int result = REAL(linkat)(from, name, to, other, flags);
+    if (!result)
+        note_moved("link", from, name, to, other);
+    return result;
 }
 
 int link(const char *name, const char *other) { return linkat(AT_FDCWD, name, AT_FDCWD, other, 0); }
 
 int symlinkat(const char *content, int to, const char *other)
 {
-    if (armed() && moved("symlink", to, other, to, other))
+    if (!armed())
+        return REAL(symlinkat)(content, to, other);
+    if (moved("symlink", to, other, to, other))
         return -1;
-    return REAL(symlinkat)(content, to, other);
+    int result = REAL(symlinkat)(content, to, other);
+    if (!result) {
+        AT(to, other);
+        note("symlink", -1, path, 0, content, strlen(content), NULL);
+    }
+    return result;
 }
 
 int symlink(const char *content, const char *other) { return symlinkat(content, AT_FDCWD, other); }

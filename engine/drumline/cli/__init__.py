@@ -6,7 +6,8 @@ import importlib
 import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
@@ -16,7 +17,7 @@ import click
 from drumline.cli.stopping import GO_ON, stoppable
 from drumline.errors import DrumlineError, Interrupted, OutputError, RuntimeMissingError
 
-__all__ = ["COMMANDS", "TRAINING_COMMANDS", "main"]
+__all__ = ["COMMANDS", "READER_GONE", "TRAINING_COMMANDS", "main"]
 
 COMMANDS = {
     "infer": "drumline.cli.infer:infer_command",
@@ -46,6 +47,21 @@ TRAINING_COMMANDS = {
     "calibrate": "drumline_convert.cli_calibrate:calibrate",
 }
 """Commands of `drumline_convert`, shown when it is installed."""
+
+READER_GONE = 141
+"""Exit code when nobody reads the output any more, as shells give it to a command that SIGPIPE has ended."""
+
+
+class _ReaderGoneError(Exception):
+    """Nobody reads the output any more; click itself would end with the code of a fault."""
+
+
+@contextmanager
+def _reader_may_go() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _ReaderGoneError from error
 
 
 class LazyGroup(click.Group):
@@ -80,10 +96,16 @@ class LazyGroup(click.Group):
             ctx.fail(f"No such command {name!r}." + "".join(f" Did you mean {other!r}?" for other in near))
         return super().resolve_command(ctx, args)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the command line, which may print help."""
+        with _reader_may_go():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Call the command; click's own answer to Ctrl-C prints, which a closed terminal does not take."""
         try:
-            return super().invoke(ctx)
+            with _reader_may_go():
+                return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Interrupted("stopped", GO_ON) from error
 
@@ -140,10 +162,10 @@ def _run(arguments: list[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         _report("stopped", GO_ON)
         return Interrupted.exit_code
-    except BrokenPipeError:
+    except (_ReaderGoneError, BrokenPipeError):
         # The reader of our output has gone (… | head): not an error, but nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return READER_GONE
     except OSError as error:
         from drumline.durable import way_out_of
 

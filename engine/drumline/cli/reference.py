@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from drumline.cli import cli
+from drumline.cli import READER_GONE, cli
 
 __all__ = ["reference"]
 
@@ -32,7 +32,7 @@ def _exit_codes() -> str:
     from drumline import errors
 
     kinds = [getattr(errors, name) for name in errors.__all__]
-    rows = [(0, "done")]
+    rows = [(0, "done"), (READER_GONE, "Nobody reads the output any more (`… | head`)")]
     rows += [(kind.exit_code, _meaning(kind)) for kind in kinds]
     return "".join(f"| {code} | {meaning} |\n" for code, meaning in sorted(rows))
 

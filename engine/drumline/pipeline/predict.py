@@ -84,7 +84,7 @@ def _predict(
     lap(Step.GATHER, len(slots))
     outputs = session.predict(rows)
     lap(Step.MODEL, len(slots))
-    finite = np.isfinite(outputs.probabilities.sum(axis=1))
+    finite: NDArray[np.bool_] = np.isfinite(outputs.probabilities.sum(axis=1))
     table.view("probs")[slots] = outputs.probabilities
     table.view("gate")[slots] = np.nan
     if outputs.gate is not None:
@@ -109,7 +109,7 @@ class _Doubtful:
             When the model has given nothing finite for many files, and for none has given it.
         """
         counters, numbers = self._table.counters, np.asarray(slots)
-        answered = numbers[finite].tolist()
+        answered: list[int] = numbers[finite].tolist()
         self._table.view("state")[answered] = State.DONE
         self._slots += numbers[~finite].tolist()
         counters[Gauge.ANSWERED] += len(answered)

@@ -20,6 +20,7 @@ from drumline.durable import output_errors
 from drumline.errors import BusyError, OutputError
 from drumline.failpoints import step
 from drumline.lock import holder_in_kernel
+from drumline.machine import open_files_limit
 from drumline.rebuild.actions import Action, Refused
 from drumline.walk import mtime_of
 
@@ -38,6 +39,9 @@ STAGING = b"_staging"
 """Where copies grow before they are linked to their name; a directory at the top of the tree."""
 
 _KEPT_OPEN = 64
+_FOR_ALL_ELSE = 32
+"""Files that a rebuild has open besides the directories that it keeps open, with some to spare."""
+
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
 _STAYS = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EBUSY}
 _ABSENT = {errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
@@ -58,6 +62,10 @@ class Directories:
         self.root = root
         self._flags = _SEARCH if follow else _SEARCH | os.O_NOFOLLOW
         self._open: dict[bytes, int] = {b"": root}
+        limit = open_files_limit()
+        # Half for the tree, half for the archive; a directory is entered from its parent, beside the root.
+        spare = _KEPT_OPEN if limit is None else (limit - _FOR_ALL_ELSE) // 2
+        self._kept_open = max(2, min(_KEPT_OPEN, spare))
 
     def locate(self, path: bytes, *, make: bool = False) -> tuple[int, bytes]:
         """Return (descriptor of the directory, name in it); the descriptor is good until the next call."""
@@ -88,7 +96,7 @@ class Directories:
 
     def _keep(self, path: bytes, descriptor: int) -> None:
         self._open[path] = descriptor
-        if len(self._open) > _KEPT_OPEN:
+        if len(self._open) > self._kept_open:
             oldest = next(key for key in self._open if key)
             os.close(self._open.pop(oldest))
 

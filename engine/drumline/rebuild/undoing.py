@@ -221,7 +221,8 @@ class _Undo:
             return
         self._tree.sync()
         self._tree.unlink(LOG_NAME)
-        self._tree.sync_names()
+        with suppress(OSError):  # what lost power may bring back now is a log of nothing
+            self._tree.sync_names()
         if state.made_root:
             with suppress(OSError):
                 os.rmdir(self._tree.path)
