@@ -354,6 +354,12 @@ def _open_files(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
+def _slots_allowed(slots: int) -> None:
+    """Memory allows so many slots in flight."""
+    memory = _module("drumline.memory")
+    memory.ration = lambda _memory, full, _running: memory.Ration(slots, 1, full.workers)
+
+
 def _lines_every(seconds: float) -> None:
     """Progress lines come every few seconds."""
     _module("drumline.progress").PlainProgress.interval_sec = seconds

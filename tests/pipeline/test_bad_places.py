@@ -182,6 +182,12 @@ def test_a_few_files_without_a_finite_output_are_failed_records(tidy: Infer) -> 
     ]
 
 
+def test_files_without_a_finite_output_keep_no_others_waiting(tidy: Infer) -> None:
+    """Where memory allows so few slots that those that are held back would be all of them."""
+    counts = tidy.counts("--fresh", "--batch-size", "1", nothing_finite=9, slots_allowed=4)
+    assert (counts["classified"], counts["failed"]) == (31, 9)
+
+
 def test_a_small_archive_without_any_finite_output_is_told_of_with_the_model(
     tidy: Infer, sounds: list[Path]
 ) -> None:

@@ -7,8 +7,9 @@ milliseconds for more when they are few. Rows are gathered into one contiguous i
 into the slots, the slots on `done`. The model is opened when the first slot arrives, so a rescan that finds
 nothing new never loads it.
 
-Files for which the model gives nothing finite are held back until it has given something finite for any: a
-model that does so for none ends the run before a record says that all files are at fault.
+Files for which the model gives nothing finite are held back until it has given something finite for any, as
+long as that leaves the others half of the slots: a model that does so for none ends the run before a record
+says that all files are at fault.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ _CPUS_PER_THREAD = 4
 _UNANSWERED_AT_ALL = 20
 """So many files with nothing finite, and none with: the model is at fault, not the files."""
 
+_GLANCE_SEC = 0.1
+"""Time between two looks at whether what is held back is in the way."""
+
 
 def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     """Predict until there are no more features."""
@@ -45,8 +49,9 @@ def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     doubtful = _Doubtful(table, job.bundle.name)
     # One input for all batches: new ones of ever other sizes would fragment the heap.
     rows = np.empty((job.settings.batch_size, *job.bundle.row_shape), np.float32)
-    while (slots := _next_batch(queues, int(table.counters[Gauge.BATCH_ALLOWED]))) is not None:
+    while (slots := _next_batch(queues, table, doubtful.patience)) is not None:
         lap(Step.WAIT_INPUT, 0)
+        queues.done.put(doubtful.give_way())
         if slots := table.take(slots, State.READY, State.PREDICTING):
             if session is None:
                 session = _open(job, table)
@@ -65,8 +70,9 @@ def _open(job: Job, table: SlotTable) -> Session:
     return session
 
 
-def _next_batch(queues: Queues, largest: int) -> list[int] | None:
-    slots = queues.ready.get(largest)
+def _next_batch(queues: Queues, table: SlotTable, patience: float | None) -> list[int] | None:
+    largest = int(table.counters[Gauge.BATCH_ALLOWED])
+    slots = queues.ready.get(largest, timeout=patience)
     deadline = time.monotonic() + _PATIENCE_SEC
     while slots and len(slots) < largest and (left := deadline - time.monotonic()) > 0:
         more = queues.ready.get(largest - len(slots), timeout=left)
@@ -100,6 +106,16 @@ class _Doubtful:
         self._table, self._bundle = table, bundle
         self._slots: list[int] = []
 
+    @property
+    def patience(self) -> float | None:
+        """Seconds until what is held back has to be looked at again; None when nothing is."""
+        return _GLANCE_SEC if self._slots else None
+
+    def give_way(self) -> list[int]:
+        """Return what is held back, as failures, when memory does not allow the slots for it any more."""
+        room = self._table.counters[Gauge.SLOTS_ALLOWED] // 2
+        return self.fail() if len(self._slots) > room else []
+
     def sort_out(self, slots: list[int], finite: NDArray[np.bool_]) -> list[int]:
         """Return which slots are to be handed on; those that are finite are done.
 
@@ -116,13 +132,13 @@ class _Doubtful:
         counters[Gauge.UNANSWERED] += len(slots) - len(answered)
         if counters[Gauge.ANSWERED]:
             return answered + self.fail()
-        if len(self._slots) >= _UNANSWERED_AT_ALL:
+        if (files := int(counters[Gauge.UNANSWERED])) >= _UNANSWERED_AT_ALL:
             raise BundleError(
                 f"the model of bundle {self._bundle} gives no finite output:"
-                f" not for one of the first {len(self._slots)} files",
+                f" not for one of the first {files} files",
                 "It is damaged, or was converted wrongly: make it again, or give another with --model.",
             )
-        return []
+        return self.give_way()
 
     def fail(self) -> list[int]:
         """Turn what is held back into failures, and return it."""
