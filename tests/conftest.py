@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.making import CommandLine
+
+MEMORY = Path("/dev/shm")
 
 # Started by nohup or in the background, we ignore these, and so would every process under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -17,3 +23,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def command(capfd: pytest.CaptureFixture[str]) -> CommandLine:
     """Call the command line: ``command("stats", path).code``."""
     return CommandLine(capfd)
+
+
+@pytest.fixture
+def fast_path() -> Iterator[Path]:
+    """A directory in memory where there is such a thing: tests that flush often need no disk."""
+    base = Path(tempfile.mkdtemp(prefix="drumline-test-", dir=MEMORY if MEMORY.is_dir() else None))
+    yield base
+    shutil.rmtree(base, ignore_errors=True)

@@ -160,6 +160,13 @@ def test_entries_that_cannot_be_told_apart_cost_no_neighbour(
     assert found.unreadable == [(b"Kicks", "Permission denied")]
 
 
+def test_a_directory_of_200_000_entries_is_walked_whole(fast_path: Path) -> None:
+    for number in range(200_000):
+        os.mknod(f"{fast_path}/{number:06}.{'wav' if number % 2 else 'txt'}")
+    (directory,), _ = walk(fast_path)
+    assert [entry.name for entry in directory.files] == [b"%06d.wav" % n for n in range(1, 200_000, 2)]
+
+
 def test_what_is_no_file_is_counted(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     os.mkfifo(tmp_path / "pipe.txt")

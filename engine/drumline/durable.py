@@ -19,6 +19,7 @@ __all__ = ["draft_of", "output_errors", "sync_directory", "way_out_of", "write_b
 _WAY_OUT = {
     errno.ENOSPC: "Free some space or choose another place, then give the same command again.",
     errno.EDQUOT: "Your quota is used up: free some space, then give the same command again.",
+    errno.EIO: "Check the disk, then give the same command again.",
     errno.EACCES: "Check the permissions, or choose another place.",
     errno.EPERM: "Check the permissions, or choose another place.",
     errno.EROFS: "The file system is read-only: choose another place.",

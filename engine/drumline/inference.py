@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.bundle import Bundle
+from drumline.durable import way_out_of
 from drumline.ensemble import SMALLEST_PROBABILITY
 from drumline.errors import BundleError, RuntimeMissingError
 from drumline.frontend import row_parts
@@ -262,7 +263,10 @@ def _read_model(model_path: Path) -> bytes:
         data = model_path.read_bytes()
         outside, foreign = has_external_data(data), foreign_domains(data)
     except OSError as error:
-        raise BundleError(f"cannot read the model {str(model_path)!r}: {error.strerror}") from error
+        raise BundleError(
+            f"cannot read the model {str(model_path)!r}: {error.strerror}",
+            way_out_of(error, "Check the path and the permissions."),
+        ) from error
     except OnnxFormatError as error:
         raise BundleError(
             f"{str(model_path)!r} is no ONNX model: {error}", "It is damaged: copy or export it again."

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from drumline.durable import way_out_of
 from drumline.errors import DrumlineError
 
 __all__ = ["LARGEST_JSON_BYTES", "open_regular", "read_json", "read_json_object", "read_regular"]
@@ -88,7 +89,7 @@ def read_json(path: Path, error: type[DrumlineError], what: str = "") -> Any:
     try:
         return orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
     except OSError as cause:
-        raise error(f"cannot read {named}: {cause.strerror}") from cause
+        raise error(f"cannot read {named}: {cause.strerror}", way_out_of(cause, "")) from cause
     except orjson.JSONDecodeError as cause:
         raise error(f"{named} is no JSON: {cause}") from cause
 

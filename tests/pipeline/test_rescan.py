@@ -96,6 +96,19 @@ def test_whole_seconds_long_past_are_believed(tidy: Infer, sounds: list[Path]) -
     assert tidy.counts(no_workers=True)["carried_over"] == 40
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_times_that_a_time_zone_moved_cost_no_decoding(tidy: Infer, sounds: list[Path], hours: int) -> None:
+    """FAT keeps local time: with daylight saving, or in another zone, all files seem to have changed."""
+    for sound in sounds:
+        os.utime(sound, ns=(0, sound.stat().st_mtime_ns // (2 * 10**9) * 2 * 10**9))
+    tidy.counts()
+    for sound in sounds:
+        os.utime(sound, ns=(0, sound.stat().st_mtime_ns + hours * 3600 * 10**9))
+    counts = tidy.counts(no_decoding=True)
+    assert (counts["known_content"], counts["classified"], counts["failed"]) == (40, 40, 0)
+    assert tidy.counts(no_workers=True)["carried_over"] == 40
+
+
 def test_a_moved_file_takes_over_its_prediction(tidy: Infer, sounds: list[Path]) -> None:
     (tidy.archive / "new place").mkdir()
     sounds[3].rename(tidy.archive / "new place" / "renamed.wav")

@@ -1,23 +1,10 @@
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.rebuild.archives import CLAP, HIHAT, KICK, SNARE, Archive
-
-MEMORY = Path("/dev/shm")
-
-
-@pytest.fixture
-def fast_path() -> Iterator[Path]:
-    """A directory in memory where there is such a thing: tests that flush often need no disk."""
-    base = Path(tempfile.mkdtemp(prefix="drumline-test-", dir=MEMORY if MEMORY.is_dir() else None))
-    yield base
-    shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture

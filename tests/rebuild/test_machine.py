@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from drumline.errors import DrumlineError
 from drumline.rebuild import execute, undo
+from tests.conftest import MEMORY
 from tests.rebuild.archives import Archive, snapshot
-from tests.rebuild.conftest import MEMORY
 from tests.rebuild.test_properties import CONTENTS, EVIL, LABELS, NEAR, OPTIONS, PROBS
 
 Entries = dict[bytes, tuple[str, bytes]]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from drumline.rebuild import execute, undo
 from drumline.rebuild.names import collision_key
+from tests.conftest import MEMORY
 from tests.making import paths
 from tests.rebuild.archives import CLAP, HIHAT, KICK, SNARE, Archive, snapshot
-from tests.rebuild.conftest import MEMORY
 
 PROBS = st.sampled_from([KICK, SNARE, HIHAT, CLAP])
 PARTS = st.sampled_from(

@@ -3,6 +3,7 @@
     python -m tests.torture                                    all attacks in full: an hour or more
     python -m tests.torture --minutes 10                       as much of all as fits in ten minutes
     python -m tests.torture --attack kills --count 1000        so much of one
+    python -m tests.torture --attack writes --part 2/4         every fourth episode, from the second on
     python -m tests.torture --attack kills --seed 7 --episode 12     one episode again
 
 What has failed is told with the command that repeats it, and makes the exit code 1.
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             if asked.episode is not None:
                 campaign.episode(asked.episode)
             else:
-                campaign.run(asked.count or (sys.maxsize if until else attack.full), until)
+                campaign.run(asked.count or (sys.maxsize if until else attack.full), until, asked.part)
             figures[name] = {**campaign.figures, "failed": len(campaign.failures)}
             failed += len(campaign.failures)
             print(f"{name}: {campaign.said()}\n  {campaign.listed()}", flush=True)
@@ -60,12 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="decides everything that is left to chance [1]")
     parser.add_argument("--count", type=int, help="how much: kills, files, …")
     parser.add_argument("--minutes", type=float, help="how long, for all attacks together")
+    parser.add_argument("--part", type=_part, default=(1, 1), help="only this part of all episodes: 2/4")
     parser.add_argument("--episode", type=int, help="only this episode")
     parser.add_argument(
         "--keep", type=Path, help="work in this directory, and leave what is there at the end"
     )
     parser.add_argument("--report", type=Path, help="write the figures to this file, as JSON")
     return parser
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Parse ``2/4``."""
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError(text)
+    return part, parts
 
 
 class Campaign:
@@ -77,10 +87,10 @@ class Campaign:
         self.figures: Counter[str] = Counter()
         self.failures: list[int] = []
 
-    def run(self, count: int, until: float | None = None) -> None:
-        """Do episodes until there were `count` units, or the time is up."""
+    def run(self, count: int, until: float | None = None, part: tuple[int, int] = (1, 1)) -> None:
+        """Do episodes until there were `count` units, or the time is up; `part` of how many parts of them."""
         last = self._attack.episodes(self._ground) if self._attack.episodes else sys.maxsize
-        for number in range(last):
+        for number in range(part[0] - 1, last, part[1]):
             late = until is not None and time.monotonic() > until
             if late or self.figures[self._attack.unit] >= count:
                 return

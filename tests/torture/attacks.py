@@ -31,6 +31,7 @@ ATTACKS = {
     "writes": "tests.torture.writes",
     "fuzz": "tests.torture.fuzz",
     "deaths": "tests.torture.deaths",
+    "crowd": "tests.torture.crowd",
     "tails": "tests.torture.tails",
     "power": "tests.torture.power",
     "space": "tests.torture.space",

@@ -199,11 +199,23 @@ class Disk:
 
     def _rename(self, path: str, target: str) -> None:
         moved = self._seen[path]
-        if os.path.dirname(path) == os.path.dirname(target):
+        if moved is None:
+            self._rename_directory(path, target)
+        elif os.path.dirname(path) == os.path.dirname(target):
             self._note(os.path.dirname(path), {path: "gone", target: moved})
         else:
             self._change(path, "gone")
             self._change(target, moved)
+
+    def _rename_directory(self, path: str, target: str) -> None:
+        """Move a directory with what is in it, which must be on disk, within the directory it is in."""
+        assert os.path.dirname(path) == os.path.dirname(target)
+        assert not self._pending.get(path)
+        change: _Change = {path: "gone", target: None}
+        for name, number in self._seen.items():
+            if name.startswith(path + "/"):
+                change |= {name: "gone", target + name[len(path) :]: number}
+        self._note(os.path.dirname(path), change)
 
     def _file(self, call: Call) -> _File:
         if call.inode not in self._numbers:

@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from drumline.bundle import load_bundle
 from drumline.rebuild.log import LOG_NAME
 from drumline.verify import verify_run, verify_tree
 from tests.pipeline.support import Result, assert_equal, records_of, tree
@@ -232,6 +233,29 @@ class _Undo(_Rebuild):
         self._assert_nothing_lost()
 
 
+class _Bundle(_Blackout):
+    """A bundle that is made."""
+
+    below = "bundles"
+
+    def prepare(self) -> None:
+        self._bundle = self.root / "stub"
+
+    def record(self) -> None:
+        result = self.ended("create-stub", "--output", self._bundle)
+        assert result.code == 0, result
+        self._whole = _contents(self._bundle)
+
+    def judge(self) -> None:
+        if not self._bundle.exists():
+            self.record()
+        assert load_bundle(self._bundle).name == "stub"
+        assert _contents(self._bundle) == self._whole
+
+    def judge_what_was_done(self) -> None:
+        assert _contents(self._bundle) == self._whole, "a bundle was reported as made and was not on disk"
+
+
 def _contents(root: Path) -> dict[bytes, object]:
     return {path: entry[3] for path, entry in tree(root).items()}
 
@@ -242,7 +266,7 @@ def _samples(out: Path) -> dict[bytes, object]:
     return {path: content for path, content in found if content and not path.startswith(b"_")}
 
 
-_SUBJECTS = (_Infer, _Rebuild, _Infer, _Rebuild, _Undo)
+_SUBJECTS = (_Infer, _Rebuild, _Undo, _Bundle, _Infer, _Rebuild)
 
 
 def _episode(arena: Arena, random: Random, number: int) -> Counter[str]:
@@ -251,7 +275,7 @@ def _episode(arena: Arena, random: Random, number: int) -> Counter[str]:
 
 
 ATTACK = Attack(
-    what="lose power at any moment of infer, rebuild and undo, with any part of what was not synced",
+    what="lose power at any moment of any command that writes, with any part of what was not synced",
     unit="power losses",
     full=1_000,
     short=20,

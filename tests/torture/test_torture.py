@@ -64,6 +64,23 @@ def test_a_failure_is_told_with_the_command_that_repeats_it(
     assert '"failed": ' in report.read_text()
 
 
+def test_the_parts_of_an_attack_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+
+    def episode(_arena: Arena, _random: Random, number: int) -> Counter[str]:
+        done.append(number)
+        return Counter(blows=1)
+
+    few = Attack("", "blows", 7, 1, episode, episodes=lambda _arena: 7)
+    monkeypatch.setattr(frame, "load", lambda _name: few)
+    for part, numbers in (("1/3", [0, 3, 6]), ("2/3", [1, 4]), ("3/3", [2, 5])):
+        done.clear()
+        frame.main(["--attack", "kills", "--part", part])
+        assert done == numbers
+    with pytest.raises(SystemExit):
+        frame.main(["--attack", "kills", "--part", "4/3"])
+
+
 @pytest.mark.usefixtures("shaky")
 def test_an_attack_ends_when_its_time_is_up(capsys: pytest.CaptureFixture[str]) -> None:
     frame.main(["--attack", "kills", "--minutes", "0.001"])

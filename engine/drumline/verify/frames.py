@@ -14,6 +14,7 @@ from typing import IO, Final, NamedTuple, get_args
 
 import zstandard
 
+from drumline.durable import way_out_of
 from drumline.errors import IndexFormatError
 from drumline.index import (
     FRAME_LINES,
@@ -68,7 +69,10 @@ def scan(path: Path, codec: Codec) -> Iterator[Stretch]:
                 yield stretch
                 offset += stretch.length
     except OSError as error:
-        raise IndexFormatError(f"cannot read the index {str(path)!r}: {error.strerror}") from error
+        raise IndexFormatError(
+            f"cannot read the index {str(path)!r}: {error.strerror}",
+            way_out_of(error, "Check the disk and the permissions."),
+        ) from error
 
 
 def _frame_at(stream: IO[bytes], offset: int, codec: Codec) -> Stretch | None:

@@ -18,6 +18,7 @@ import xxhash
 
 from drumline import __version__
 from drumline.decide import DecisionSettings
+from drumline.durable import way_out_of
 from drumline.errors import DrumlineError, IndexFormatError
 from drumline.index import GARBLED, Codec
 from drumline.inputs import LARGEST_JSON_BYTES, read_regular
@@ -89,7 +90,10 @@ def _content(path: Path) -> bytes:
     try:
         return read_regular(path, LARGEST_JSON_BYTES)
     except OSError as error:
-        raise IndexFormatError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        raise IndexFormatError(
+            f"cannot read {str(path)!r}: {error.strerror}",
+            way_out_of(error, "Check the disk and the permissions."),
+        ) from error
 
 
 def _decided_with(run: Run) -> tuple[DecisionSettings, int]:
