@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -211,15 +212,19 @@ def test_a_run_of_another_version_is_refused(run: Run) -> None:
         verify_run(run.directory)
 
 
+@pytest.mark.parametrize(
+    ("code", "helps"), [(errno.EACCES, "permissions"), (errno.EIO, "disk"), (errno.EMFILE, "ulimit -n")]
+)
 def test_what_the_system_does_not_let_be_read_is_not_called_damaged(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, code: int, helps: str
 ) -> None:
     def refuse(path: Path, largest: int) -> bytes:
-        raise PermissionError(13, "permission denied")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("drumline.verify.inspection.read_regular", refuse)
-    with pytest.raises(IndexFormatError, match="permission denied"):
+    with pytest.raises(IndexFormatError, match=os.strerror(code)) as refused:
         verify_run(run.directory)
+    assert helps in refused.value.way_out
 
 
 # --- frames

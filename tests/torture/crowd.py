@@ -1,7 +1,8 @@
-"""Put very many files into one directory: through infer, killed on the way, a rescan, a rebuild and its undo.
+"""Put very many files into one directory: through infer, a rescan, a rebuild and its undo, killed on the way.
 
 Every entry has its record, also after the kill; the rescan reads none again; a tree with as many entries in
-one directory is whole, and undo leaves nothing of it.
+one directory is whole, also after a kill that left the helpers of its rebuild alone, and undo leaves nothing
+of it, also after a kill.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -42,28 +44,21 @@ class _Crowd:
             os.link(f"{folder}/{number % _SOUNDS:06}.wav", f"{folder}/{number:06}.wav")
 
     def run(self) -> Counter[str]:
-        self._kill_a_run()
+        self._kill(self._argv(), self._is_indexing)
         first = self._infer()
         assert first.counts["discovered"] == first.counts["classified"] == self._entries, first
         run = Path(first.json()["run_directory"])
         assert sorted(records_of(run)) == [b"%06d.wav" % number for number in range(self._entries)]
         assert self._infer().counts["carried_over"] == self._entries
         self._rebuild()
-        return Counter(entries=self._entries, commands=5)
+        return Counter({"entries": self._entries, "commands": 5, "commands killed": 3})
 
     def _argv(self) -> tuple[str | Path, ...]:
         options = ("--runs-root", self._runs_root, "--model", self._arena.model, "--workers", "2", "--json")
         return "infer", self._archive, *options
 
-    def _kill_a_run(self) -> None:
-        running = self._arena.server.start(*self._argv(), flush=0.05)
-        running.reach(lambda: any(index.stat().st_size for index in self._indexes()), "records")
-        running.signal_group(signal.SIGKILL)
-        assert running.wait(_LIMIT_SEC).code == -signal.SIGKILL
-        running.gone()
-
-    def _indexes(self) -> list[Path]:
-        return list(self._runs_root.glob("run_*/index*"))
+    def _is_indexing(self) -> bool:
+        return any(index.stat().st_size for index in self._runs_root.glob("run_*/index*"))
 
     def _infer(self) -> Result:
         return self._done(*self._argv())
@@ -71,11 +66,26 @@ class _Crowd:
     def _rebuild(self) -> None:
         """All files in one directory: those of which nothing is believed are misc."""
         settings = ("--copy-mode", "hardlink", "--layout", "flat", "--threshold", "1")
-        self._done("rebuild", self._runs_root, "--out", self._tree, *settings)
-        assert len(os.listdir(self._tree / "misc")) == self._entries
+        rebuild = ("rebuild", self._runs_root, "--out", self._tree, *settings)
+        self._kill(rebuild, lambda: self._placed() > self._entries // 10, alone=True)
+        self._done(*rebuild)
+        assert self._placed() == self._entries
         self._done("verify", self._tree)
+        self._kill(("undo", self._tree), lambda: self._placed() < self._entries * 9 // 10)
         self._done("undo", self._tree)
         assert not self._tree.exists()
+
+    def _placed(self) -> int:
+        misc = self._tree / "misc"
+        return len(os.listdir(misc)) if misc.exists() else 0
+
+    def _kill(self, argv: tuple[str | Path, ...], when: Callable[[], bool], *, alone: bool = False) -> None:
+        """Kill a command, or its main process alone, at some point of its work."""
+        running = self._arena.server.start(*argv)
+        running.reach(when, "point of its work")
+        running.signal(signal.SIGKILL) if alone else running.signal_group(signal.SIGKILL)
+        assert running.wait(_LIMIT_SEC).code == -signal.SIGKILL
+        running.gone()
 
     def _done(self, *argv: str | Path) -> Result:
         result = self._arena.server.start(*argv).wait(_LIMIT_SEC)
