@@ -28,6 +28,14 @@ def test_the_tally_of_all_is_the_sum_of_the_tallies(some: list[Record], others: 
 
 
 @given(st.lists(records))
+def test_records_count_the_same_one_by_one_and_all_at_once(some: list[Record]) -> None:
+    tally = Tally()
+    for record in some:
+        tally.add(record)
+    assert tally == Tally.of(some)
+
+
+@given(st.lists(records))
 def test_a_tally_survives_json(some: list[Record]) -> None:
     tally = Tally.of(some)
     assert Tally.from_json(json.loads(json.dumps(tally.to_json()))) == tally

@@ -168,7 +168,7 @@ def file_row(record: Record, line: int) -> FileRow:
     # Nobody takes over a failure, so its hash is left out; but what cost workers is not tried under any name.
     known = error is None or error["type"] in WORKER_ERRORS
     digest = record["hash"] if known else None
-    directory, name = os.path.split(path)
+    directory, _, name = path.rpartition(b"/")
     return FileRow(directory, name, record["size"], record["mtime_ns"], digest, failed, line)
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "Decision",
     "DecisionSettings",
     "Reason",
+    "conclude",
     "decide",
     "failed_decision",
     "rounded_probability",
@@ -140,11 +141,33 @@ def decide(probs: Mapping[str, float], settings: DecisionSettings, gate: float |
         summed[canonical] = summed.get(canonical, 0.0) + probability
     rounded = {label: min(rounded_probability(total), 1.0) for label, total in summed.items()}
     best = min(rounded, key=lambda label: (-rounded[label], label))
-    confidence = rounded[best]
+    return conclude(settings, label_top1, probs[label_top1], best, rounded[best], gate)
+
+
+def conclude(
+    settings: DecisionSettings,
+    label_top1: str,
+    conf_top1: float,
+    best: str,
+    confidence: float,
+    gate: float | None = None,
+) -> Decision:
+    """Decide a file of which the most probable labels are known.
+
+    Parameters
+    ----------
+    settings
+        Thresholds and targets.
+    label_top1, conf_top1
+        The most probable fine label.
+    best, confidence
+        The most probable canonical label and its summed probability, rounded.
+    gate
+        As for `decide`.
+    """
     below = not settings.believes(best, confidence)
-    outside = (
-        settings.target_labels is not None and best != settings.misc and best not in settings.target_labels
-    )
+    targets = settings.target_labels
+    outside = targets is not None and best != settings.misc and best not in targets
     reason: Reason = "top1"
     if settings.rejects(gate):
         reason = "gated"
@@ -152,7 +175,7 @@ def decide(probs: Mapping[str, float], settings: DecisionSettings, gate: float |
         reason = "below_threshold" if below else "out_of_target"
     assigned = best if reason == "top1" else settings.misc
     return Decision(
-        label_top1, probs[label_top1], assigned, confidence, reason, assigned == settings.misc, below, outside
+        label_top1, conf_top1, assigned, confidence, reason, assigned == settings.misc, below, outside
     )
 
 

@@ -89,13 +89,13 @@ def test_all_processes_see_one_table() -> None:
     table = make()
     pid = os.fork()
     if pid == 0:
-        table.slots["path"][1] = b"\xff odd\n.wav"
+        table.set_path(1, b"\xff odd\n.wav")
         table.slots["kind"][1] = Kind.GONE
         table.view("features")[1] = 0.5
         table.counters[Gauge.WRITTEN] = 2**40
         os._exit(0)
     os.waitpid(pid, 0)
-    assert table.slots["path"][1] == b"\xff odd\n.wav"
+    assert table.paths([1]) == [b"\xff odd\n.wav"]
     assert table.slots["kind"][1] == Kind.GONE
     assert (table.view("features")[1] == 0.5).all()
     assert not table.view("features")[2].any()
@@ -104,8 +104,22 @@ def test_all_processes_see_one_table() -> None:
 
 def test_the_longest_path_is_kept_whole() -> None:
     table = make()
-    table.slots["path"][0] = b"x" * PATH_BYTES
-    assert table.slots["path"][0] == b"x" * PATH_BYTES
+    table.set_path(0, b"x" * PATH_BYTES)
+    assert table.paths([0]) == [b"x" * PATH_BYTES]
+
+
+def test_a_shorter_path_leaves_nothing_of_the_longer_one_before() -> None:
+    table = make()
+    for path in (b"a long one.wav", b"b.wav"):
+        table.set_path(0, path)
+    assert table.paths([0, 1]) == [b"b.wav", b""]
+
+
+def test_fields_of_many_slots_are_set_at_once() -> None:
+    table = make()
+    table.fill([2, 0], size=[20, 10], owner=-1)
+    assert table.view("size")[:3].tolist() == [10, 0, 20]
+    assert table.view("owner")[:3].tolist() == [-1, 0, -1]
 
 
 def test_too_little_memory_is_an_error_with_a_way_out() -> None:

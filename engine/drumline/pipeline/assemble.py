@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, cast
 
-from drumline.decide import decide, failed_decision
+from drumline.decide import failed_decision
+from drumline.decide_rows import Decided, RowDecider
 from drumline.laps import Lap, Step
 from drumline.pipeline.job import Job
 from drumline.pipeline.slots import ERROR_TYPES, SlotTable
@@ -19,16 +19,13 @@ from drumline.records import (
     Record,
     path_fields,
     rounded_probability,
-    sparse_probs,
-    topk_of,
 )
 
 __all__ = ["Assembler", "assigned_labels"]
 
-_COLUMNS = (
-    *("path", "size", "mtime_ns", "hash", "error", "message", "format", "sample_rate", "channels"),
-    *("duration_sec", "rms_db", "spectral_centroid", "spectral_rolloff", "gate"),
-)
+_COLUMNS = ("size", "mtime_ns", "hash", "error", "message", "format", "sample_rate", "channels")
+_ROUNDED = {"duration_sec": 6, "rms_db": 3, "spectral_centroid": 2, "spectral_rolloff": 2}
+"""Field → digits that a record keeps of it."""
 
 
 class Assembler:
@@ -36,30 +33,53 @@ class Assembler:
 
     def __init__(self, job: Job, table: SlotTable, lap: Lap) -> None:
         self._job, self._table, self._lap = job, table, lap
-        self._labels = job.bundle.labels
+        self._decide = RowDecider(job.bundle.labels, job.decisions, job.settings.top_k)
+        self._failed = Decided({}, [], failed_decision(job.decisions))
         self._assigned = assigned_labels(job)
-        self._root, self._root_text = job.archive, path_fields(job.archive)
+        self._root = os.path.join(job.archive, b"")
+        self._root_text, self._root_b64 = path_fields(self._root)
 
-    def records(self, slots: list[int]) -> Iterator[Record]:
+    def records(self, slots: list[int]) -> list[Record]:
         """Make the records of slots that hold files."""
-        columns = [self._table.view(name)[slots].tolist() for name in _COLUMNS]
-        probabilities = sparse_probs(self._labels, self._table.view("probs")[slots])
-        for values, probs in zip(zip(*columns, strict=True), probabilities, strict=True):
-            fields = dict(zip(_COLUMNS, values, strict=True))
-            record = self._record(fields, {} if fields["error"] else probs)
-            self._lap(Step.RECORD)
-            yield record
+        decided = self._decisions(slots)
+        self._lap(Step.DECISION, len(slots))
+        columns: dict[str, list[Any]] = {"path": self._table.paths(slots)}
+        columns |= {name: self._table.view(name)[slots].tolist() for name in _COLUMNS}
+        columns |= {name: self._rounded(name, slots, digits) for name, digits in _ROUNDED.items()}
+        names = tuple(columns)
+        records = [
+            self._record(dict(zip(names, values, strict=True)), *what)
+            for values, what in zip(zip(*columns.values(), strict=True), decided, strict=True)
+        ]
+        self._lap(Step.RECORD, len(slots))
+        return records
 
-    def _record(self, fields: dict[str, Any], probs: dict[str, float]) -> Record:
-        relative, relative_b64 = path_fields(fields["path"])
-        absolute, absolute_b64 = path_fields(os.path.join(self._root, fields["path"]))
-        failed = bool(fields["error"])
-        self._lap(Step.RECORD, 0)
-        gate = None if failed else _gate(fields)
-        decision = (
-            failed_decision(self._job.decisions) if failed else decide(probs, self._job.decisions, gate)
+    def _decisions(self, slots: list[int]) -> list[tuple[Decided, float | None]]:
+        """Return what is decided for each slot, and what the gate says."""
+        sound = [
+            slot for slot, error in zip(slots, self._table.view("error")[slots], strict=True) if not error
+        ]
+        gates = [_gate(value) for value in self._table.view("gate")[sound].tolist()]
+        decided = dict(
+            zip(
+                sound,
+                zip(self._decide(self._table.view("probs")[sound], gates), gates, strict=True),
+                strict=True,
+            )
         )
-        self._lap(Step.DECISION)
+        return [decided.get(slot, (self._failed, None)) for slot in slots]
+
+    def _rounded(self, name: str, slots: list[int], digits: int) -> list[float | None]:
+        """Return a column as records have it: rounded, and None where it is not known."""
+        values = self._table.view(name)[slots].round(digits).tolist()
+        return [None if math.isnan(value) else value for value in values]
+
+    def _record(self, fields: dict[str, Any], decided: Decided, gate: float | None) -> Record:
+        relative, relative_b64 = path_fields(fields["path"])
+        absolute, absolute_b64 = self._root_text + relative, self._root_b64
+        if relative_b64 or self._root_b64:
+            absolute, absolute_b64 = path_fields(self._root + fields["path"])
+        failed, decision = bool(fields["error"]), decided.decision
         record = Record(
             schema_version=SCHEMA_VERSION,
             relative_path=relative,
@@ -73,14 +93,14 @@ class Assembler:
             format=fields["format"].decode() if not failed else _extension(fields["path"]),
             sample_rate=None if failed else fields["sample_rate"],
             channels=None if failed else fields["channels"],
-            duration_sec=None if failed else round(fields["duration_sec"], 6),
-            rms_db=None if failed else _rounded(fields["rms_db"], 3),
-            spectral_centroid=None if failed else _rounded(fields["spectral_centroid"], 2),
-            spectral_rolloff=None if failed else _rounded(fields["spectral_rolloff"], 2),
+            duration_sec=None if failed else fields["duration_sec"],
+            rms_db=None if failed else fields["rms_db"],
+            spectral_centroid=None if failed else fields["spectral_centroid"],
+            spectral_rolloff=None if failed else fields["spectral_rolloff"],
             label_top1=decision.label_top1,
             conf_top1=decision.conf_top1,
-            topk=topk_of(probs, self._job.settings.top_k),
-            probs=None if failed else probs,
+            topk=decided.topk,
+            probs=None if failed else decided.probs,
             assigned_label=decision.assigned_label,
             assigned_conf=decision.assigned_conf,
             assigned_reason=decision.assigned_reason,
@@ -110,13 +130,9 @@ def _error(fields: dict[str, Any]) -> FileError:
     return FileError(type=kind, message=fields["message"].decode("utf-8", "replace"))
 
 
-def _gate(fields: dict[str, Any]) -> float | None:
-    return None if math.isnan(fields["gate"]) else rounded_probability(fields["gate"])
+def _gate(value: float) -> float | None:
+    return None if math.isnan(value) else rounded_probability(value)
 
 
 def _extension(path: bytes) -> str:
     return os.path.splitext(path)[1][1:].lower().decode("ascii", "replace")
-
-
-def _rounded(value: float, digits: int) -> float | None:
-    return None if math.isnan(value) else round(value, digits)

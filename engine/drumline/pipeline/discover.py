@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from drumline.cache import Cache, Failure, KnownFile
 from drumline.errors import ArchiveError, FilesGoneError
@@ -39,7 +40,10 @@ from drumline.walk import Directory, Entry, Walk, WalkSettings
 __all__ = ["Carried", "GoneDirectory", "GoneFile", "NewFile", "Survey", "discover", "make_survey"]
 
 _CHUNK = 32
-"""Slots handed on at once."""
+"""Slots filled and handed on at once."""
+
+_CLEAN: Final = {"tries": 0, "error": 0, "twin": 0, "owner": -1, "hash": b""}
+"""What a slot's last file leaves behind, cleared."""
 
 _SECOND_NS = 1_000_000_000
 
@@ -239,48 +243,60 @@ class _Dispatcher:
         self._todo: list[int] = []
         self._done: list[int] = []
 
-    def dispatch(self, finding: Finding) -> None:
-        slot = self._free_slot()
-        fields = self._table.slots[slot]
-        fields["tries"] = fields["error"] = fields["twin"] = 0
-        fields["owner"], fields["hash"] = -1, b""
-        if isinstance(finding, NewFile):
-            self._file(slot, finding)
-        else:
-            self._known(slot, finding)
-        if len(self._todo) + len(self._done) >= _CHUNK:
-            self.hand_on()
+    def dispatch(self, findings: Sequence[Finding]) -> None:
+        """Fill a slot with each finding and hand them on."""
+        files = [finding for finding in findings if isinstance(finding, NewFile)]
+        while files:
+            slots = self._free_slots(len(files))
+            self._files(slots, files[: len(slots)])
+            files = files[len(slots) :]
+        for finding in findings:
+            if not isinstance(finding, NewFile):
+                (slot,) = self._free_slots(1)
+                self._known(slot, finding)
+        self.hand_on()
 
-    def _file(self, slot: int, finding: NewFile) -> None:
-        fields, entry = self._table.slots[slot], finding.entry
-        path = os.path.join(finding.directory, entry.name)
-        fields["kind"], fields["path"] = Kind.FILE, path
-        fields["size"], fields["mtime_ns"] = entry.size, entry.mtime_ns
-        error = ("unreadable", entry.error) if entry.error else None
+    def _files(self, slots: list[int], findings: list[NewFile]) -> None:
+        paths = [os.path.join(finding.directory, finding.entry.name) for finding in findings]
+        self._table.fill(
+            slots,
+            **_CLEAN,
+            kind=Kind.FILE,
+            size=[finding.entry.size for finding in findings],
+            mtime_ns=[finding.entry.mtime_ns for finding in findings],
+            state=State.TODO,
+        )
+        for slot, path, finding in zip(slots, paths, findings, strict=True):
+            self._table.set_path(slot, path)
+            if error := self._hindrance(path, finding.entry):
+                self._table.fail(slot, *error)
+                self._done.append(slot)
+            else:
+                self._reading.announce(path)
+                self._todo.append(slot)
+
+    def _hindrance(self, path: bytes, entry: Entry) -> tuple[str, str] | None:
+        """Return the type and the text of what keeps a file from being read, as far as can be seen here."""
         if len(self._archive) + 1 + len(path) >= PATH_MAX:
-            error = ("path_too_long", f"the path has more than the {PATH_MAX - 1} bytes that can be opened")
-        if error:
-            self._table.fail(slot, *error)
-            self._done.append(slot)
-        else:
-            self._reading.announce(path)
-            fields["state"] = State.TODO
-            self._todo.append(slot)
+            return "path_too_long", f"the path has more than the {PATH_MAX - 1} bytes that can be opened"
+        return ("unreadable", entry.error) if entry.error else None
 
     def _known(self, slot: int, finding: Carried | GoneFile | GoneDirectory) -> None:
         fields = self._table.slots[slot]
+        self._table.fill([slot], **_CLEAN)
         if isinstance(finding, Carried):
             fields["kind"], fields["frame"] = Kind.CARRY, finding.frame
             fields["lines"] = list(finding.lines.to_bytes(len(fields["lines"]), "little"))
         elif isinstance(finding, GoneFile):
-            fields["kind"], fields["path"] = Kind.GONE, finding.name
-            fields["directory"] = finding.directory
+            fields["kind"], fields["directory"] = Kind.GONE, finding.directory
+            self._table.set_path(slot, finding.name)
         else:
             fields["kind"], fields["directory"] = Kind.GONE_DIRECTORY, finding.directory
         fields["state"] = State.DONE
         self._done.append(slot)
 
-    def _free_slot(self) -> int:
+    def _free_slots(self, wanted: int) -> list[int]:
+        """Return up to `wanted` free slots, at least one; waits for it."""
         if not self._free:
             self.hand_on()
             self._lap(Step.COMPARE, 0)
@@ -288,7 +304,8 @@ class _Dispatcher:
                 self._free = self._look_ahead() or self._returned()
                 self._heed_allowance()
             self._lap(Step.WAIT_OUTPUT, 0)  # looking ahead is what it does meanwhile
-        return self._free.pop()
+        slots, self._free = self._free[:wanted], self._free[wanted:]
+        return slots
 
     def _returned(self) -> list[int]:
         slots = self._queues.free.get(_CHUNK, timeout=_HEED_SEC if self._held else None)
@@ -345,8 +362,8 @@ def discover(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     reading = Reading(job.archive, job.settings.storage)
     dispatcher = _Dispatcher(job, reading, table, queues, Walk(_walk_settings(job)).counts(), lap)
     lap(Step.START, 0)
-    for finding in reading.ordered(survey.present(), _path_to_read):
-        dispatcher.dispatch(finding)
+    for findings in _chunks(reading.ordered(survey.present(), _path_to_read)):
+        dispatcher.dispatch(findings)
         _count(table, survey)
     _count(table, survey)
     _refuse_an_empty_archive(job, survey)
@@ -356,14 +373,17 @@ def discover(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     table.counters[Gauge.DISCOVERY_DONE] = 1
     if survey.gone:
         dispatcher.wait_for_readers()
-    for vanished in survey.vanished():
+    for vanished in _chunks(survey.vanished()):
         dispatcher.dispatch(vanished)
-    dispatcher.hand_on()
     lap(Step.COMPARE, 0)
 
 
 def _path_to_read(finding: Finding) -> bytes | None:
     return os.path.join(finding.directory, finding.entry.name) if isinstance(finding, NewFile) else None
+
+
+def _chunks(findings: Iterator[Finding]) -> Iterator[list[Finding]]:
+    return iter(lambda: list(islice(findings, _CHUNK)), [])
 
 
 def _refuse_an_empty_archive(job: Job, survey: Survey) -> None:

@@ -216,7 +216,7 @@ class _Worker:
 
     def _fill(self, slot: int) -> bool:
         fields = self._table.slots[slot]
-        path = os.path.join(self._job.archive, fields["path"])
+        path = os.path.join(self._job.archive, *self._table.paths([slot]))
         with step("extract.read"):
             content = self._reader.read(path)
         fields["size"], fields["mtime_ns"] = content.size, content.mtime_ns

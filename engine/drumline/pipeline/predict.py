@@ -31,7 +31,10 @@ from drumline.pipeline.slots import DEVICES, Gauge, SlotTable, State
 __all__ = ["predict"]
 
 _PATIENCE_SEC = 0.004
-"""How long a batch waits for more files once it has one."""
+"""How long a batch waits for more files once it has one …"""
+
+_GLANCES = 4
+"""… and how often it looks for them meanwhile."""
 
 _CPUS_PER_THREAD = 4
 """One thread of the model keeps up with about this many CPUs' worth of extract workers."""
@@ -73,12 +76,12 @@ def _open(job: Job, table: SlotTable) -> Session:
 def _next_batch(queues: Queues, table: SlotTable, patience: float | None) -> list[int] | None:
     largest = int(table.counters[Gauge.BATCH_ALLOWED])
     slots = queues.ready.get(largest, timeout=patience)
-    deadline = time.monotonic() + _PATIENCE_SEC
-    while slots and len(slots) < largest and (left := deadline - time.monotonic()) > 0:
-        more = queues.ready.get(largest - len(slots), timeout=left)
-        if not more:
+    for _ in range(_GLANCES):
+        if not slots or len(slots) == largest:
             break
-        slots += more
+        # To be woken up for each slot would take the CPU from the workers each time.
+        time.sleep(_PATIENCE_SEC / _GLANCES)
+        slots += queues.ready.get(largest - len(slots), timeout=0) or []
     return slots
 
 
@@ -86,7 +89,9 @@ def _predict(
     session: Session, table: SlotTable, slots: list[int], rows: NDArray[np.float32], lap: Lap
 ) -> NDArray[np.bool_]:
     """Fill in what the model says; return for which files that is finite."""
-    np.take(table.view("features"), slots, axis=0, out=rows, mode="clip")
+    features = table.view("features")
+    for row, slot in zip(rows, slots, strict=True):  # np.take would copy the whole table each time
+        row[...] = features[slot]
     lap(Step.GATHER, len(slots))
     outputs = session.predict(rows)
     lap(Step.MODEL, len(slots))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ class SlotQueue:
 
     def put(self, slots: Sequence[int] | NDArray[np.integer]) -> None:
         """Append slot numbers; waits while the pipe is full, as doubled numbers might make it."""
-        numbers = np.asarray(slots, np.uint32)
+        numbers = array("I", slots)
         for start in range(0, len(numbers), _ATOMIC_NUMBERS):
             chunk = numbers[start : start + _ATOMIC_NUMBERS].tobytes()
             while not self._written(chunk):

@@ -19,7 +19,7 @@ Fields of a slot:
 
 ====================  ===========================================================================
 state, kind           of `State` and `Kind`
-path                  bytes below the archive root (a name alone where kind is GONE)
+path, path_length     bytes below the archive root (a name alone where kind is GONE), and how many
 size, mtime_ns        bytes; nanoseconds since the epoch: as discovered, then as read
 tries                 how often a worker died of this file
 owner                 number of the worker that claimed it, -1 before
@@ -151,6 +151,7 @@ def _slot_dtype(feature_shape: tuple[int, ...], classes: int) -> np.dtype[Any]:
             ("tries", "u1"),
             ("twin", "u1"),
             ("channels", "u2"),
+            ("path_length", "u2"),
             ("owner", "i4"),
             ("sample_rate", "u4"),
             ("size", "i8"),
@@ -165,7 +166,7 @@ def _slot_dtype(feature_shape: tuple[int, ...], classes: int) -> np.dtype[Any]:
             ("hash", "S64"),
             ("format", "S8"),
             ("message", "S240"),
-            ("path", f"S{PATH_BYTES}"),
+            ("path", "u1", (PATH_BYTES,)),
             ("probs", "f4", (classes,)),
             ("gate", "f4"),
             ("features", "f4", feature_shape),
@@ -269,6 +270,22 @@ class SlotTable:
         taken = [slot for slot, at in dict(zip(slots, found, strict=True)).items() if at == expected]
         states[taken] = state
         return taken
+
+    def fill(self, slots: list[int], **columns: Any) -> None:
+        """Set fields of many slots at once, each to one value for all or to a list with one for each."""
+        for name, values in columns.items():
+            self.slots[name][slots] = values
+
+    def set_path(self, slot: int, path: bytes) -> None:
+        """Set a slot's path."""
+        self.slots["path"][slot, : len(path)] = np.frombuffer(path, np.uint8)
+        self.slots["path_length"][slot] = len(path)
+
+    def paths(self, slots: list[int]) -> list[bytes]:
+        """Return the paths of slots."""
+        # Without its length, NumPy would look for the end of each from the last of 4,352 bytes on.
+        paths, lengths = self.slots["path"], self.slots["path_length"][slots].tolist()
+        return [paths[slot, :length].tobytes() for slot, length in zip(slots, lengths, strict=True)]
 
     def fail(self, slot: int, error: str, message: str) -> None:
         """Turn a slot into a typed failure."""

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -51,11 +52,11 @@ class _Lines:
     tally: Tally = field(default_factory=Tally)
     carried: int = 0
 
-    def add(self, record: Record, carried: bool) -> None:
-        self.rows.append(file_row(record, len(self.lines)))
-        self.lines.append(encode_record(record))
-        self.tally.add(record)
-        self.carried += carried and record["errors"] is None
+    def add(self, records: list[Record], carried: bool) -> None:
+        self.rows += map(file_row, records, count(len(self.lines)))
+        self.lines += map(encode_record, records)
+        self.tally.add_all(records)
+        self.carried += carried and sum(record["errors"] is None for record in records)
 
 
 class SourceFrame(NamedTuple):
@@ -132,24 +133,24 @@ class _Writer:
     def _records(self, slots: list[int]) -> None:
         if not slots:
             return
-        labels: Counter[str] = Counter()
-        failed = 0
-        for record in self._assembler.records(slots):
-            self._add(record, carried=False)
-            self._lap(Step.ENCODE)
-            labels[record["assigned_label"]] += record["errors"] is None
-            failed += record["errors"] is not None
+        records = self._assembler.records(slots)
+        self._add(records, carried=False)
+        labels = Counter(record["assigned_label"] for record in records if record["errors"] is None)
         counters = self._table.counters
         counters[Gauge.WRITTEN] += len(slots)
-        counters[Gauge.FAILED] += failed
+        counters[Gauge.FAILED] += len(slots) - labels.total()
         counters[Gauge.TWINS] += int(self._table.view("twin")[slots].sum())
         counters[Gauge.WRITTEN_BYTES] += int(self._table.view("size")[slots].sum())
         self._assembler.count_labels(labels)
 
-    def _add(self, record: Record, carried: bool) -> None:
-        self._pending.add(record, carried)
-        if len(self._pending.lines) == FRAME_LINES:
-            self._close_frame()
+    def _add(self, records: list[Record], carried: bool) -> None:
+        while records:
+            room = FRAME_LINES - len(self._pending.lines)
+            self._pending.add(records[:room], carried)
+            self._lap(Step.ENCODE, len(records[:room]))
+            if len(self._pending.lines) == FRAME_LINES:
+                self._close_frame()
+            records = records[room:]
 
     def _close_frame(self) -> None:
         if self._pending.lines:
@@ -166,12 +167,14 @@ class _Writer:
         if self._may_be_copied(source.row, mask):
             self._carried.append((source.row.id, self._index.append(source.raw)))
         else:
-            for number, line in enumerate(split_lines(source.data)):
-                if mask >> number & 1:
-                    record = parse_record(line, source.path)
-                    self._add(redecide(record, self._job.decisions, self._job.settings.top_k), carried=True)
+            lines = enumerate(split_lines(source.data))
+            held = [parse_record(line, source.path) for number, line in lines if mask >> number & 1]
+            self._add([self._redecided(record) for record in held], carried=True)
         self._table.counters[Gauge.CARRIED] += mask.bit_count()
         self._lap(Step.CARRY, mask.bit_count())
+
+    def _redecided(self, record: Record) -> Record:
+        return redecide(record, self._job.decisions, self._job.settings.top_k)
 
     def _may_be_copied(self, frame: FrameRow, mask: int) -> bool:
         whole = mask == (1 << frame.lines) - 1
@@ -180,7 +183,7 @@ class _Writer:
 
     def _forget(self, slot: int, kind: int) -> None:
         fields = self._table.slots[slot]
-        name = bytes(fields["path"]) if kind == Kind.GONE else None
+        (name,) = self._table.paths([slot]) if kind == Kind.GONE else (None,)
         self._gone.append((int(fields["directory"]), name))
 
     def patience(self) -> float:
