@@ -67,7 +67,8 @@ class _Invention:
         """Make the first slots of the table `count` files, numbered from `first` on."""
         slots, numbers = table.slots[:count], np.arange(first, first + count)
         places = numbers * 31 % _POOL
-        slots["path"] = [_path(number) for number in numbers.tolist()]
+        for slot, number in enumerate(numbers.tolist()):
+            table.set_path(slot, _path(number))
         slots["hash"] = [b"%016x" % (number * _HASH_STEP % 2**64) for number in numbers.tolist()]
         slots["size"], slots["mtime_ns"] = 40_000 + places * 37, 1_600_000_000_123_456_789 + numbers
         slots["format"], slots["sample_rate"], slots["channels"] = b"wav", 44_100, 1 + places % 2
