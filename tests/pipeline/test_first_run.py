@@ -64,7 +64,8 @@ def test_the_total_is_known_while_most_files_are_still_to_be_read(tmp_path: Path
 
 
 def test_a_polite_run_lets_everything_else_go_first(infer: Infer) -> None:
-    running = infer.start("--nice", slow=0.02)
+    # With fewer slots than files, discover is still there when it is looked at.
+    running = infer.start("--nice", "--batch-size", "1", "--workers", "1", slow=0.02)
     for stage in ("write", "discover", "extract", "predict"):
         process = psutil.Process(running.stage(stage))
         running.reach(lambda process=process: process.nice() == 19, f"polite {stage}")  # type: ignore[misc]
