@@ -111,7 +111,7 @@ class Picture:
         links = " The tree is of links to your files: nothing was copied." if self.own else ""
         if not errors:
             return Text.assemble(("No file failed.", "green"), links)
-        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in errors.items())
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in errors.items())
         text = Text.assemble(
             (f"{counted(sum(errors.values()), 'file')} could not be read", "yellow"), f" ({kinds})."
         )

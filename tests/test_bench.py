@@ -78,7 +78,7 @@ def test_the_demo_ends_with_labels_tree_errors_and_the_next_commands(
         "Kick",
         "organised/",
         "Pack/ 1",
-        "1 decode error",
+        "1 decode_error",
         "drumline stats",
         "make demo",
     ):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bench.synth import write_archive
 from drumline.stub import create_stub
@@ -179,11 +180,61 @@ def test_a_dry_run_prints_its_plan_for_people(arguments: list[str]) -> None:
     assert "0 would be carried over" in done.stdout
 
 
-def test_verbose_names_the_settings_on_stderr(arguments: list[str]) -> None:
-    done = drumline(*arguments, "-v", "--json")
-    json.loads(done.stdout)
-    assert "drumline: batch_size: 64" in done.stderr
-    assert "drumline: 1 workers" in done.stderr
+def test_verbose_names_settings_model_and_cache_on_stderr_as_yaml(
+    arguments: list[str], place: Path, tmp_path: Path
+) -> None:
+    done = drumline(*arguments, "-v", "-q", "--labels", "Kick,Snare")
+    said = yaml.safe_load(done.stderr)
+    assert (said["batch_size"], said["workers"], said["label_map"]) == (64, 1, None)
+    assert said["target_labels"] == ["Kick", "Snare"]
+    assert said["misc"]["threshold"] == 0.5
+    assert said["model"].startswith("stub 0.0.0, ")
+    assert said["cache"] == f"{tmp_path}/runs/cache.sqlite, not there yet"
+
+
+def test_the_end_names_kinds_of_errors_as_records_do_and_what_miscs_confidence_is(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    done = drumline(*arguments, "--threshold", "1.0")
+    (run,) = runs_of(tmp_path / "runs")
+    failed = json.loads((run / "summary.json").read_text())["errors"]
+    assert failed
+    for kind, count in failed.items():
+        assert f"  {count:,} {kind}\n" in done.stdout
+    note = "misc: the confidence is that of each file's likeliest label, believed or not"
+    assert note in done.stdout
+    assert note in drumline("stats", str(run)).stdout
+
+
+def test_paths_are_shown_from_the_current_directory_where_that_is_shorter(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    below = drumline(*arguments, cwd=tmp_path).stdout
+    assert "\nIndex: runs/run_" in below
+    assert "Next:  drumline rebuild runs/run_" in below
+    assert "Which: drumline stats runs/run_" in below
+    beside = drumline(*arguments, cwd=place_beside(tmp_path)).stdout
+    assert "\nIndex: ../runs/run_" in beside
+    assert f"\nIndex: {tmp_path}/runs/run_" in drumline(*arguments, cwd=Path("/usr/share")).stdout
+
+
+def place_beside(path: Path) -> Path:
+    (path / "beside").mkdir()
+    return path / "beside"
+
+
+def test_a_profile_is_shown_after_the_result(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "drumline", *arguments, "--profile"]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=ROOT
+    )
+    assert done.returncode == 0
+    assert 0 < done.stdout.index("Next:") < done.stdout.index("waits for") < done.stdout.index("Bound:")
+
+
+def test_a_quiet_dry_run_prints_nothing(arguments: list[str]) -> None:
+    done = drumline(*arguments, "--dry-run", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_the_command_works_from_any_directory_with_relative_paths(place: Path, tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def test_the_command_shows_both_runs_the_table_and_the_files(command: CommandLin
     assert (about["a"]["model"]["name"], about["b"]["run"]) == ("old", two.name)
 
 
+def test_misc_is_shown_without_the_confidence_in_the_label_it_was_preferred_to(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    one = make_run(tmp_path, [make_record(b"x.wav", KICK)])
+    two = make_run(tmp_path, [make_record(b"x.wav", KICK, assigned_label="misc")])
+    assert "x.wav  Kick 0.90 → misc\n" in command("diff", one.directory, two.directory).out
+
+
 def test_a_run_that_is_not_there_is_named(command: CommandLine, tmp_path: Path) -> None:
     run = make_run(tmp_path)
     outcome = command("diff", run.directory, tmp_path / "none")

@@ -113,7 +113,7 @@ def test_the_panel_shows_all_that_is_promised(monkeypatch: pytest.MonkeyPatch) -
     for text in (
         *("drumline · /samples", "500 of 2,000 files", "6.0 s left", "250 files/s", "5.0 MB/s"),
         *("77 carried over", "5 failed", "Kick", "300", "Snare", "200", "stopping"),
-        *("extract 12", "predict 3", "write 1", "320 slots"),
+        *("waiting to be  read 12   classified 3   written 1", "at most 320 files at once"),
     ):
         assert text in shown
     assert "Tom" not in shown

@@ -481,6 +481,7 @@ def test_the_command_says_what_it_did_and_what_is_next(command: CommandLine, run
     assert "the same 'drumline infer' command" in outcome.out
     assert command("verify", run.directory).code == 0
     assert "nothing to repair" in command("repair", run.directory).out
+    assert command("repair", run.directory, "-q").out == ""
 
 
 def test_the_command_gives_json(command: CommandLine, run: Run) -> None:

@@ -137,6 +137,16 @@ def test_a_sound_run_has_no_problem_and_every_check_is_made(run: Run) -> None:
     assert report.checks["records"] == f"{FILES} records in {FILES} lines"
 
 
+def test_quiet_prints_problems_alone(run: Run, command: CommandLine) -> None:
+    sound = command("verify", run.directory, "-q")
+    assert (sound.code, sound.out, sound.err) == (0, "", "")
+    edit_json(run.summary_path, lambda summary: summary["counts"].update(indexed=1))
+    told = command("verify", run.directory, "--quiet")
+    assert told.code == 11
+    assert told.out.startswith("problem  summary")
+    assert "ok  " not in told.out
+
+
 def test_a_run_of_one_file_is_spoken_of_in_the_singular(tmp_path: Path, command: CommandLine) -> None:
     (tmp_path / "archive").mkdir()
     write_tone(tmp_path / "archive" / "kick.wav")

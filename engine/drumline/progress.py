@@ -19,6 +19,9 @@ _RATE_WINDOW_SEC = 5.0
 _PLAIN_SEC = 5.0
 _PANEL_SEC = 0.125
 
+_DONE_TO_FILES = {"extract": "read", "predict": "classified", "write": "written"}
+"""Stage → what it does to a file, in a user's words."""
+
 
 class Snapshot(NamedTuple):
     """The state of a pipeline at one moment.
@@ -220,11 +223,11 @@ def _label_lines(snapshot: Snapshot) -> list[Any]:
 def _queue_line(snapshot: Snapshot) -> Any:
     from rich.text import Text
 
-    waiting = "   ".join(f"{stage} {count}" for stage, count in snapshot.waiting.items())
-    line = Text(f"waiting for  {waiting}   of {snapshot.slots_allowed} slots", style="dim")
+    waiting = "   ".join(f"{_DONE_TO_FILES[stage]} {count:,}" for stage, count in snapshot.waiting.items())
+    line = Text(f"waiting to be  {waiting}   (at most {snapshot.slots_allowed:,} files at once", style="dim")
     if snapshot.slots_allowed < snapshot.slots:
         line.append(": memory is short", style="yellow")
-    return line
+    return line.append(")")
 
 
 def _short_text(snapshot: Snapshot) -> str:

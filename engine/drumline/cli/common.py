@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -25,9 +26,12 @@ __all__ = [
     "echo_json",
     "echo_json_list",
     "json_option",
+    "misc_note",
     "path_type",
+    "quiet_option",
     "safe_text",
     "shell_word",
+    "short_path",
     "stdout_console",
 ]
 
@@ -59,6 +63,11 @@ def json_option(function: F) -> F:
     return click.option(
         "as_json", "--json", is_flag=True, help="Print JSON on stdout, and nothing else there."
     )(function)
+
+
+def quiet_option(function: F) -> F:
+    """Add ``--quiet``; what ``--json`` asks for is printed all the same."""
+    return click.option("-q", "--quiet", is_flag=True, help="Print warnings only.")(function)
 
 
 class _Path(click.Path):
@@ -130,6 +139,21 @@ def safe_text(text: str | bytes) -> str:
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
         for char in decoded
     )
+
+
+def short_path(path: str) -> str:
+    """Return a path as it reads from the current directory, where that is shorter."""
+    try:
+        relative = os.path.relpath(path)
+    except OSError:  # the current directory is gone
+        return path
+    # One that begins with a dash would be an option where it is pasted.
+    return path if relative.startswith("-") else min(relative, path, key=len)
+
+
+def misc_note(misc: str) -> str:
+    """Say what the confidence of files under misc is the confidence in."""
+    return f"{safe_text(misc)}: the confidence is that of each file's likeliest label, believed or not"
 
 
 def shell_word(text: str) -> str:

@@ -56,10 +56,10 @@ def diff_command(run_a: Path, run_b: Path, limit: int, as_json: bool) -> None:
     if as_json:
         echo_json({"a": about[0], "b": about[1], **diff.to_json()})
     else:
-        _print(stdout_console(), about, diff)
+        _print(stdout_console(), about, diff, {run.misc_label() for run in runs})
 
 
-def _print(console: Console, about: list[dict[str, Any]], diff: Diff) -> None:
+def _print(console: Console, about: list[dict[str, Any]], diff: Diff, misc: set[str]) -> None:
     from rich.text import Text
 
     for side, run in zip("AB", about, strict=True):
@@ -76,7 +76,7 @@ def _print(console: Console, about: list[dict[str, Any]], diff: Diff) -> None:
         ("Gone", diff.gone, counts["gone"]),
         ("Another label", diff.changed, counts["changed"]),
     ):
-        _print_files(console, title, entries, total)
+        _print_files(console, title, [(entry["path"], _change(entry, misc)) for entry in entries], total)
 
 
 def _described(run: dict[str, Any]) -> str:
@@ -121,24 +121,25 @@ def _print_confidence(console: Console, diff: Diff) -> None:
     console.print(table)
 
 
-def _print_files(console: Console, title: str, entries: list[dict[str, Any]], total: int) -> None:
+def _print_files(console: Console, title: str, entries: list[tuple[str, str]], total: int) -> None:
     from rich.text import Text
 
     if not entries:
         return
     console.print(f"\n[bold]{title}[/bold]")
-    for entry in entries:
-        console.print(Text(f"  {safe_text(entry['path'])}  {_change(entry)}"), soft_wrap=True)
+    for path, change in entries:
+        console.print(Text(f"  {safe_text(path)}  {change}"), soft_wrap=True)
     if total > len(entries):
         console.print(f"  … and {total - len(entries):,} more (--limit)")
 
 
-def _change(entry: dict[str, Any]) -> str:
+def _change(entry: dict[str, Any], misc: set[str]) -> str:
+    """Return labels and confidences; misc's is that of the label that it was preferred to, and left out."""
     if "to" not in entry:
         return _label(entry["label"])
     sides = ((entry["from"], entry["confidence_from"]), (entry["to"], entry["confidence_to"]))
     return " → ".join(
-        _label(label) if confidence is None else f"{_label(label)} {confidence:.2f}"
+        _label(label) if confidence is None or label in misc else f"{_label(label)} {confidence:.2f}"
         for label, confidence in sides
     )
 

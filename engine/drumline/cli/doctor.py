@@ -30,7 +30,7 @@ _STYLES = {"ok": "green", "note": "yellow", "missing": "bold red"}
     show_default=True,
     help="Where runs would be kept.",
 )
-@click.option("--model", metavar="BUNDLE", help="Bundle to try (default: the default one).")
+@click.option("--model", metavar="BUNDLE", help="Bundle to try [default: mfcc-cnn].")
 @json_option
 def doctor_command(runs_root: Path, model: str | None, as_json: bool) -> int:
     """Show what this machine has, what `infer` lacks, and how to get it.

@@ -28,7 +28,7 @@ __all__ = ["features_command"]
 )
 @click.argument("files", type=path_type(), nargs=-1, required=True)
 @click.option("--out", type=path_type(), required=True, metavar="X.npz", help="Where to write them.")
-@click.option("--model", metavar="BUNDLE", help="Bundle whose front end is used (default: the default one).")
+@click.option("--model", metavar="BUNDLE", help="Bundle whose front end is used [default: mfcc-cnn].")
 @json_option
 def features_command(files: tuple[Path, ...], out: Path, model: str | None, as_json: bool) -> int:
     """Write the feature tensors of FILES, the very ones that a model is fed.

@@ -18,9 +18,12 @@ from drumline.cli.common import (
     echo_json,
     json_option,
     path_type,
+    quiet_option,
     safe_text,
+    short_path,
 )
 from drumline.errors import FilesGoneError
+from drumline.wording import size_text
 
 if TYPE_CHECKING:
     from drumline.pipeline.profile import Profile
@@ -44,42 +47,49 @@ __all__ = ["infer_command"]
 @click.option(
     "--config", "config_file", type=path_type(), help="Read settings from this file; options here win."
 )
-@click.option("--runs-root", type=path_type(), help="Directory for runs and cache. [ClassifiedArchive]")
-@click.option("--model", "model_path", type=path_type(), help="Bundle, by directory or name. [mfcc-cnn]")
+@click.option(
+    "--runs-root", type=path_type(), help="Directory for runs and cache. [default: ClassifiedArchive]"
+)
+@click.option(
+    "--model", "model_path", type=path_type(), help="Bundle, by directory or name. [default: mfcc-cnn]"
+)
 @click.option("--label-map", type=path_type(), help="Label file in place of the bundle's own.")
 @click.option("--canonical-map", type=path_type(), help="Canonical mapping in place of the bundle's own.")
-@click.option("--device", help="auto, cpu or cuda. [auto]")
-@click.option("--workers", type=int, help="Extract processes. [one for each CPU, four on a network]")
-@click.option("--batch-size", type=int, help="Most files in one call of the model. [64]")
+@click.option("--device", help="auto, cpu or cuda. [default: auto]")
+@click.option("--workers", type=int, help="Extract processes. [default: one for each CPU, four on a network]")
+@click.option("--batch-size", type=int, help="Most files in one call of the model. [default: 64]")
 @click.option(
     "--threshold",
     type=THRESHOLD,
-    help="Below this probability a file is misc; or an operating point of the model: precision=0.95. [0.5]",
+    help="Below this probability a file is misc; or an operating point of the model: precision=0.95."
+    " [default: 0.5]",
 )
 @click.option(
-    "--gate/--no-gate", default=None, help="Whether the model's gate, if it has one, may say misc. [on]"
+    "--gate/--no-gate",
+    default=None,
+    help="Whether the model's gate, if it has one, may say misc. [default: on]",
 )
 @click.option(
     "--gate-threshold",
     type=float,
-    help="Below this probability of being a kit drum a file is misc. [as the gate was fitted]",
+    help="Below this probability of being a kit drum a file is misc. [default: as the gate was fitted]",
 )
-@click.option("--misc-label", help="What misc is called. [misc]")
+@click.option("--misc-label", help="What misc is called. [default: misc]")
 @click.option(
-    "--labels", "target_labels", callback=comma_separated, help="Wanted canonical labels: A,B. [all]"
+    "--labels", "target_labels", callback=comma_separated, help="Wanted canonical labels: A,B. [default: all]"
 )
-@click.option("--top-k", type=int, help="Fine labels listed in a record. [3]")
-@click.option("--hash-algorithm", help="xxh3_64, xxh64, md5 or sha256. [xxh3_64]")
+@click.option("--top-k", type=int, help="Fine labels listed in a record. [default: 3]")
+@click.option("--hash-algorithm", help="xxh3_64, xxh64, md5 or sha256. [default: xxh3_64]")
 @click.option(
-    "--dedup-hash/--no-dedup-hash", default=None, help="Take over predictions of known content. [on]"
+    "--dedup-hash/--no-dedup-hash", default=None, help="Take over predictions of known content. [default: on]"
 )
 @click.option(
     "--audio-stats/--no-audio-stats",
     "include_audio_stats",
     default=None,
-    help="Level, centroid, rolloff. [on]",
+    help="Level, centroid, rolloff. [default: on]",
 )
-@click.option("--compress-index", help="zstd, gzip or none. [zstd]")
+@click.option("--compress-index", help="zstd, gzip or none. [default: zstd]")
 @click.option(
     "--formats", "supported_formats", callback=comma_separated, help="Extensions that count: wav,flac."
 )
@@ -87,15 +97,17 @@ __all__ = ["infer_command"]
     "--file-timeout",
     "file_timeout_sec",
     type=float,
-    help="Seconds without progress until a file is given up. [30]",
+    help="Seconds without progress until a file is given up. [default: 30]",
 )
-@click.option("--max-file-mb", type=int, help="Larger files are not read. [4000]")
-@click.option("--worker-memory-mb", type=int, help="Memory that a file may cost a worker. [1000]")
-@click.option("--follow-links", help="Links to files that are read: all, inside (the archive) or none. [all]")
+@click.option("--max-file-mb", type=int, help="Larger files are not read. [default: 4000]")
+@click.option("--worker-memory-mb", type=int, help="Memory that a file may cost a worker. [default: 1000]")
+@click.option(
+    "--follow-links", help="Links to files that are read: all, inside (the archive) or none. [default: all]"
+)
 @click.option(
     "--one-file-system", is_flag=True, default=None, help="Pass over what is mounted below ARCHIVE."
 )
-@click.option("--io", help="What ARCHIVE lies on: auto, ssd, hdd or network. [auto]")
+@click.option("--io", help="What ARCHIVE lies on: auto, ssd, hdd or network. [default: auto]")
 @click.option("--nice", is_flag=True, default=None, help="Let everything else on the machine go first.")
 @click.option("--fresh", is_flag=True, default=None, help="Ignore earlier runs and the cache.")
 @click.option("--retry-failed", is_flag=True, default=None, help="Try files again that failed before.")
@@ -111,8 +123,8 @@ __all__ = ["infer_command"]
     is_flag=True,
     help="Say where the time went; profile.json and a timeline go beside the index.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more: settings, model, cache.")
+@quiet_option
+@click.option("-v", "--verbose", is_flag=True, help="Say which settings, model and cache are used.")
 @json_option
 def infer_command(
     config_file: Path | None,
@@ -144,7 +156,7 @@ def infer_command(
     misc = {f"misc.{name}": options.pop(option) for option, name in names.items()}
     settings = infer_settings(config, {**options, **misc})
     if dry_run:
-        _show_preview(settings, as_json)
+        _show_preview(settings, quiet, as_json)
         return
     _infer(settings, profile=profile, quiet=quiet, verbose=verbose, as_json=as_json)
 
@@ -159,15 +171,15 @@ def _infer(settings: InferSettings, *, profile: bool, quiet: bool, verbose: bool
     measured = Profile(settings.worker_count) if profile else None
     try:
         summary = _run_or_ask(settings, quiet, measured)
+        if as_json:
+            echo_json({**summary, "profile": measured.report()} if measured else summary)
+        elif not quiet:
+            from drumline.cli.report import show_summary
+
+            show_summary(summary, settings.misc.label)
     finally:
         if measured and measured.directory:
             _show_profile(measured)
-    if as_json:
-        echo_json({**summary, "profile": measured.report()} if measured else summary)
-    elif not quiet:
-        from drumline.cli.report import show_summary
-
-        show_summary(summary)
 
 
 def _say_where_the_runs_go(settings: InferSettings) -> None:
@@ -208,21 +220,36 @@ def _show_profile(profile: Profile) -> None:
 
 
 def _show_settings(settings: InferSettings) -> None:
-    for name, value in settings.to_json().items():
-        click.echo(f"drumline: {name}: {safe_text(str(value))}", err=True)
-    click.echo(f"drumline: {settings.worker_count} workers, {settings.storage} storage", err=True)
+    import yaml
+
+    from drumline.bundle import load_bundle
+    from drumline.runs import CACHE_NAME
+
+    plain = settings.to_json() | {"workers": settings.worker_count, "io": settings.storage}
+    written = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
+    for line in written.splitlines():
+        click.echo(safe_text(line), err=True)
+    bundle, cache = load_bundle(settings.model_path), settings.runs_root / CACHE_NAME
+    size = size_text(cache.stat().st_size) if cache.is_file() else "not there yet"
+    path = safe_text(short_path(os.fspath(bundle.path)))
+    click.echo(f"model: {safe_text(bundle.name)} {safe_text(bundle.version)}, {path}", err=True)
+    click.echo(f"cache: {safe_text(os.fspath(cache))}, {size}", err=True)
 
 
-def _show_preview(settings: InferSettings, as_json: bool) -> None:
+def _show_preview(settings: InferSettings, quiet: bool, as_json: bool) -> None:
     from drumline.pipeline.infer import preview
 
     plan = preview(settings)
     if as_json:
         echo_json(plan)
-        return
+    elif not quiet:
+        _print_preview(plan)
+
+
+def _print_preview(plan: dict[str, Any]) -> None:
     counts = plan["counts"]
     click.echo(f"{counted(counts['discovered'], 'audio file')} in {safe_text(plan['archive_root'])}")
-    click.echo(f"  {counts['to_read']:,} would be read ({counts['to_read_bytes'] / 1e6:,.1f} MB)")
+    click.echo(f"  {counts['to_read']:,} would be read ({size_text(counts['to_read_bytes'])})")
     click.echo(f"  {counts['carried_over']:,} would be carried over")
     if counts["gone"]:
         click.echo(f"  {counted(counts['gone'], 'known file')} gone")

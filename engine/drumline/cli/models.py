@@ -193,7 +193,7 @@ def _verdict(passed: bool | None) -> str:
 @click.option(
     "--model",
     metavar="MODEL",
-    help="Bundle whose front end and labels are taken, or a label file (default: the default bundle).",
+    help="Bundle whose front end and labels are taken, or a label file [default: mfcc-cnn].",
 )
 @click.option("--output", type=path_type(), required=True, help="Directory to make; it must not exist.")
 def create_stub_command(model: str | None, output: Path) -> None:

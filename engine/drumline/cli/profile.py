@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from drumline.cli.common import safe_text
+from drumline.cli.common import safe_text, short_path
 from drumline.cli.report import memory_text
 
 __all__ = ["show_profile"]
@@ -22,10 +23,8 @@ def show_profile(report: dict[str, Any], directory: Path | None) -> None:
     for line in _sentences(report):
         console.print(Text(line), soft_wrap=True)
     if directory:
-        shown = safe_text(bytes(directory))
-        console.print(
-            Text(f"Timeline, for https://ui.perfetto.dev: {shown}/profile.trace.json"), soft_wrap=True
-        )
+        trace = safe_text(short_path(os.fspath(directory / "profile.trace.json")))
+        console.print(Text(f"Timeline, for https://ui.perfetto.dev: {trace}"), soft_wrap=True)
 
 
 def _stages(report: dict[str, Any]) -> Any:

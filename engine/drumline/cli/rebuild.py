@@ -16,11 +16,13 @@ from drumline.cli.common import (
     echo_json,
     json_option,
     path_type,
+    quiet_option,
     safe_text,
     shell_word,
     stdout_console,
 )
 from drumline.cli.meter import meter
+from drumline.wording import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,15 +88,17 @@ _MEANINGS = {
     "--threshold",
     type=THRESHOLD,
     help="Below this probability a file is misc; or an operating point of the run's model: precision=0.95."
-    " [as the run was made]",
+    " [default: as the run was made]",
 )
 @click.option(
-    "--gate/--no-gate", default=None, help="Whether the model's gate may say misc. [as the run was made]"
+    "--gate/--no-gate",
+    default=None,
+    help="Whether the model's gate may say misc. [default: as the run was made]",
 )
 @click.option(
     "--gate-threshold",
     type=float,
-    help="Below this probability of being a kit drum a file is misc. [as the run was made]",
+    help="Below this probability of being a kit drum a file is misc. [default: as the run was made]",
 )
 @click.option("--overrides", type=path_type(), help="Corrections: JSON lines of hash, correct_label, note.")
 @click.option(
@@ -118,7 +122,7 @@ _MEANINGS = {
     help="Files of an earlier plan go, too, when the archive does not have them any more.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-@click.option("-q", "--quiet", is_flag=True, help="Print warnings only.")
+@quiet_option
 @click.option("-v", "--verbose", is_flag=True, help="With --dry-run: name every file.")
 @json_option
 def rebuild_command(
@@ -184,7 +188,7 @@ def _execute(plan: Plan, quiet: bool) -> RebuildSummary:
 @click.option(
     "--drop-last-copies", is_flag=True, help="Remove also files that the archive does not have any more."
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print warnings only.")
+@quiet_option
 @json_option
 def undo_command(out: Path, dry_run: bool, drop_last_copies: bool, quiet: bool, as_json: bool) -> None:
     """Remove what 'drumline rebuild' made in OUT, and nothing that somebody added or changed.
@@ -234,7 +238,7 @@ def _show_plan(plan: Plan) -> None:
     console = stdout_console()
     counts, mode = plan.counts, plan.settings.copy_mode
     console.print(
-        f"{counted(plan.files, 'file')}, {_size(plan.size)} → {safe_text(str(plan.settings.out))}"
+        f"{counted(plan.files, 'file')}, {size_text(plan.size)} → {safe_text(str(plan.settings.out))}"
         f" ({mode}, {plan.settings.layout})",
         markup=False,
     )
@@ -297,7 +301,10 @@ def _label_table(plan: Plan) -> Table:
     filled = [(label, total) for label, total in plan.labels.items() if total.files]
     for label, total in sorted(filled, key=lambda item: (-item[1].files, item[0])):
         table.add_row(
-            Text(f"  {safe_text(label)}/"), f"{total.files:,}", _size(total.bytes), Bar(total.files / largest)
+            Text(f"  {safe_text(label)}/"),
+            f"{total.files:,}",
+            size_text(total.bytes),
+            Bar(total.files / largest),
         )
     return table
 
@@ -359,12 +366,3 @@ def _show_undo(summary: UndoSummary, quiet: bool) -> None:
         f" {'up to ' if summary.dry_run else ''}{directories} {verb};"
         f" {summary.changed + summary.last_copies:,} stay, {summary.gone:,} were gone already"
     )
-
-
-def _size(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
-        value /= 1000
-    return f"{value:,.1f} TB"

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from drumline.cli.common import counted, safe_text, shell_word, stdout_console
+from drumline.cli.common import counted, misc_note, safe_text, shell_word, short_path, stdout_console
 from drumline.progress import duration_text
 
 __all__ = ["memory_text", "show_summary"]
 
 
-def show_summary(summary: dict[str, Any]) -> None:
-    """Print a summary to stdout."""
+def show_summary(summary: dict[str, Any], misc: str) -> None:
+    """Print a summary to stdout.
+
+    Parameters
+    ----------
+    summary
+        The content of ``summary.json``.
+    misc
+        What misc is called in it.
+    """
     from rich.text import Text
 
     console, counts = stdout_console(), summary["counts"]
@@ -23,18 +31,19 @@ def show_summary(summary: dict[str, Any]) -> None:
     if counts["resumed"]:
         console.print(f"  {counts['resumed']:,} of these were done before the run was interrupted")
     console.print(_labels(summary))
-    problems = {kind.replace("_", " "): count for kind, count in summary["errors"].items()}
-    lines = [f"{count:,} {what}" for what, count in problems.items()]
+    if misc in summary["labels"]:
+        console.print(Text(f"  {misc_note(misc)}", "dim"), soft_wrap=True)
+    lines = [f"{count:,} {kind}" for kind, count in summary["errors"].items()]
     if unreadable := counts["unreadable_directories"]:
         lines.append(f"{counted(unreadable, 'directory', 'directories')} could not be read")
     for line in lines:
         console.print(Text(f"  {line}", "red"))
     if short := memory_text(summary["memory"]):
         console.print(Text(f"  {short}", "yellow"))
-    run = shell_word(summary["run_directory"])
+    run = shell_word(short_path(summary["run_directory"]))
     if counts["failed"]:
         console.print(Text(f"  Which: drumline stats {run} --failures", "dim"), soft_wrap=True)
-    console.print(Text(f"\nIndex: {safe_text(summary['index'])}"), soft_wrap=True)
+    console.print(Text(f"\nIndex: {safe_text(short_path(summary['index']))}"), soft_wrap=True)
     console.print(Text(f"Next:  drumline rebuild {run} --out organised"), soft_wrap=True)
 
 

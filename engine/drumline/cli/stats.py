@@ -16,6 +16,7 @@ from drumline.cli.common import (
     echo_json,
     echo_json_list,
     json_option,
+    misc_note,
     path_type,
     safe_text,
     stdout_console,
@@ -54,7 +55,7 @@ _SHORT_SEC = 360
     "labels",
     metavar="NAME",
     multiple=True,
-    help="List the files with this label: content hash, confidence, path. Repeatable.",
+    help="List the files with this label: content hash, confidence in the likeliest label, path. Repeatable.",
 )
 @json_option
 def stats_command(run: Path, failures: bool, labels: tuple[str, ...], as_json: bool) -> None:
@@ -80,7 +81,7 @@ def stats_command(run: Path, failures: bool, labels: tuple[str, ...], as_json: b
     if as_json:
         echo_json(stats.to_json())
     else:
-        _print(stats)
+        _print(stats, open_run(run).misc_label())
 
 
 def _list(failures: Iterator[FailedFile], as_json: bool) -> None:
@@ -111,11 +112,17 @@ def _say_none(labels: tuple[str, ...], stats: Stats) -> None:
     )
 
 
-def _print(stats: Stats) -> None:
+def _print(stats: Stats, misc: str) -> None:
+    from rich.text import Text
+
     console = stdout_console()
     _print_head(console, stats)
+    if stats.report["labels"]:
+        console.print("\n[bold]Labels[/bold]")
+        console.print(_label_table(stats))
+    if misc in stats.report["labels"]:
+        console.print(Text(misc_note(misc), "dim"), soft_wrap=True)
     for title, table in (
-        ("Labels", _label_table(stats)),
         ("Duration", _duration_table(stats)),
         ("Reasons", _count_table(stats.report["reasons"], stats.records)),
         ("Formats", _count_table(stats.report["formats"], stats.records)),

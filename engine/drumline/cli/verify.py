@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text, stdout_console
+from drumline.cli.common import (
+    Command,
+    counted,
+    echo_json,
+    json_option,
+    path_type,
+    quiet_option,
+    safe_text,
+    short_path,
+    stdout_console,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +46,7 @@ _SHOWN = 5
 @click.argument("path", type=path_type(), default=Path("ClassifiedArchive"), required=False)
 @click.option("--archive", is_flag=True, help="Also that the archive's files have their size and mtime.")
 @click.option("--hash", "content", is_flag=True, help="Also that files have their content: reads them all.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@quiet_option
 @json_option
 def verify_command(path: Path, archive: bool, content: bool, quiet: bool, as_json: bool) -> None:
     """Check that a run, or a tree that 'drumline rebuild' made, is as drumline wrote it.
@@ -62,7 +72,7 @@ def verify_command(path: Path, archive: bool, content: bool, quiet: bool, as_jso
     if as_json:
         echo_json(report.to_json())
     else:
-        _print(report)
+        _print(report, quiet)
     _raise_for(report, tree)
 
 
@@ -77,21 +87,22 @@ def _raise_for(report: Report, tree: bool) -> None:
         "run": "'drumline repair' restores what can be restored, and keeps what it replaces.",
     }
     kind = "tree" if tree else "archive" if {check for check, _ in report.counts} == {"archive"} else "run"
-    noun = "problem" if report.problems == 1 else "problems"
-    raise IntegrityError(f"{report.problems:,} {noun} found in {report.subject!r}", ways[kind])
+    raise IntegrityError(f"{counted(report.problems, 'problem')} found in {report.subject!r}", ways[kind])
 
 
-def _print(report: Report) -> None:
+def _print(report: Report, quiet: bool) -> None:
     console = stdout_console()
-    _print_line(console, "bold", report.subject)
+    if not quiet:
+        _print_line(console, "bold", short_path(report.subject))
     for check, text in report.checks.items():
         problems = report.problems_of(check)
         if problems:
             _print_line(console, "bold red", f"problem  {check:<10} {problems:,} found")
             _print_findings(console, [finding for finding in report.findings if finding.check == check])
-        else:
+        elif not quiet:
             _print_line(console, "green", f"ok       {check:<10} {text}")
-    _print_notes(console, report)
+    if not quiet:
+        _print_notes(console, report)
 
 
 def _print_line(console: Console, style: str, line: str) -> None:
@@ -134,7 +145,7 @@ def _print_notes(console: Console, report: Report) -> None:
 )
 @click.argument("run", type=path_type(), default=Path("ClassifiedArchive"), required=False)
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@quiet_option
 @json_option
 def repair_command(run: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Restore what can be restored of RUN: its index, its summary, and the cache.
@@ -157,27 +168,31 @@ def repair_command(run: Path, dry_run: bool, quiet: bool, as_json: bool) -> None
     if as_json:
         echo_json(report.to_json())
     else:
-        _print_repair(report)
+        _print_repair(report, quiet)
     if report.unrepaired:
-        noun = "problem" if len(report.unrepaired) == 1 else "problems"
         raise IntegrityError(
-            f"{len(report.unrepaired):,} {noun} of {report.run!r} cannot be repaired",
+            f"{counted(len(report.unrepaired), 'problem')} of {report.run!r} cannot be repaired",
             "Restore the run from a backup, or classify again with 'drumline infer --fresh'.",
         )
 
 
-def _print_repair(report: RepairReport) -> None:
+def _print_repair(report: RepairReport, quiet: bool) -> None:
     console = stdout_console()
-    _print_line(console, "bold", report.run)
-    for step in report.steps:
-        _print_line(console, "", f"{'would' if report.dry_run else 'done'}  {step.part:<10} {step.message}")
-    if not report.steps:
-        _print_line(console, "green", "nothing to repair")
-    for path in report.kept:
-        _print_line(console, "", f"kept  {path}")
+    if not quiet:
+        _print_done(console, report)
     for finding in report.unrepaired[:_SHOWN]:
         _print_line(console, "bold red", f"stays {finding.check:<10} {finding.where}: {finding.message}")
     if report.resumable:
         _print_line(
             console, "", "Next: give the same 'drumline infer' command; it classifies what is missing."
         )
+
+
+def _print_done(console: Console, report: RepairReport) -> None:
+    _print_line(console, "bold", short_path(report.run))
+    for step in report.steps:
+        _print_line(console, "", f"{'would' if report.dry_run else 'done'}  {step.part:<10} {step.message}")
+    if not report.steps:
+        _print_line(console, "green", "nothing to repair")
+    for path in report.kept:
+        _print_line(console, "", f"kept  {short_path(path)}")
