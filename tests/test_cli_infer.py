@@ -395,7 +395,7 @@ def test_on_a_terminal_a_live_panel_is_shown_and_leaves_no_trace(arguments: list
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.shown.decode())
     assert re.search(r"[\d,]+ of 30\+? files", shown)
     assert re.search(r"\d+ files/s   [\d.]+ MB/s", shown)
-    assert "waiting for  extract" in shown
+    assert "waiting to be  read" in shown
     assert re.search(r"│ (Kick|Snare|Hihat|Tom|Crash|Ride|misc) ", shown)
     lines, visible = screen(terminal.shown)
     assert visible

@@ -8,10 +8,15 @@ from typing import Any
 
 import click
 
-from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text
-from drumline.cli.meter import meter
+from drumline.cli.common import Command, echo_json, json_option, path_type, quiet_option, safe_text
 from drumline.errors import UsageError
-from drumline_convert.cli_common import require, telling
+from drumline_convert.cli_common import (
+    manifest_option,
+    meter,
+    require,
+    split_option,
+    taxonomy_option,
+)
 
 __all__ = ["calibrate"]
 
@@ -28,7 +33,7 @@ __all__ = ["calibrate"]
     ),
 )
 @click.option("--model", type=path_type(), required=True, help="Bundle to calibrate.")
-@click.option("--manifest", type=path_type(), help="Labelled recordings.")
+@manifest_option("Labelled recordings.")
 @click.option(
     "--method",
     type=click.Choice(["temperature", "vector", "platt"]),
@@ -45,23 +50,16 @@ __all__ = ["calibrate"]
     show_default=True,
     help="An operating point for --threshold precision=…; several.",
 )
-@click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    default=("validation",),
-    show_default=True,
-    help="Side of the manifest's split; several are joined.",
-)
+@split_option("--split", "validation")
 @click.option(
     "--held-out",
     type=path_type(),
     help="Held-out logits of the model's cross-validation, for one that was trained on all recordings.",
 )
-@click.option("--taxonomy", type=path_type(), help="Taxonomy file. [the one that is shipped]")
+@taxonomy_option
 @click.option("--dry-run", is_flag=True, help="Fit and show; write nothing.")
 @click.option("--undo", is_flag=True, help="Put back the calibration that the last one replaced.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@quiet_option
 @json_option
 def calibrate(
     model: Path, manifest: Path | None, dry_run: bool, undo: bool, quiet: bool, as_json: bool, **options: Any
@@ -88,7 +86,7 @@ def calibrate(
         made = _fitted(model, manifest, dry_run=dry_run, quiet=quiet or as_json, **options)
     if as_json:
         echo_json(made)
-    else:
+    elif not quiet:
         _show(made)
         click.echo("Nothing was written." if dry_run else f"Written: {safe_text(str(model))}")
 
@@ -103,8 +101,8 @@ def _fitted(
     settings = CalibrationSettings(
         model=model, manifest=manifest, taxonomy=taxonomy or DEFAULT_TAXONOMY, **options
     )
-    with meter(quiet) as show:
-        made = calibrate(settings, partial(telling(show), "classifying"))
+    with meter(quiet) as tell:
+        made = calibrate(settings, partial(tell, "classifying"))
     if not dry_run:
         write_calibration(find_bundle(model), made)
     return made

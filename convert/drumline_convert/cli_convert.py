@@ -9,7 +9,7 @@ import click
 
 from drumline.cli.common import Command, comma_separated, echo_json, json_option, path_type, safe_text
 from drumline.errors import UsageError
-from drumline_convert.cli_common import require
+from drumline_convert.cli_common import bundle_option, manifest_option, require, split_option, version_option
 
 __all__ = ["convert", "ensemble", "gate"]
 
@@ -26,18 +26,22 @@ __all__ = ["convert", "ensemble", "gate"]
     ),
 )
 @click.argument("model", type=path_type())
-@click.option("--out", type=path_type(), required=True, help="Bundle to make; nothing may stand there.")
+@bundle_option()
 @click.option(
-    "--like", type=path_type(), help="Bundle whose front end and labels the model has. [the default one]"
+    "--like", type=path_type(), help="Bundle whose front end and labels the model has. [default: mfcc-cnn]"
 )
 @click.option(
     "--front-end",
     metavar="SETTINGS",
-    help="Front end of the model: name=value,…, or a JSON or YAML file. [that of --like]",
+    help="Front end of the model: name=value,…, or a JSON or YAML file. [default: that of --like]",
 )
-@click.option("--labels", type=path_type(), help="Labels in the order of the outputs. [those of --like]")
 @click.option(
-    "--canonical", type=path_type(), help="Mapping label → canonical label. [by the shipped taxonomy]"
+    "--labels", type=path_type(), help="Labels in the order of the outputs. [default: those of --like]"
+)
+@click.option(
+    "--canonical",
+    type=path_type(),
+    help="Mapping label → canonical label. [default: by the shipped taxonomy]",
 )
 @click.option(
     "--layout",
@@ -54,12 +58,10 @@ __all__ = ["convert", "ensemble", "gate"]
     show_default=True,
     help="int8 for CPUs, fp16 for GPUs: then MODEL is a bundle, which this makes smaller.",
 )
-@click.option(
-    "--manifest",
-    type=path_type(),
-    help="Recordings with splits: int8 takes its ranges from train, accuracy is measured on the others.",
+@manifest_option(
+    "Recordings with splits: int8 takes its ranges from train, accuracy is measured on the others."
 )
-@click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the bundle.")
+@version_option
 @json_option
 def convert(
     model: Path,
@@ -135,7 +137,7 @@ def _reduce(model: Path, precision: Any, out: Path, manifest: Path | None, as_js
     ),
 )
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLES...")
-@click.option("--out", type=path_type(), required=True, help="Bundle to make; nothing may stand there.")
+@bundle_option()
 @click.option(
     "--mean",
     type=click.Choice(["geometric", "arithmetic"]),
@@ -143,19 +145,12 @@ def _reduce(model: Path, precision: Any, out: Path, manifest: Path | None, as_js
     show_default=True,
     help="Of the members' calibrated probabilities.",
 )
-@click.option("--weights", callback=comma_separated, help="One for each member: A,B. [fitted, or all equal]")
 @click.option(
-    "--manifest", type=path_type(), help="Recordings to fit weights and temperature on, seen by no member."
+    "--weights", callback=comma_separated, help="One for each member: A,B. [default: fitted, or all equal]"
 )
-@click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    default=("validation",),
-    show_default=True,
-    help="Side of the manifest to use; several may be named.",
-)
-@click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the bundle.")
+@manifest_option("Recordings to fit weights and temperature on, seen by no member.")
+@split_option("--split", "validation")
+@version_option
 @json_option
 def ensemble(bundles: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Make one bundle of several BUNDLES: the weighted mean of what they say.
@@ -197,24 +192,21 @@ def _figures(values: dict[str, Any]) -> str:
     ),
 )
 @click.argument("bundle")
-@click.option("--out", type=path_type(), required=True, help="Bundle to make; nothing may stand there.")
-@click.option("--manifest", type=path_type(), required=True, help="Recordings with splits, not trained on.")
+@bundle_option()
+@manifest_option("Recordings with splits, not trained on.", required=True)
 @click.option(
     "--model",
     metavar="BUNDLE",
-    help="Classifier that is the gate: it rejects what it takes for misc. [a head on BUNDLE's own logits]",
+    help="Classifier that is the gate: it rejects what it takes for misc."
+    " [default: a head on BUNDLE's own logits]",
 )
 @click.option(
     "--held-out",
     type=path_type(),
     help="Held-out logits of BUNDLE's cross-validation to fit a head on, of one that was trained on all.",
 )
-@click.option(
-    "--fit-on", multiple=True, default=("validation",), show_default=True, help="Side to fit the gate on."
-)
-@click.option(
-    "--measure-on", multiple=True, default=("test",), show_default=True, help="Side to measure it on."
-)
+@split_option("--fit-on", "validation", what="Side to fit the gate on")
+@split_option("--measure-on", "test", what="Side to measure it on")
 @click.option(
     "--recall",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text
-from drumline_convert.cli_dataset_options import (
+from drumline.cli.common import (
+    Command,
+    counted,
+    echo_json,
+    json_option,
+    path_type,
+    quiet_option,
+    safe_text,
+)
+from drumline_convert.cli_common import (
     manifest_argument,
     meter,
-    quiet_option,
     recordings_of_manifest,
+    require,
     table,
     taxonomy_of,
     taxonomy_option,
@@ -55,30 +63,21 @@ def stats_command(
     from drumline_convert.dataset_stats import dataset_statistics, plot_statistics
     from drumline_convert.examine import examine
 
-    _require_plots(plots)
+    if plots:
+        require("matplotlib")
     labels = taxonomy_of(taxonomy)
     rows = recordings_of_manifest(manifest, labels)
     durations = []
-    with meter("decoding", quiet) as progress:
+    with meter(quiet) as tell:
         for _, found in examine(rows, workers):
             durations.append(float("nan") if found.fault else found.duration_sec)
-            if progress:
-                progress(len(durations), len(rows))
+            tell("decoding", len(durations), len(rows))
     statistics = dataset_statistics(rows, durations, labels)
     drawn = plot_statistics(statistics, plots) if plots else []
     if as_json:
         echo_json({**statistics, "plots": [safe_text(str(path)) for path in drawn]})
-    else:
+    elif not quiet:
         _print_statistics(statistics)
-
-
-def _require_plots(plots: Path | None) -> None:
-    from drumline.errors import RuntimeMissingError
-
-    if plots and find_spec("matplotlib") is None:
-        raise RuntimeMissingError(
-            "plots need matplotlib", "Install it with: pip install 'path/to/drumline[train,cpu]'"
-        )
 
 
 def _print_statistics(statistics: dict[str, Any]) -> None:
@@ -162,17 +161,17 @@ def check_command(
 
     rows = read_manifest(manifest / "manifest.jsonl" if manifest.is_dir() else manifest)
     settings = CheckSettings(taxonomy_of(taxonomy), minimum, workers)
-    with meter("decoding", quiet) as progress:
-        report = check_manifest(rows, settings, progress)
+    with meter(quiet) as tell:
+        report = check_manifest(rows, settings, partial(tell, "decoding"))
     if as_json:
         echo_json(report.to_json())
     else:
-        _print_check(report)
+        _print_check(report, quiet)
     failed = report.errors or (strict and report.findings)
     return DatasetError.exit_code if failed else 0
 
 
-def _print_check(report: CheckReport) -> None:
+def _print_check(report: CheckReport, quiet: bool) -> None:
     from itertools import groupby
 
     for kind, same in groupby(report.findings, key=lambda finding: finding.kind):
@@ -183,6 +182,8 @@ def _print_check(report: CheckReport) -> None:
             click.echo(f"  {safe_text(entry.what)}: {safe_text(entry.message)}")
         if len(entries) > _SHOWN:
             click.echo(f"  … and {len(entries) - _SHOWN:,} more; --json lists them all")
+    if quiet:
+        return
     warnings = len(report.findings) - report.errors
     click.echo(
         f"{counted(report.recordings, 'recording')}: "

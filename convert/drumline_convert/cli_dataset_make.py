@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text
-from drumline_convert.cli_dataset_options import (
+from drumline.cli.common import (
+    Command,
+    counted,
+    echo_json,
+    json_option,
+    path_type,
+    quiet_option,
+    safe_text,
+)
+from drumline_convert.cli_common import (
+    build_option,
+    licence_option,
     manifest_argument,
     meter,
     out_option,
-    quiet_option,
     recordings_of_manifest,
     table,
     taxonomy_of,
@@ -39,17 +49,17 @@ _AS_SAID = {"unknown_label": "of an unknown label", "contradiction": "contradict
     ),
 )
 @click.argument("directory", type=path_type())
-@out_option("Manifest")
+@out_option("Manifest to write.", "manifest.jsonl")
 @click.option(
     "--by",
     type=click.Choice(["metadata", "folders", "names"]),
-    help="Where labels come from (default: the first of these that fits).",
+    help="Where labels come from. [default: the first of these that fits]",
 )
 @click.option(
-    "--rules", type=path_type(), help="What names say (default: the label_rules.yml that is shipped)."
+    "--rules", type=path_type(), help="What names say. [default: the label_rules.yml that is shipped]"
 )
-@click.option("--source", help="Where the recordings come from (default: the directory's name).")
-@click.option("--licence", default="unknown", show_default=True, help="What their source states.")
+@click.option("--source", help="Where the recordings come from. [default: the directory's name]")
+@licence_option
 @click.option(
     "--family-level",
     type=click.IntRange(0),
@@ -96,16 +106,15 @@ def scan_command(
     check_outside(out, directory)
     check_manifest_output(out)
     check_left_out_output(left_out)
-    with meter("reading", quiet) as progress:
-        scan = scan_directory(directory, asked, progress)
-    with meter("decoding", quiet) as progress:
-        scan = without_undecodable(scan, workers, progress)
+    with meter(quiet) as tell:
+        scan = scan_directory(directory, asked, partial(tell, "reading"))
+        scan = without_undecodable(scan, workers, partial(tell, "decoding"))
     write_left_out(left_out, scan.left_out)
     write_manifest(out, scan.manifest)
     if as_json:
         echo_json(_scan_json(scan, out, left_out))
     else:
-        _print_scan(scan, out, left_out)
+        _print_scan(scan, out, left_out, quiet)
 
 
 def _scan_json(scan: Scan, out: Path, left_out: Path) -> dict[str, Any]:
@@ -124,14 +133,15 @@ def _scan_json(scan: Scan, out: Path, left_out: Path) -> dict[str, Any]:
     }
 
 
-def _print_scan(scan: Scan, out: Path, left_out: Path) -> None:
+def _print_scan(scan: Scan, out: Path, left_out: Path, quiet: bool) -> None:
     facts = _scan_json(scan, out, left_out)
-    click.echo(
-        f"{facts['manifest']}: {counted(facts['recordings'], 'recording')} "
-        f"of {counted(len(facts['labels']), 'label')}, "
-        f"{counted(facts['kits'], 'kit')} in {counted(facts['families'], 'family', 'families')}, "
-        f"labels by {scan.by}"
-    )
+    if not quiet:
+        click.echo(
+            f"{facts['manifest']}: {counted(facts['recordings'], 'recording')} "
+            f"of {counted(len(facts['labels']), 'label')}, "
+            f"{counted(facts['kits'], 'kit')} in {counted(facts['families'], 'family', 'families')}, "
+            f"labels by {scan.by}"
+        )
     if scan.left_out:
         reasons = ", ".join(
             f"{count:,} {_AS_SAID.get(reason, reason)}" for reason, count in facts["left_out"].items()
@@ -154,9 +164,9 @@ def _print_scan(scan: Scan, out: Path, left_out: Path) -> None:
     ),
 )
 @manifest_argument
-@out_option("Manifest")
-@click.option("--test", type=click.FloatRange(0, 1), help="Share of test (default: 0.15; with --folds none).")
-@click.option("--validation", type=click.FloatRange(0, 1), help="Share of validation (default: 0.15).")
+@out_option("Manifest to write.", "manifest.jsonl")
+@click.option("--test", type=click.FloatRange(0, 1), help="Share of test. [default: 0.15; with --folds none]")
+@click.option("--validation", type=click.FloatRange(0, 1), help="Share of validation. [default: 0.15]")
 @click.option("--folds", type=click.IntRange(2), help="Folds of what is not test, instead of validation.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides between equals.")
 @taxonomy_option
@@ -214,18 +224,16 @@ def _print_sides(sides: dict[str, dict[str, int]]) -> None:
     short_help="Compute the features of a manifest, once.",
     examples=(
         "drumline dataset extract manifest.jsonl",
-        "drumline dataset extract manifest.jsonl --like models/mfcc-cnn --variants 1 --json",
+        "drumline dataset extract manifest.jsonl --like models/mfcc-cnn --out ~/trainings",
     ),
 )
 @manifest_argument
-@click.option(
-    "--build", type=path_type(), default=Path("build"), show_default=True, help="Where they are kept."
-)
-@click.option("--like", type=path_type(), help="Bundle whose front end is used (default: plain MFCC).")
+@build_option("--out", "Directory to keep them in, below features/; trainings find them there by --build.")
+@click.option("--like", type=path_type(), help="Bundle whose front end is used. [default: plain MFCC]")
 @click.option(
     "--variants",
     type=click.IntRange(1),
-    help="Augmented variants of each, itself included (default: as trainings use).",
+    help="Augmented variants of each, itself included. [default: as trainings use]",
 )
 @workers_option
 @quiet_option
@@ -241,8 +249,9 @@ def extract_command(
 ) -> None:
     """Compute the features of a MANIFEST by the engine's own code, and keep them for trainings.
 
-    They are kept by content and front end, memory-mapped: nothing is computed twice, a stopped computation
-    goes on where it was, and trainings and evaluations with the same front end find them below --build.
+    They are kept below --out (build/ in the current directory, as trainings have it) by content and front
+    end, memory-mapped: nothing is computed twice, a stopped computation goes on where it was, and trainings
+    with the same front end and --build find them.
     """
     from drumline.bundle import load_bundle
     from drumline.frontend import FrontEnd
@@ -254,11 +263,11 @@ def extract_command(
     augment = AugmentSettings(variants=variants) if variants else AugmentSettings()
     store = FeatureStore(build / "features", front_end, augment)
     rows = open_manifest(manifest, taxonomy_of(None)).rows
-    with meter("extracting", quiet) as progress:
-        features, _ = store.load(rows, workers, progress)
+    with meter(quiet) as tell:
+        features, _ = store.load(rows, workers, partial(tell, "extracting"))
     facts = {"store": safe_text(str(store.directory)), "recordings": len(rows), "shape": list(features.shape)}
     if as_json:
         echo_json(facts)
-    else:
+    elif not quiet:
         shape = " × ".join(map(str, features.shape))
         click.echo(f"{facts['store']}: {counted(len(rows), 'recording')}, features {shape} float32")

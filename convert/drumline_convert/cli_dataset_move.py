@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text
-from drumline_convert.cli_dataset_options import (
+from drumline.cli.common import (
+    Command,
+    counted,
+    echo_json,
+    json_option,
+    path_type,
+    quiet_option,
+    safe_text,
+)
+from drumline_convert.cli_common import (
+    licence_option,
     manifest_argument,
     meter,
     out_option,
-    quiet_option,
+    run_option,
     taxonomy_of,
     taxonomy_option,
 )
@@ -74,15 +84,14 @@ def populate_command(
     rows = _side_of(manifest, side)
     opened = _open_run(run) if run else None
     check_place(out, opened.archive_root if opened else archive)
-    with meter("reading", quiet) as progress:
-        found = hashed_run(opened) if opened else hashed_archive(archive or Path(), progress)
+    with meter(quiet) as tell:
+        found = hashed_run(opened) if opened else hashed_archive(archive or Path(), partial(tell, "reading"))
         plan = plan_copies(rows, found, out)
-    with meter("copying", quiet) as progress:
-        made = 0 if dry_run else copy_recordings(plan, progress)
+        made = 0 if dry_run else copy_recordings(plan, partial(tell, "copying"))
     if as_json:
         echo_json(_plan_json(plan, made, dry_run))
     else:
-        _print_plan(plan, made, dry_run)
+        _print_plan(plan, made, dry_run, quiet)
     return ArchiveError.exit_code if plan.missing else 0
 
 
@@ -113,12 +122,13 @@ def _plan_json(plan: CopyPlan, made: int, dry_run: bool) -> dict[str, Any]:
     return {"dry_run": dry_run, "copied": made, "found": len(copies), "copies": copies, "missing": missing}
 
 
-def _print_plan(plan: CopyPlan, made: int, dry_run: bool) -> None:
-    if dry_run:
+def _print_plan(plan: CopyPlan, made: int, dry_run: bool, quiet: bool) -> None:
+    if dry_run and not quiet:
         for copy in plan.copies:
             click.echo(f"{safe_text(str(copy.source))} → {safe_text(str(copy.row.path))}")
     there = "" if dry_run else f", {made:,} copied, {len(plan.copies) - made:,} were there already"
-    click.echo(f"{counted(len(plan.copies), 'recording')} found{there}; {len(plan.missing):,} missing")
+    if plan.missing or not quiet:
+        click.echo(f"{counted(len(plan.copies), 'recording')} found{there}; {len(plan.missing):,} missing")
     for row in plan.missing[:_SHOWN]:
         click.echo(f"  missing: {row.hash} {safe_text(str(row.path))}")
 
@@ -133,19 +143,13 @@ def _print_plan(plan: CopyPlan, made: int, dry_run: bool) -> None:
     ),
 )
 @click.argument("overrides", type=path_type(exists=True, dir_okay=False))
-@click.option(
-    "--run",
-    type=path_type(),
-    default=Path("ClassifiedArchive"),
-    show_default=True,
-    help="Run, index or runs root whose hashes the corrections name.",
-)
+@run_option
 @click.option(
     "--into", type=path_type(), help="Manifest that is to hold them, too; it is not changed itself."
 )
-@out_option("Manifest", "corrected.jsonl")
-@click.option("--source", help="Where new recordings come from (default: the archive's name).")
-@click.option("--licence", default="unknown", show_default=True, help="What their source states.")
+@out_option("Manifest to write.", "corrected.jsonl")
+@click.option("--source", help="Where new recordings come from. [default: the archive's name]")
+@licence_option
 @click.option(
     "--weight",
     type=click.FloatRange(0, min_open=True),

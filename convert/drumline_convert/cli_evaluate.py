@@ -7,9 +7,15 @@ from typing import Any
 
 import click
 
-from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text
-from drumline.cli.meter import meter
-from drumline_convert.cli_common import require, telling
+from drumline.cli.common import Command, echo_json, json_option, path_type, quiet_option, safe_text
+from drumline_convert.cli_common import (
+    manifest_option,
+    meter,
+    out_option,
+    require,
+    split_option,
+    taxonomy_option,
+)
 
 __all__ = ["evaluate"]
 
@@ -38,21 +44,10 @@ __all__ = ["evaluate"]
     multiple=True,
     help="Held-out logits of a cross-validation: each recording by a network that did not see its family.",
 )
-@click.option("--manifest", type=path_type(), required=True, help="Labelled recordings.")
-@click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    help="Side of the manifest's split; several are joined. [test, or all where there is none]",
-)
-@click.option("--taxonomy", type=path_type(), help="Taxonomy file. [the one that is shipped]")
-@click.option(
-    "--out",
-    type=path_type(),
-    default=Path("evaluation"),
-    show_default=True,
-    help="Directory of report.html, report.json and plots/.",
-)
+@manifest_option("Labelled recordings.", required=True)
+@split_option("--split", otherwise="test, or all where there is none")
+@taxonomy_option
+@out_option("Directory of report.html, report.json and plots/.", "evaluation")
 @click.option(
     "--resamples",
     type=click.IntRange(1),
@@ -61,7 +56,7 @@ __all__ = ["evaluate"]
     help="Of the families, for the intervals.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the resamples.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@quiet_option
 @json_option
 def evaluate(
     manifest: Path,
@@ -96,18 +91,19 @@ def evaluate(
         **{name: tuple(values) for name, values in chosen.items()},
     )
     check_report_output(out)
-    with meter(quiet or as_json) as show:
-        report = evaluate_manifest(settings, telling(show))
+    with meter(quiet or as_json) as tell:
+        report = evaluate_manifest(settings, tell)
     write_report(report, out)
     if as_json:
         echo_json(report)
-    else:
+        return
+    for warning in report["warnings"]:
+        click.echo(f"drumline: warning: {safe_text(warning['text'])}", err=True)
+    if not quiet:
         _show(report, out)
 
 
 def _show(report: dict[str, Any], out: Path) -> None:
-    for warning in report["warnings"]:
-        click.echo(f"drumline: warning: {safe_text(warning['text'])}", err=True)
     for model in report["models"]:
         click.echo(safe_text(model["name"]))
         for name, figure in model["figures"].items():

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from drumline_convert import cli_dataset, cli_dataset_look
+from drumline_convert import cli_common, cli_dataset
 from drumline_convert import dataset as features
 from drumline_convert.content import hash_file
 from drumline_convert.manifest import read_manifest, write_manifest
@@ -214,7 +214,7 @@ def test_without_the_training_side_its_commands_say_how_to_get_it(
 def test_plots_without_matplotlib_say_how_to_get_it(
     command: CommandLine, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_dataset_look, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli_common, "find_spec", lambda name: None)
     outcome = command("dataset", "stats", manifest, "--plots", "plots")
     assert outcome.code == 5
     assert "pip install 'path/to/drumline[train,cpu]'" in outcome.err
@@ -227,6 +227,15 @@ def test_check_fails_for_errors_and_when_strict_for_warnings(command: CommandLin
     thin = command("dataset", "check", manifest, "--minimum", "19", "--json", "--quiet")
     assert (thin.code, thin.json()["counts"]["few"]) == (12, 4)
     assert "few: 4 errors" in command("dataset", "check", manifest, "--minimum", "19").out
+
+
+def test_quiet_commands_print_only_what_is_wrong(command: CommandLine, manifest: Path) -> None:
+    for verb in ("stats", "check"):
+        assert (done := command("dataset", verb, manifest, "-q")).code == 0
+        assert (done.out, done.err) == ("", "")
+    faults = command("dataset", "check", manifest, "--minimum", "19", "-q").out
+    assert faults.startswith("few: 4 errors\n")
+    assert "72 recordings" not in faults
 
 
 def test_check_of_a_manifest_that_is_wrong_names_the_line(command: CommandLine, place: Path) -> None:
@@ -344,3 +353,10 @@ def test_extract_computes_features_once(
     assert command(*arguments).json() == first
     with pytest.raises(AssertionError, match="read again"):
         command("dataset", "extract", manifest, "--variants", "2", "--workers", "1")
+
+
+def test_extract_keeps_features_where_it_is_told(command: CommandLine, manifest: Path, place: Path) -> None:
+    options = ("--variants", "1", "--workers", "1", "--out", "kept")
+    assert command("dataset", "extract", manifest, *options, "--quiet").out == ""
+    assert (place / "kept" / "features").is_dir()
+    assert not (place / "build").exists()

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from drumline.errors import ConfigError
-from drumline_convert import cli, recipe
+from drumline_convert import cli_train, recipe
 from drumline_convert.metrics import Metrics
 from drumline_convert.recipe import as_yaml, known_values, parse_assignments, read_recipe, with_values
 from drumline_convert.sweep import Trial, ranking, read_sweep
@@ -39,7 +39,7 @@ def test_a_recipe_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None
 
 
 def test_what_is_printed_is_a_recipe_that_changes_nothing(tmp_path: Path) -> None:
-    printed = CliRunner().invoke(cli.train, ["recipe"])
+    printed = CliRunner().invoke(cli_train.train, ["recipe"])
     assert printed.output == as_yaml(SETTINGS)
     file = written(tmp_path / "recipe.yml", printed.output)
     assert with_values(SETTINGS, read_recipe(file)) == SETTINGS

@@ -39,7 +39,7 @@ COMMANDS = {
 
 TRAINING_COMMANDS = {
     "dataset": "drumline_convert.cli_dataset:dataset",
-    "train": "drumline_convert.cli:train",
+    "train": "drumline_convert.cli_train:train",
     "convert": "drumline_convert.cli_convert:convert",
     "evaluate": "drumline_convert.cli_evaluate:evaluate",
     "ensemble": "drumline_convert.cli_convert:ensemble",

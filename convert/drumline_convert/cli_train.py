@@ -1,81 +1,65 @@
-"""Commands of the training side; the engine's command line mounts `commands` lazily.
-
-Nothing here imports TensorFlow: a command does, when it runs, and says how to install it where it is missing.
-"""
+"""``drumline train``: thin, and light to import; TensorFlow is imported by a command when it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from drumline.cli.common import Command, echo_json, json_option, path_type
-from drumline.errors import RuntimeMissingError
-from drumline_convert.cli_convert import convert
+from drumline_convert.cli_common import (
+    build_option,
+    bundle_option,
+    out_option,
+    require,
+    run_option,
+    taxonomy_option,
+    version_option,
+)
 
-__all__ = ["commands", "convert", "train"]
+__all__ = ["train"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx")
+_PACKAGES = ("tensorflow", "keras", "tf2onnx", "onnx")
 
-
-def _require_training() -> None:
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise RuntimeMissingError(
-            f"training needs {', '.join(missing)}",
-            "Install it with: pip install 'path/to/drumline[train,cpu]'",
-        )
+_TRAINING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--corpus",
+        type=path_type(),
+        help="Directory with manifest.jsonl. [default: DRUMLINE_CORPUS, or else ../shared/corpus]",
+    ),
+    build_option("--build", "Directory to keep features and results in."),
+    taxonomy_option,
+    click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Folds by family."),
+    click.option(
+        "--epochs", type=click.IntRange(1), help="Epochs of every training. [default: as the shipped model]"
+    ),
+    click.option("--seed", type=int, help="Seed of the trainings; the folds stay. [default: 0]"),
+    click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Cores used."),
+    click.option(
+        "--recipe", type=path_type(), help="YAML file with settings; 'drumline train recipe' prints all."
+    ),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="One setting, as training.sampling.mixup=0.2; may be given again.",
+    ),
+    click.option(
+        "--start", type=path_type(), help="Bundle or .keras file whose weights training starts from."
+    ),
+    json_option,
+)
 
 
 def _training_options(function: F) -> F:
-    options = [
-        click.option(
-            "--corpus",
-            type=path_type(),
-            help="Directory with manifest.jsonl (default: DRUMLINE_CORPUS, or else ../shared/corpus).",
-        ),
-        click.option(
-            "--build",
-            type=path_type(),
-            default=Path("build"),
-            show_default=True,
-            help="Where results are kept.",
-        ),
-        click.option(
-            "--taxonomy", type=path_type(), help="Taxonomy file (default: the one that is shipped)."
-        ),
-        click.option(
-            "--folds", type=click.IntRange(2), default=5, show_default=True, help="Folds by family."
-        ),
-        click.option(
-            "--epochs",
-            type=click.IntRange(1),
-            help="Epochs of every training (default: as the shipped model).",
-        ),
-        click.option("--seed", type=int, help="Seed of the trainings; the folds stay (default: 0)."),
-        click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Cores used."),
-        click.option(
-            "--recipe", type=path_type(), help="YAML file with settings; 'drumline train recipe' prints all."
-        ),
-        click.option(
-            "--set",
-            "assignments",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help="One setting, as training.sampling.mixup=0.2; may be given again.",
-        ),
-        click.option(
-            "--start", type=path_type(), help="Bundle or .keras file whose weights training starts from."
-        ),
-        json_option,
-    ]
-    for option in reversed(options):
+    """Add what all trainings are told."""
+    for option in reversed(_TRAINING_OPTIONS):
         function = option(function)
     return function
 
@@ -91,10 +75,8 @@ def train() -> None:
     short_help="Train a model, and write a bundle.",
     examples=("drumline train model --corpus ../shared/corpus --out models/mfcc-cnn",),
 )
-@click.option(
-    "--out", type=path_type(), default=Path("models/mfcc-cnn"), show_default=True, help="Bundle to write."
-)
-@click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the bundle.")
+@bundle_option("models/mfcc-cnn")
+@version_option
 @_training_options
 def model_command(out: Path, version: str, as_json: bool, **options: Any) -> None:
     """Cross-validate, train on everything, calibrate, convert, and write a bundle.
@@ -114,7 +96,7 @@ def crossval_command(as_json: bool, **options: Any) -> None:
 def _run(
     out: Path, version: str, as_json: bool, *, make_bundle: bool, corpus: Path | None, **options: Any
 ) -> None:
-    _require_training()
+    require(*_PACKAGES)
     from drumline_convert.crossval import metrics_table
     from drumline_convert.make_model import cross_validate, make_model
 
@@ -135,9 +117,7 @@ def _run(
     ),
 )
 @click.argument("sweep", type=path_type(exists=True, dir_okay=False))
-@click.option(
-    "--out", type=path_type(), default=Path("build/sweep"), show_default=True, help="Where the report goes."
-)
+@out_option("Directory of sweep.json and sweep.md.", "build/sweep")
 @_training_options
 def sweep_command(sweep: Path, out: Path, as_json: bool, corpus: Path | None, **options: Any) -> None:
     """Try many settings on the same folds, and rank them.
@@ -145,7 +125,7 @@ def sweep_command(sweep: Path, out: Path, as_json: bool, corpus: Path | None, **
     SWEEP is a YAML file: kind (grid, random or list), space (setting names and values), folds, trials, seed.
     A stopped sweep goes on where it was; sweep.json and sweep.md are written anew after every trial.
     """
-    _require_training()
+    require(*_PACKAGES)
     from drumline_convert.sweep import ranking, read_sweep, run_sweep
 
     planned = read_sweep(sweep)
@@ -166,19 +146,11 @@ def sweep_command(sweep: Path, out: Path, as_json: bool, corpus: Path | None, **
         "drumline train retrain --corpus next.jsonl --old mfcc-cnn --out models/mine --start mfcc-cnn",
     ),
 )
-@click.option("--old", type=path_type(), help="Bundle to compare with (default: the default bundle).")
-@click.option(
-    "--out", type=path_type(), default=Path("models/retrained"), show_default=True, help="Bundle to write."
-)
-@click.option("--version", "version", default="0.1.0", show_default=True, help="Version of the bundle.")
+@click.option("--old", type=path_type(), help="Bundle to compare with. [default: mfcc-cnn]")
+@bundle_option("models/retrained")
+@version_option
 @click.option("--overrides", type=path_type(), help="Corrections: lines of hash and correct_label.")
-@click.option(
-    "--run",
-    type=path_type(),
-    default=Path("ClassifiedArchive"),
-    show_default=True,
-    help="Run whose hashes the corrections name.",
-)
+@run_option
 @click.option("--even-if-worse", is_flag=True, help="Put the new bundle in place in any case.")
 @_training_options
 def retrain_command(
@@ -197,7 +169,7 @@ def retrain_command(
     Both are asked about the same test families, which the new one has not learnt from. What stood at --out is
     kept beside it as NAME.before.
     """
-    _require_training()
+    require(*_PACKAGES)
     from drumline.bundle import DEFAULT_BUNDLE
     from drumline_convert.retrain import Corrections, retrain
 
@@ -267,7 +239,3 @@ def _settings(
 
 def _to_stderr(line: str) -> None:
     click.echo(line, err=True)
-
-
-commands: tuple[click.Command, ...] = (train, convert)
-"""What the engine's command line mounts, by name."""
