@@ -24,16 +24,8 @@ __all__ = ["Finding", "Status", "examine"]
 Status = Literal["ok", "note", "missing"]
 
 _PACKAGES = (
-    "numpy",
-    "scipy",
-    "soundfile",
-    "soxr",
-    "orjson",
-    "zstandard",
-    "xxhash",
-    "click",
-    "rich",
-    "PyYAML",
+    *("numpy", "scipy", "soundfile", "soxr", "orjson", "zstandard", "xxhash"),
+    *("psutil", "click", "rich", "PyYAML"),
 )
 _TRAINING = ("tensorflow", "keras", "tf2onnx", "onnx", "librosa")
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")

@@ -62,9 +62,8 @@ def exclusive(path: Path, what: str, doing: str, patience_sec: float = 5.0) -> I
         try:
             yield
         finally:
-            with suppress(
-                OSError
-            ):  # or else who comes third would be told of us while the second writes its note
+            # Or else who comes third would be told of us while the second writes its note.
+            with suppress(OSError):
                 os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 __all__ = [
+    "address_space_limit",
     "cpu_flags",
     "cpu_name",
     "end_with_parent",

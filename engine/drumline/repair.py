@@ -38,9 +38,10 @@ from drumline.failpoints import step
 from drumline.index import GARBLED, IndexAppender
 from drumline.lock import exclusive
 from drumline.rebuild.actions import Progress
-from drumline.records import SCHEMA_VERSION, display_path, encode_record
+from drumline.records import display_path, encode_record
 from drumline.recover import open_cache
 from drumline.runs import INFO_NAME, LOCK_NAME, SUMMARY_NAME, Run, list_runs, locate_run
+from drumline.summary import HOW_IT_WENT, NOT_IN_THE_INDEX, make_summary
 from drumline.tally import Tally
 from drumline.verify.cached import cache_path
 from drumline.verify.findings import Finding, Kind
@@ -60,14 +61,6 @@ _INDEX_TROUBLES: Final[tuple[Kind, ...]] = (
     "other_decision",
 )
 _LOSSES: Final[tuple[Kind, ...]] = ("index_missing", "damaged_frame", "torn_tail", "bad_record")
-_NOT_IN_THE_INDEX: Final = (
-    "resumed",
-    "known_content",
-    "gone",
-    "skipped_links",
-    "skipped_special",
-    "unreadable_directories",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,31 +367,9 @@ def _claims(summary: dict[str, Any]) -> list[int]:
 
 def _summary(run: Run, tally: Tally, old: dict[str, Any]) -> dict[str, Any]:
     """Return a summary; what no index tells is taken from the old one, and null where that does not say."""
-    counts, info = old.get("counts", {}), run.info
-    sound = tally.records - tally.failed
+    counts = old.get("counts", {})
     carried = counts.get("carried_over")
-    carried = carried if type(carried) is int and 0 <= carried <= sound else 0
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run": display_path(os.fsencode(run.name)),
-        "run_directory": display_path(bytes(run.directory)),
-        "index": display_path(bytes(run.index_path)),
-        "archive_root": info["archive_root"],
-        "archive_root_b64": info["archive_root_b64"],
-        "counts": {
-            "discovered": tally.records,
-            "indexed": tally.records,
-            "carried_over": carried,
-            "classified": sound - carried,
-            "failed": tally.failed,
-            **{name: counts.get(name) for name in _NOT_IN_THE_INDEX},
-        },
-        **tally.report(),
-        "elapsed_sec": old.get("elapsed_sec"),
-        "files_per_sec": old.get("files_per_sec"),
-        "model": info["model"],
-        "memory": old.get("memory"),
-        "storage": old.get("storage"),
-        "device": old.get("device"),
-        "complete": True,
-    }
+    is_sound = type(carried) is int and 0 <= carried <= tally.records - tally.failed
+    counted = {name: counts.get(name) for name in NOT_IN_THE_INDEX}
+    went = {name: old.get(name) for name in HOW_IT_WENT}
+    return make_summary(run, tally, carried if is_sound else 0, counted, went)

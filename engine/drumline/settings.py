@@ -38,41 +38,14 @@ HashAlgorithm = Literal["xxh3_64", "xxh64", "md5", "sha256"]
 SOUNDFILE_FORMATS = (
     *("wav", "wave", "bwf", "rf64", "w64", "aif", "aiff", "aifc", "caf", "au", "snd"),
     *("flac", "ogg", "oga", "opus", "mp3", "mp2", "mp1"),
-    *(
-        "8svx",
-        "avr",
-        "htk",
-        "iff",
-        "nist",
-        "paf",
-        "pvf",
-        "sd2",
-        "sds",
-        "sf",
-        "sph",
-        "svx",
-        "voc",
-        "wve",
-        "xi",
-    ),
+    *("8svx", "avr", "htk", "iff", "nist", "paf", "pvf", "sd2"),
+    *("sds", "sf", "sph", "svx", "voc", "wve", "xi"),
 )
 """Extensions of what libsndfile reads; `.raw` and `.mat` are left out, as they say nothing about sound."""
 
 FFMPEG_FORMATS = (
-    "m4a",
-    "m4b",
-    "aac",
-    "alac",
-    "wma",
-    "ac3",
-    "amr",
-    "ape",
-    "dsf",
-    "mka",
-    "mpc",
-    "tta",
-    "wv",
-    "webm",
+    *("m4a", "m4b", "aac", "alac", "wma", "ac3", "amr"),
+    *("ape", "dsf", "mka", "mpc", "tta", "wv", "webm"),
 )
 """Extensions of what is read through ffmpeg, where it is installed."""
 

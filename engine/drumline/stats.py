@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from drumline.errors import IndexFormatError
 from drumline.index import parse_record, read_frames, read_index, record_errors
-from drumline.records import display_path, relative_path
+from drumline.records import Record, display_path, relative_path
 from drumline.runs import Run
 from drumline.tally import Tally
 
@@ -66,7 +66,9 @@ class FailedFile(NamedTuple):
 
 
 class LabelledFile(NamedTuple):
-    """A classified file: content hash (16 hexadecimal digits), label, confidence, path in the archive.
+    """A classified file: content hash in hexadecimal digits, label, confidence, path in the archive.
+
+    The confidence is that of the most probable canonical label, also where the file went to misc.
 
     The path is text for people; where the name is no UTF-8, `relative_path_b64` keeps its exact bytes.
     """
@@ -86,16 +88,15 @@ def read_labelled(run: Run, labels: Container[str]) -> Iterator[LabelledFile]:
     IndexFormatError
         When the index cannot be understood.
     """
-    with record_errors(run.index_path):
-        for record in read_index(run.index_path):
-            if record["errors"] is None and record["assigned_label"] in labels:
-                yield LabelledFile(
-                    record["hash"],
-                    record["assigned_label"],
-                    record["assigned_conf"] or 0.0,
-                    record["relative_path"],
-                    record["relative_path_b64"],
-                )
+    for record in _records(run):
+        if record["errors"] is None and record["assigned_label"] in labels:
+            yield LabelledFile(
+                record["hash"],
+                record["assigned_label"],
+                record["assigned_conf"] or 0.0,
+                record["relative_path"],
+                record["relative_path_b64"],
+            )
 
 
 def read_failures(run: Run) -> Iterator[FailedFile]:
@@ -106,11 +107,15 @@ def read_failures(run: Run) -> Iterator[FailedFile]:
     IndexFormatError
         When the index cannot be understood.
     """
+    for record in _records(run):
+        if error := record["errors"]:
+            path = display_path(relative_path(record))
+            yield FailedFile(path, error["type"], error["message"])
+
+
+def _records(run: Run) -> Iterator[Record]:
     with record_errors(run.index_path):
-        for record in read_index(run.index_path):
-            if error := record["errors"]:
-                path = display_path(relative_path(record))
-                yield FailedFile(path, error["type"], error["message"])
+        yield from read_index(run.index_path)
 
 
 def read_stats(run: Run) -> Stats:

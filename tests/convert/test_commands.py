@@ -36,7 +36,7 @@ def test_trainings_are_exposed_by_name() -> None:
     assert sorted(cli_train.train.commands) == ["crossval", "model", "recipe", "retrain", "sweep"]
 
 
-@pytest.mark.parametrize("command", training_commands(), ids=lambda command: str(command.name))
+@pytest.mark.parametrize("command", [*training_commands()], ids=lambda command: str(command.name))
 def test_every_command_shows_an_example(command: click.Command) -> None:
     result = CliRunner().invoke(command, ["--help"])
     assert result.exit_code == 0

@@ -32,7 +32,7 @@ def show_summary(summary: dict[str, Any], misc: str) -> None:
         console.print(f"  {counts['resumed']:,} of these were done before the run was interrupted")
     console.print(_labels(summary))
     if misc in summary["labels"]:
-        console.print(Text(f"  {misc_note(misc)}", "dim"), soft_wrap=True)
+        console.print(Text(f"  {misc_note(misc)}", "dim"))
     lines = [f"{count:,} {kind}" for kind, count in summary["errors"].items()]
     if unreadable := counts["unreadable_directories"]:
         lines.append(f"{counted(unreadable, 'directory', 'directories')} could not be read")

@@ -121,7 +121,7 @@ def _print(stats: Stats, misc: str) -> None:
         console.print("\n[bold]Labels[/bold]")
         console.print(_label_table(stats))
     if misc in stats.report["labels"]:
-        console.print(Text(misc_note(misc), "dim"), soft_wrap=True)
+        console.print(Text(misc_note(misc), "dim"))
     for title, table in (
         ("Duration", _duration_table(stats)),
         ("Reasons", _count_table(stats.report["reasons"], stats.records)),

@@ -182,10 +182,6 @@ def _print_repair(report: RepairReport, quiet: bool) -> None:
         _print_done(console, report)
     for finding in report.unrepaired[:_SHOWN]:
         _print_line(console, "bold red", f"stays {finding.check:<10} {finding.where}: {finding.message}")
-    if report.resumable:
-        _print_line(
-            console, "", "Next: give the same 'drumline infer' command; it classifies what is missing."
-        )
 
 
 def _print_done(console: Console, report: RepairReport) -> None:
@@ -196,3 +192,7 @@ def _print_done(console: Console, report: RepairReport) -> None:
         _print_line(console, "green", "nothing to repair")
     for path in report.kept:
         _print_line(console, "", f"kept  {short_path(path)}")
+    if report.resumable:
+        _print_line(
+            console, "", "Next: give the same 'drumline infer' command; it classifies what is missing."
+        )

@@ -12,13 +12,14 @@ from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import ArchiveError, DrumlineError
 from drumline.failpoints import step
 from drumline.index import IndexAppender, parse_record, read_frame, split_lines
-from drumline.pipeline.job import Job, model_facts
+from drumline.pipeline.job import Job
 from drumline.pipeline.prepare import identity_of
 from drumline.pipeline.slots import DEVICES
 from drumline.pipeline.supervisor import Outcome
-from drumline.records import SCHEMA_VERSION, display_path, path_fields
+from drumline.records import display_path
 from drumline.recover import rebuild_cache
 from drumline.runs import INFO_NAME
+from drumline.summary import make_summary
 from drumline.tally import Tally
 
 __all__ = ["discard_if_empty", "finish"]
@@ -133,34 +134,13 @@ def _rewrite(
 
 def _summary(job: Job, tally: Tally, carried: int, outcome: Outcome) -> dict[str, Any]:
     counters = outcome.counters
-    root, root_b64 = path_fields(job.archive)
     handled = counters["written"] + counters["carried"]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run": job.run.name,
-        "run_directory": display_path(bytes(job.run.directory)),
-        "index": display_path(bytes(job.run.index_path)),
-        "archive_root": root,
-        "archive_root_b64": root_b64,
-        "counts": {
-            "discovered": counters["discovered"],
-            "indexed": tally.records,
-            "carried_over": carried,
-            "classified": tally.records - carried - tally.failed,
-            "failed": tally.failed,
-            "resumed": counters["resumed"],
-            "known_content": counters["twins"],
-            "gone": counters["gone"],
-            "skipped_links": counters["skipped_links"],
-            "skipped_special": counters["skipped_special"],
-            "unreadable_directories": counters["unreadable_directories"],
-        },
-        **tally.report(),
+    went = {
         "elapsed_sec": round(outcome.elapsed_sec, 3),
         "files_per_sec": round(handled / max(outcome.elapsed_sec, 1e-9), 1),
-        "model": model_facts(job.bundle),
         "memory": outcome.memory,
         "storage": job.settings.storage,
         "device": (None, *DEVICES)[counters["device"]],
-        "complete": True,
     }
+    counted = {**counters, "known_content": counters["twins"]}
+    return make_summary(job.run, tally, carried, counted, went)

@@ -35,8 +35,9 @@ _MB: Final = 1_000_000
 _SMALLEST_ADDRESS_SPACE: Final = 300 * _MB
 """With less, libraries cannot be loaded, and some of them try again for ever rather than fail."""
 
-_SAID_IN_RUN_JSON: Final = (
-    *("supported_formats", "follow_links", "one_file_system", "max_file_mb", "dedup_hash"),
+_KEPT_TO_THE_END: Final = (
+    *("supported_formats", "follow_links", "one_file_system"),
+    *("max_file_mb", "dedup_hash"),
 )
 """Settings that change which files are found and how they are looked up: a run ends with those it began with.
 
@@ -181,7 +182,7 @@ def _goes_on(request: Request, run: Run) -> bool:
     asked, begun = request.settings.to_json(), run.info["settings"]
     if request.settings.fresh and not begun.get("fresh"):
         return False
-    same = all(_unordered(asked[name]) == _unordered(begun.get(name)) for name in _SAID_IN_RUN_JSON)
+    same = all(_unordered(asked[name]) == _unordered(begun.get(name)) for name in _KEPT_TO_THE_END)
     newest = newest_complete_run(request.settings.runs_root, request.archive)
     return same and (newest is None or newest.name < run.name)
 
