@@ -12,8 +12,9 @@ planner       index → `plan`: `collect` reads, `survey` looks; `store` is the 
 guard         what is refused before anything is written
 names         safe names, flat names, collisions
 execution     plan → tree; `place` has a placer for each copy mode
+site          the tree and its log while they are worked at; `clearing` removes what is not wanted
 helpers       processes that read and place beside the main one
-originals     whether the archive still has what a file of the tree holds
+standing      what became of a file that rebuild made; `originals`: whether the archive still has it
 tree          every path by directory descriptors, so that no link leads out
 log           the mapping log: what is ours, and where it came from
 manifests     manifests, statistics, summary

@@ -30,7 +30,7 @@ class LabelTotal:
     bytes: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
     """A planned rebuild. Use it in a ``with`` statement, or close it.
 
@@ -58,8 +58,6 @@ class Plan:
         Counts over all records as decided now.
     warnings
         What the user should know before.
-    executed
-        Whether it was executed already.
     """
 
     settings: RebuildSettings
@@ -74,7 +72,6 @@ class Plan:
     labels: dict[str, LabelTotal] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     warnings: list[str] = field(default_factory=list)
-    executed: bool = False
 
     def __enter__(self) -> Plan:
         return self
@@ -89,7 +86,6 @@ class Plan:
         for part in (self.tree, self.sources, self.store):
             if part is not None:
                 part.close()
-        self.tree = self.sources = None
 
     @property
     def files(self) -> int:
@@ -103,11 +99,10 @@ class Plan:
 
     def begin_execution(self) -> None:
         """Note that the plan is being executed; raise `UsageError` the second time."""
-        if self.executed:
+        if not self.store.claim():
             raise UsageError(
                 "this plan was executed already", "Plan again: what is in place is then left alone."
             )
-        self.executed = True
 
     def actions(self) -> Iterator[Action]:
         """Iterate over the whole plan, in order: what will be done, what is done, what cannot be done."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from drumline.decide import DecisionSettings
 from drumline.errors import IndexFormatError
 from drumline.index import GARBLED, garbled, read_index
 from drumline.rebuild import guard
@@ -61,9 +62,7 @@ def plan_rebuild(settings: RebuildSettings, progress: Callable[[Progress], None]
     decisions = deciding(run, settings)
     labeller = labeller_for(run, decisions, settings)
     with ExitStack() as on_error, working_space(), guard.looking_at(settings.out):
-        plan = Plan(settings, run, _archive_root(run, settings), Store(), decisions)
-        on_error.callback(plan.close)
-        _open_places(plan)
+        plan = _open_places(run, settings, decisions, on_error)
         collect(plan, labeller, report_to(progress))
         if run.info:
             run.check_count(plan.tally.records)
@@ -74,16 +73,22 @@ def plan_rebuild(settings: RebuildSettings, progress: Callable[[Progress], None]
     return plan
 
 
-def _open_places(plan: Plan) -> None:
-    settings, root = plan.settings, plan.archive_root
-    run_directory = plan.run.directory if plan.run.info else None
-    guard.check_places(settings.out, root, run_directory)
-    opened = guard.open_tree(settings.out, plan.store)
-    if opened is not None:
-        plan.tree, plan.log = opened
+def _open_places(
+    run: Run, settings: RebuildSettings, decisions: DecisionSettings | None, on_error: ExitStack
+) -> Plan:
+    """Return an empty plan with tree, archive and table opened; `on_error` closes them."""
+    root, store = _archive_root(run, settings), Store()
+    on_error.callback(store.close)
+    guard.check_places(settings.out, root, run.directory if run.info else None)
+    tree, log = guard.open_tree(settings.out, store) or (None, None)
+    if tree is not None:
+        on_error.callback(tree.close)
+    sources = None
     if settings.copy_mode != "none" and root is not None:
-        plan.sources = guard.open_archive(root)
-        guard.check_device(settings.out, settings.copy_mode, os.fstat(plan.sources.root).st_dev, root)
+        sources = guard.open_archive(root)
+        on_error.callback(sources.close)
+        guard.check_device(settings.out, settings.copy_mode, os.fstat(sources.root).st_dev, root)
+    return Plan(settings, run, root, store, decisions, tree, log, sources)
 
 
 def _archive_root(run: Run, settings: RebuildSettings) -> bytes | None:

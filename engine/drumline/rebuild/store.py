@@ -111,6 +111,12 @@ class Store:
         self._db.executescript(_SCHEMA)
         self._db.execute("BEGIN")
         self._buffers: dict[str, list[Sequence[Any]]] = {}
+        self._is_claimed = False
+
+    def claim(self) -> bool:
+        """Note that the plan is being executed; tell whether this is the first time."""
+        first, self._is_claimed = not self._is_claimed, True
+        return first
 
     def add(self, table: str, row: Sequence[Any]) -> None:
         """Insert a row, soon; an equal primary key is replaced. `flush` before reading."""

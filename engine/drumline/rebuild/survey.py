@@ -7,16 +7,10 @@ from collections.abc import Callable, Iterator
 
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Progress, Refused, State
-from drumline.rebuild.log import (
-    WHY_IT_STAYS,
-    fate,
-    has_same_content,
-    replaces,
-    standing,
-)
 from drumline.rebuild.names import collision_key, spare_names
 from drumline.rebuild.originals import archive_has
 from drumline.rebuild.plan import PLACED, LabelTotal, Plan
+from drumline.rebuild.standing import WHY_IT_STAYS, fate, has_same_content, replaces, standing
 from drumline.rebuild.store import Made, Row
 
 __all__ = ["Surveyor"]

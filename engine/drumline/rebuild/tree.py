@@ -107,9 +107,11 @@ class Directories:
                 os.close(self._open.pop(path))
 
     def close(self) -> None:
-        """Close all descriptors."""
+        """Close all descriptors; more than once does no harm."""
         self.forget()
-        os.close(self.root)
+        if self.root >= 0:
+            os.close(self.root)
+            self.root = -1
 
 
 class Sources(Directories):

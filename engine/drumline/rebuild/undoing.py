@@ -19,17 +19,10 @@ from typing import Any
 from drumline.durable import output_errors
 from drumline.errors import Interrupted, OutputError
 from drumline.rebuild.actions import Progress, Refused, report_to
-from drumline.rebuild.log import (
-    LOG_NAME,
-    WHY_IT_STAYS,
-    LogState,
-    MappingLog,
-    Removals,
-    fate,
-    load_log,
-)
+from drumline.rebuild.log import LOG_NAME, LogState, MappingLog, Removals, load_log
 from drumline.rebuild.manifests import is_ours
 from drumline.rebuild.settings import display
+from drumline.rebuild.standing import WHY_IT_STAYS, fate
 from drumline.rebuild.store import Made, Store, working_space
 from drumline.rebuild.tree import Tree, not_a_tree
 from drumline.records import display_path

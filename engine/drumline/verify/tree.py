@@ -10,8 +10,9 @@ from pathlib import Path
 from drumline.content import has_content
 from drumline.errors import OutputError
 from drumline.rebuild.actions import Progress, Refused, report_to
-from drumline.rebuild.log import LOG_NAME, load_log, standing
+from drumline.rebuild.log import LOG_NAME, load_log
 from drumline.rebuild.manifests import is_ours
+from drumline.rebuild.standing import standing
 from drumline.rebuild.store import Made, Store, working_space
 from drumline.rebuild.tree import Tree
 from drumline.records import display_path

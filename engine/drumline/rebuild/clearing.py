@@ -1,0 +1,122 @@
+"""Clearing: what an earlier rebuild made and this plan does not want, and what stands in its way.
+
+Only what is as rebuild made it goes, and no last copy, but where the plan places its content elsewhere: then
+once that stands.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from collections.abc import Callable
+
+from drumline.rebuild.actions import Action, Failure, Progress, Refused
+from drumline.rebuild.plan import Plan
+from drumline.rebuild.site import Site
+from drumline.rebuild.standing import WHY_IT_STAYS, fate, replaces
+from drumline.rebuild.store import Made
+
+__all__ = ["Clearing"]
+
+_REPORT_EVERY = 1_000
+
+
+class Clearing:
+    """Removes files from a site.
+
+    Parameters
+    ----------
+    plan, site
+        What is executed, and where.
+    counts
+        ``removed`` and ``kept`` are counted here.
+    progress
+        Is told how far it got.
+    """
+
+    def __init__(
+        self, plan: Plan, site: Site, counts: Counter[str], progress: Callable[[Progress], None]
+    ) -> None:
+        self._plan, self._store, self._site = plan, plan.store, site
+        self._counts, self._progress = counts, progress
+        self._removed_before = 0
+
+    def remove_unwanted(self) -> None:
+        """Remove what was made earlier and the plan does not want, where it is not the last copy."""
+        even_last = self._plan.settings.drop_last_copies
+        for made in self._store.stale(is_last=False):
+            self._remove(made, even_last=even_last)
+        self._remove_folders()
+
+    def remove_last_copies(self) -> None:
+        """Remove last copies whose content stands elsewhere in the tree by now."""
+        for made in self._store.stale(is_last=True):
+            if any(map(self._stands, self._store.twins(made))):
+                self._remove(made, even_last=True)
+            else:
+                self._note_kept(made, WHY_IT_STAYS["last_copy"])
+        self._remove_folders()
+
+    def make_way(self, action: Action) -> Failure | None:
+        """Take away what stands in the place of a staged file; return why it stays."""
+        made = self._store.made_at(action.target)
+        blocking = self._store.last_copies_blocking(action.target) if made is None else [made]
+        for old in blocking:
+            how = fate(self._site.tree, old, even_last=self._may_go_for(old, action))
+            if how in ("changed", "last_copy"):
+                return Failure(action, "edited" if old is made else "occupied", WHY_IT_STAYS[how])
+        if self._plan.settings.copy_mode == "symlink":
+            try:
+                self._site.sources.find(action)
+            except Refused as refused:
+                return Failure(action, refused.problem, refused.message)
+        for old in blocking:
+            self._site.tree.unlink(old.target)
+            self._site.removals.add(old.target)
+            if old is not made:
+                self._store.drop_stale(old)
+                self._counts["removed"] += 1
+        if made is None:
+            self._remove_folders()
+        return None
+
+    def _may_go_for(self, old: Made, action: Action) -> bool:
+        root = self._plan.archive_root or b""
+        if self._plan.settings.drop_last_copies or replaces(old, action, root):
+            return True
+        return old.target != action.target and any(map(self._stands, self._store.twins(old)))
+
+    def _remove(self, made: Made, *, even_last: bool) -> None:
+        how = fate(self._site.tree, made, even_last=even_last)
+        if how == "ours":
+            self._site.tree.unlink(made.target)
+            self._site.removals.add(made.target)
+            self._counts["removed"] += 1
+            if self._counts["removed"] % _REPORT_EVERY == 0:
+                self._progress(Progress("removing", self._counts["removed"], self._plan.counts["remove"]))
+        elif how == "gone":
+            # By somebody, or by a rebuild that was killed before it noted it.
+            self._site.removals.add(made.target)
+        else:
+            self._note_kept(made, WHY_IT_STAYS[how])
+
+    def _note_kept(self, made: Made, why: str) -> None:
+        self._store.note_problem("kept", made.target, why)
+        self._counts["kept"] += 1
+
+    def _stands(self, action: Action) -> bool:
+        """Tell whether a file of the plan is in the tree, and not as a link that leads nowhere."""
+        try:
+            if self._plan.settings.copy_mode == "symlink":
+                self._site.sources.find(action)
+            status = self._site.tree.lstat(action.target)
+        except Refused:
+            return False
+        return status is not None and (stat.S_ISLNK(status.st_mode) or status.st_size == action.size)
+
+    def _remove_folders(self) -> None:
+        """Remove directories that became empty, when something was removed."""
+        self._site.removals.flush()
+        if self._counts["removed"] != self._removed_before:
+            self._removed_before = self._counts["removed"]
+            self._site.remove_empty_folders()

@@ -1,0 +1,193 @@
+"""The site: a tree that is being worked at, and its mapping log, kept in step.
+
+What is going to appear is announced in the log, on disk, before it does; what was removed is noted once that
+is on disk. Opening a site makes the directory if need be, begins its log, clears what a killed rebuild left
+in the staging directory, and tries the copy mode; where that fails, nothing of it stays behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from drumline.errors import DrumlineError, OutputError
+from drumline.rebuild import guard
+from drumline.rebuild.actions import Action, Failure, Refused
+from drumline.rebuild.log import LOG_NAME, MappingLog, Removals, make_line, path_line
+from drumline.rebuild.manifests import MANIFESTS
+from drumline.rebuild.place import Placer, placer_for
+from drumline.rebuild.plan import Plan
+from drumline.rebuild.tree import STAGING, Sources, Tree
+
+__all__ = ["Site", "open_site"]
+
+
+class Site:
+    """The tree of a plan, opened for work; made by `open_site`.
+
+    Parameters
+    ----------
+    plan
+        What is executed.
+    tree, log
+        The output directory and its log.
+
+    Attributes
+    ----------
+    removals
+        Notes what is removed from the tree.
+    """
+
+    def __init__(self, plan: Plan, tree: Tree, log: MappingLog) -> None:
+        self.tree, self.log = tree, log
+        self.removals = Removals(tree, log)
+        self._plan, self._store = plan, plan.store
+        self._known_folder = b""
+
+    @property
+    def sources(self) -> Sources:
+        """The archive; asked for only where something is taken from it."""
+        assert self._plan.sources is not None
+        return self._plan.sources
+
+    def make_folder(self, folder: bytes) -> None:
+        """Make a directory of our own at the top of the tree, unless it is there."""
+        if self.tree.lstat(folder) is None:
+            self.log.append([path_line("dir", folder)])
+            self._store.note_folder(folder)
+        self.tree.locate(folder + b"/", make=True)
+
+    def drop_staging(self) -> None:
+        """Leave no staging directory; where that fails, the log knows it, and the next rebuild clears it."""
+        with suppress(OSError, DrumlineError, Refused):
+            self.tree.clear_staging()
+            if self.tree.rmdir(STAGING):
+                self.log.append([path_line("removed", STAGING)], sync=False)
+            self.tree.forget()
+
+    def probed_placer(self) -> Placer | None:
+        """Return what places files, tried with the first of them; None where none is to be placed.
+
+        Raises
+        ------
+        OutputError
+            When the file system of the tree cannot do what the copy mode needs.
+        """
+        first = next(self._plan.batches(1, 1), None)
+        if first is None or self._plan.sources is None:
+            return None
+        placer = placer_for(self._plan.settings.copy_mode, self.tree, self.sources)
+        placer.probe(first[0])
+        return placer
+
+    def announce(self, actions: Iterable[Action]) -> None:
+        """Put on disk what is about to appear, each directory before what is in it."""
+        mode, absolute = self._plan.settings.copy_mode, self.sources.absolute
+        lines: list[bytes] = []
+        for action in actions:
+            folder = action.target.rpartition(b"/")[0]
+            if folder != self._known_folder:
+                lines += self._folder_lines(folder)
+                self._known_folder = folder
+            lines.append(make_line(action, mode, absolute(action)))
+        self._store.flush()
+        self.log.append(lines)
+
+    def _folder_lines(self, folder: bytes) -> list[bytes]:
+        new: list[bytes] = []
+        while folder and self._is_new(folder):
+            new.append(folder)
+            folder = folder.rpartition(b"/")[0]
+        new.reverse()
+        for folder in new:
+            self._store.note_folder(folder)
+        self._store.flush()
+        return [path_line("dir", folder) for folder in new]
+
+    def _is_new(self, folder: bytes) -> bool:
+        if self._store.is_our_folder(folder):
+            return False
+        try:
+            return self.tree.lstat(folder) is None
+        except Refused:
+            return False  # something stands in the way: placing will say so
+
+    def disown(self, failures: Sequence[Failure]) -> None:
+        """Note that what was announced did not come."""
+        self.log.append([path_line("removed", failure.action.target) for failure in failures])
+
+    def remove_empty_folders(self) -> None:
+        """Remove directories of ours that became empty, and note all removals."""
+        self.tree.forget()
+        for folder in self._store.folders_bottom_up():
+            if folder not in (STAGING, MANIFESTS) and self.tree.rmdir(folder):
+                self._store.note_removed(folder)
+                self.removals.add(folder)
+        self.removals.flush()
+        self.tree.forget()
+        self._known_folder = b""
+
+
+@contextmanager
+def open_site(plan: Plan) -> Iterator[tuple[Site, Placer | None]]:
+    """Open the output directory of a plan for work; also give what places files, None when none is to be.
+
+    Raises
+    ------
+    OutputError, BusyError
+        When it cannot be made, written or locked, or its file system cannot do what the copy mode needs.
+    """
+    # They unwind from the right: what a failed opening takes back needs the tree, and no log any more.
+    with ExitStack() as opened, ExitStack() as on_error, ExitStack() as at_work:
+        tree = plan.tree or _new_tree(plan, opened, on_error)
+        length = 0 if plan.log is None else plan.log.length
+        if not length:
+            on_error.callback(_forsake, tree)
+        log = MappingLog(tree, length)
+        at_work.callback(log.close)
+        if not length:
+            log.begin(made_root=plan.tree is None)
+        site = Site(plan, tree, log)
+        site.make_folder(MANIFESTS)
+        site.make_folder(STAGING)
+        tree.clear_staging()
+        at_work.callback(site.drop_staging)
+        placer = site.probed_placer()
+        on_error.pop_all()
+        yield site, placer
+
+
+def _new_tree(plan: Plan, opened: ExitStack, on_error: ExitStack) -> Tree:
+    """Make and lock the output directory; it is closed by `opened` and taken back by `on_error`."""
+    out = plan.settings.out
+    on_error.callback(_remove_directories, _make_directories(out))
+    found = guard.open_tree(out, plan.store)
+    if found is None or found[1] is not None:
+        raise OutputError(
+            f"{str(out)!r} appeared while the rebuild was planned", "Give the same command again."
+        )
+    opened.callback(found[0].close)
+    return found[0]
+
+
+def _make_directories(out: Path) -> list[Path]:
+    """Make a directory and what it is in; return what had to be made, innermost first."""
+    missing = [path for path in (out, *out.parents) if not path.exists()]
+    os.makedirs(out, exist_ok=True)
+    return missing
+
+
+def _remove_directories(directories: list[Path]) -> None:
+    with suppress(OSError):
+        for directory in directories:
+            os.rmdir(directory)
+
+
+def _forsake(tree: Tree) -> None:
+    """Leave nothing behind in a directory that turned out not to do."""
+    with suppress(OSError, Refused):
+        tree.clear_staging()
+        if tree.rmdir(STAGING) and tree.rmdir(MANIFESTS):
+            tree.unlink(LOG_NAME)
