@@ -96,8 +96,7 @@ def _shares(weights: Sequence[float]) -> tuple[float, ...]:
 
 
 def _said(bundles: Sequence[Bundle], rows: Sequence[Row]) -> list[Said]:
-    features = {bundle.front_end: None for bundle in bundles}
-    read = {front_end: read_rows(rows, [front_end]) for front_end in features}
+    read = {front_end: read_rows(rows, [front_end]) for front_end in {b.front_end for b in bundles}}
     return [said_of(bundle, read[bundle.front_end]) for bundle in bundles]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from drumline.durable import write_json
+from drumline.durable import new_directory, write_json
 from drumline.frontend import FrontEnd
-from drumline_convert.bundle_writer import BundleDescription, new_bundle, write_bundle
+from drumline_convert.bundle_writer import BundleDescription, write_bundle
 from drumline_convert.export import compare, open_source
 from drumline_convert.graph import Layout, adapt, opset_of, placement_of, save_graph, set_labels
 from drumline_convert.target import Target
@@ -64,7 +64,7 @@ def convert_model(
     proto = adapt(original.proto, shape, len(labels), layout=layout, output=output)
     set_labels(proto, labels)
     features = _random_features(target.front_end)
-    with TemporaryDirectory() as directory, new_bundle(out) as draft:
+    with TemporaryDirectory() as directory, new_directory(out) as draft:
         graph = Path(directory, "model.onnx")
         save_graph(proto, graph)
         report = {

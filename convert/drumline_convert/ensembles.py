@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.bundle import Bundle
+from drumline.bundle_files import CARD_NAME, MANIFEST_NAME, PARTS, bundle_json, write_labels
 from drumline.calibration import TemperatureScaling, VectorScaling
-from drumline.durable import write_bytes, write_json
+from drumline.durable import new_directory, write_bytes, write_json
 from drumline.ensemble import SMALLEST_PROBABILITY, Mean, MeanKind
 from drumline.errors import BundleError
-from drumline_convert.bundle_writer import BundleDescription, new_bundle, write_bundle, write_labels
+from drumline_convert.bundle_writer import BundleDescription, write_bundle
 from drumline_convert.convert_model import NOT_CALIBRATED
 from drumline_convert.graph import (
     BATCH,
@@ -39,7 +40,7 @@ from drumline_convert.graph import (
     set_labels,
 )
 from drumline_convert.labelled import Truth
-from drumline_convert.metrics import negative_log_likelihood
+from drumline_convert.metrics import negative_log_likelihood, softmax
 from drumline_convert.provenance import inherit_training_set
 from drumline_convert.taxonomy import TrainingTaxonomy
 
@@ -105,18 +106,13 @@ def fit_weights(probabilities: Sequence[Floats], truth: Truth, kind: MeanKind) -
 
     def loss(free: NDArray[np.float64]) -> float:
         mean = Mean(kind, tuple(weights_of(free).tolist()))
-        shares = _softmax(mean.logits(probabilities)) @ truth.collapse
+        shares = softmax(mean.logits(probabilities)) @ truth.collapse
         return negative_log_likelihood(shares, truth.canonical)
 
     found = minimize(loss, np.zeros(len(probabilities)), method="Nelder-Mead", options={"maxiter": 400})
     rounded = np.round(weights_of(found.x), 4)
     rounded[rounded.argmax()] += 1.0 - rounded.sum()
     return tuple(float(round(weight, 4)) for weight in rounded)
-
-
-def _softmax(logits: Floats) -> NDArray[np.float64]:
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 @dataclass
@@ -284,7 +280,7 @@ def write_ensemble(
     check_members(bundles)
     merge = can_be_merged(bundles)
     description = _description(bundles, mean, out.name, version, calibration or NOT_CALIBRATED, figures)
-    with new_bundle(out) as draft:
+    with new_directory(out) as draft:
         if merge:
             _write_merged(draft, bundles, mean, description)
         else:
@@ -301,27 +297,17 @@ def _write_merged(draft: Path, bundles: Sequence[Bundle], mean: Mean, descriptio
 
 
 def _write_named(draft: Path, bundles: Sequence[Bundle], mean: Mean, description: BundleDescription) -> None:
-    write_labels(draft, TrainingTaxonomy(bundles[0].taxonomy, {}))
-    write_json(draft / "calibration.json", description.calibration)
-    write_bytes(draft / "MODEL_CARD.md", description.card.encode())
+    write_labels(draft, bundles[0].taxonomy)
+    write_json(draft / PARTS["calibration"], description.calibration)
+    write_bytes(draft / CARD_NAME, description.card.encode())
     names = [f"member{place}-{bundle.path.name}" for place, bundle in enumerate(bundles)]
     for name, bundle in zip(names, bundles, strict=True):
         shutil.copytree(bundle.path, draft / name)
     pairs = zip(names, mean.weights, strict=True)
-    manifest = {
-        "schema": 1,
-        "name": description.name,
-        "version": description.version,
-        "kind": "ensemble",
-        "description": description.description,
-        "mean": mean.kind,
-        "members": [{"bundle": name, "weight": weight} for name, weight in pairs],
-        "labels": "label_mapping.json",
-        "canonical": "canonical_mapping.json",
-        "calibration": "calibration.json",
-        **description.extra,
-    }
-    write_json(draft / "bundle.json", manifest)
+    members = [{"bundle": name, "weight": weight} for name, weight in pairs]
+    about = (description.name, description.version, description.description)
+    value = bundle_json(*about, None, mean=mean.kind, members=members, **description.extra)
+    write_json(draft / MANIFEST_NAME, value)
 
 
 def _description(
@@ -352,7 +338,7 @@ def _description(
 
 def _card(bundle: Bundle) -> str:
     try:
-        text = (bundle.path / "MODEL_CARD.md").read_text("utf-8", "replace")
+        text = (bundle.path / CARD_NAME).read_text("utf-8", "replace")
     except OSError:
         return f"## {bundle.name}\n\nThis bundle has no card."
     return "\n".join(f"#{line}" if line.startswith("#") else line for line in text.splitlines())

@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.bundle import Bundle, load_bundle
-from drumline.durable import write_json
+from drumline.durable import new_directory, write_json
 from drumline.errors import BundleError, ConfigError
-from drumline_convert.bundle_writer import new_bundle
 from drumline_convert.ensembles import GATE, Canvas, in_one_opset, put_together
 from drumline_convert.graph import (
     BATCH,
@@ -224,7 +223,7 @@ def make_gate(
     head = fit_head(said.logits, truth.is_drum) if other is None else None
     opinion = said.probabilities @ _drum_mask(other) if other else head(said.logits) if head else None
     threshold = passing_threshold(np.asarray(opinion), truth.is_drum, recall)
-    with new_bundle(out) as draft:
+    with new_directory(out) as draft:
         write_gated(bundle, gated_graph(bundle, head, other), threshold, draft, out.name)
         made = load_bundle(draft)
         said = said_of(made, read_rows(measuring, made.front_ends))

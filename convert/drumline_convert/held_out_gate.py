@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.bundle import Bundle, load_bundle
-from drumline.durable import write_json
+from drumline.durable import new_directory, write_json
 from drumline.errors import ConfigError
-from drumline_convert.bundle_writer import new_bundle
 from drumline_convert.gates import (
     check_gateless,
     contamination,
@@ -79,7 +78,7 @@ def make_held_out_gate(
         "measured_on": {**what, "folds": len(set(held.folds.tolist()))},
         "measured": contamination(said, gate, truth, limits).to_json(),
     }
-    with new_bundle(out) as draft:
+    with new_directory(out) as draft:
         write_gated(bundle, gated_graph(bundle, head, None), threshold, draft, out.name)
         write_json(draft / "gate.json", report)
     return report

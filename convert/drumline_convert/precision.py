@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.bundle import Bundle, load_bundle
-from drumline.durable import write_bytes, write_json
+from drumline.durable import new_directory, write_bytes, write_json
 from drumline.errors import BundleError, UsageError
 from drumline.inference import open_session
-from drumline_convert.bundle_writer import new_bundle
 from drumline_convert.cost import files_per_cpu_second
 from drumline_convert.ensembles import measured
 from drumline_convert.graph import read_graph, save_graph
@@ -82,7 +81,7 @@ def reduce_precision(
         )
     if precision == "int8" and manifest is None:
         raise UsageError("int8 needs recordings to see which values occur", "Give them with --manifest.")
-    with TemporaryDirectory() as directory, new_bundle(out) as draft:
+    with TemporaryDirectory() as directory, new_directory(out) as draft:
         graph = Path(directory, "model.onnx")
         if precision == "int8":
             assert manifest is not None

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import xxhash
 
+from drumline.bundle_files import BUNDLE_SCHEMA, MANIFEST_NAME, PARTS
 from drumline.calibration import Calibrator, TemperatureScaling, read_calibrator
 from drumline.ensemble import Mean
 from drumline.errors import BundleError
@@ -30,7 +31,6 @@ __all__ = [
 ]
 
 DEFAULT_BUNDLE = "mfcc-cnn"
-BUNDLE_SCHEMA = 1
 _IS_NAME = re.compile(r"[\w][\w .-]*").fullmatch
 
 
@@ -143,7 +143,7 @@ def shipped_bundles() -> list[Path]:
     """Return all bundle directories below `bundle_roots`, first of each name."""
     found: dict[str, Path] = {}
     for root in bundle_roots():
-        for manifest in sorted(root.glob("*/bundle.json")):
+        for manifest in sorted(root.glob(f"*/{MANIFEST_NAME}")):
             found.setdefault(manifest.parent.name, manifest.parent)
     return list(found.values())
 
@@ -153,10 +153,10 @@ def find_bundle(name: str | Path | None) -> Path:
     wanted = Path(name or DEFAULT_BUNDLE)
     if wanted.suffix == ".onnx":
         return _bundle_of_model(wanted)
-    if wanted.name == "bundle.json":
+    if wanted.name == MANIFEST_NAME:
         wanted = wanted.parent
     for candidate in (wanted, *(root / wanted for root in bundle_roots())):
-        if (candidate / "bundle.json").is_file():
+        if (candidate / MANIFEST_NAME).is_file():
             return candidate
     known = ", ".join(sorted(path.name for path in shipped_bundles())) or "none"
     raise BundleError(
@@ -166,7 +166,7 @@ def find_bundle(name: str | Path | None) -> Path:
 
 
 def _bundle_of_model(model: Path) -> Path:
-    manifest = model.parent / "bundle.json"
+    manifest = model.parent / MANIFEST_NAME
     named = read_json_object(manifest, BundleError).get("model") if manifest.is_file() else None
     if not model.is_file() or named != model.name:
         raise BundleError(
@@ -196,7 +196,7 @@ def load_bundle(
     path = find_bundle(name)
     manifest = _read_manifest(path)
     members, mean = _ensemble(path, manifest)
-    model_path = members[0].model_path if members else _member(path, manifest, "model", "model.onnx")
+    model_path = members[0].model_path if members else _member(path, manifest, "model")
     taxonomy = _taxonomy(path, manifest, label_map, canonical_map)
     calibration = _read_calibration(path, manifest)
     front_end = members[0].front_end if members else FrontEnd.from_json(manifest["front_end"])
@@ -236,7 +236,7 @@ def _ensemble(path: Path, manifest: dict[str, Any]) -> tuple[tuple[Bundle, ...],
             f"bundle {path.name} is an ensemble without mean, or members with bundle and weight: {error!r}"
         ) from error
     members = tuple(_ensemble_member(path, name) for name in names)
-    own = read_labels(_member(path, manifest, "labels", "label_mapping.json"))
+    own = read_labels(_member(path, manifest, "labels"))
     for member in members:
         if member.labels != own:
             raise BundleError(f"bundle {path.name}: the labels of member {member.path.name} are not its own")
@@ -246,7 +246,7 @@ def _ensemble(path: Path, manifest: dict[str, Any]) -> tuple[tuple[Bundle, ...],
 def _ensemble_member(path: Path, name: object) -> Bundle:
     if not isinstance(name, str) or not _IS_NAME(name):
         raise BundleError(f"bundle {path.name}: a member must be a directory inside of it, not {name!r}")
-    if read_json_object(path / name / "bundle.json", BundleError).get("kind") == "ensemble":
+    if read_json_object(path / name / MANIFEST_NAME, BundleError).get("kind") == "ensemble":
         raise BundleError(f"bundle {path.name}: its member {name} is an ensemble itself")
     return load_bundle(path / name)
 
@@ -269,10 +269,8 @@ def _gate(path: Path, manifest: dict[str, Any]) -> Gate | None:
 def _taxonomy(
     path: Path, manifest: dict[str, Any], label_map: Path | None = None, canonical_map: Path | None = None
 ) -> Taxonomy:
-    labels = read_labels(label_map or _member(path, manifest, "labels", "label_mapping.json"))
-    canonical, misc = read_canonical_map(
-        canonical_map or _member(path, manifest, "canonical", "canonical_mapping.json")
-    )
+    labels = read_labels(label_map or _member(path, manifest, "labels"))
+    canonical, misc = read_canonical_map(canonical_map or _member(path, manifest, "canonical"))
     return Taxonomy(labels, canonical, misc)
 
 
@@ -290,7 +288,7 @@ def _sums(taxonomy: Taxonomy) -> list[str]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = read_json_object(path / "bundle.json", BundleError)
+    manifest = read_json_object(path / MANIFEST_NAME, BundleError)
     needed = ["name", "version"] + ["front_end"] * (manifest.get("kind") != "ensemble")
     missing = [key for key in needed if key not in manifest]
     if missing:
@@ -303,8 +301,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _member(path: Path, manifest: dict[str, Any], key: str, default: str) -> Path:
-    name = manifest.get(key, default)
+def _member(path: Path, manifest: dict[str, Any], key: str) -> Path:
+    name = manifest.get(key, PARTS[key])
     if not isinstance(name, str) or not _IS_NAME(name):
         raise BundleError(f"bundle {path.name}: {key} must be a file name inside the bundle, not {name!r}")
     member = path / name
@@ -316,9 +314,9 @@ def _member(path: Path, manifest: dict[str, Any], key: str, default: str) -> Pat
 
 
 def _read_calibration(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    if "calibration" not in manifest and not (path / "calibration.json").exists():
+    if "calibration" not in manifest and not (path / PARTS["calibration"]).exists():
         return {}
-    return read_json_object(_member(path, manifest, "calibration", "calibration.json"), BundleError)
+    return read_json_object(_member(path, manifest, "calibration"), BundleError)
 
 
 def _fingerprint(

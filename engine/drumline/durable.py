@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,15 @@ import orjson
 from drumline.errors import OutputError
 from drumline.failpoints import step
 
-__all__ = ["draft_of", "output_errors", "sync_directory", "way_out_of", "write_bytes", "write_json"]
+__all__ = [
+    "draft_of",
+    "new_directory",
+    "output_errors",
+    "sync_directory",
+    "way_out_of",
+    "write_bytes",
+    "write_json",
+]
 
 _WAY_OUT = {
     errno.ENOSPC: "Free some space or choose another place, then give the same command again.",
@@ -61,6 +71,32 @@ def sync_directory(directory: str | bytes | os.PathLike[str]) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """Give a directory to write in, which becomes `out` when the enclosed code has ended well.
+
+    Raises
+    ------
+    OutputError
+        When something stands at `out`, or it cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    if os.path.lexists(out):
+        raise OutputError(f"{str(out)!r} exists already", "Choose another place: nothing is overwritten.")
+    with output_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        # A directory in it, for the draft itself can be entered by its owner alone.
+        (draft / out.name).mkdir()
+        yield draft / out.name
+        with output_errors(out):
+            os.rename(draft / out.name, out)
+            sync_directory(out.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def draft_of(path: Path) -> Path:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from drumline.bundle import find_bundle, load_bundle
-from drumline.durable import output_errors, sync_directory, write_bytes, write_json
-from drumline.errors import BundleError, OutputError
+from drumline.bundle_files import CARD_NAME, MANIFEST_NAME, PARTS, bundle_json, write_labels
+from drumline.durable import new_directory, write_bytes, write_json
+from drumline.errors import BundleError
 from drumline.frontend import FrontEnd
 from drumline.labels import CANONICAL_LABELS, MISC, Taxonomy, read_labels
 from drumline.onnxfile import encode_model, encode_node
@@ -48,34 +46,16 @@ def create_stub(output: Path, model: str | Path | None = None) -> Taxonomy:
         When `model` cannot be read.
     """
     front_end, taxonomy = _pattern(model)
-    output = Path(os.path.abspath(output))
-    if os.path.lexists(output):
-        raise OutputError(f"{str(output)!r} exists already", "Choose another place: nothing is overwritten.")
-    with output_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        _write_members(draft, display_path(os.fsencode(output.name)), front_end, taxonomy)
-        with output_errors(output):
-            draft.chmod(0o777 & ~_umask())
-            os.rename(draft, output)
-            sync_directory(output.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with new_directory(output) as draft:
+        _write_parts(draft, display_path(os.fsencode(draft.name)), front_end, taxonomy)
     return taxonomy
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _pattern(model: str | Path | None) -> tuple[FrontEnd, Taxonomy]:
     if model is None or not (path := Path(model)).is_file() or path.suffix != ".json":
         bundle = load_bundle(model)
         return bundle.front_end, bundle.taxonomy
-    if path.name == "bundle.json":
+    if path.name == MANIFEST_NAME:
         bundle = load_bundle(find_bundle(path))
         return bundle.front_end, bundle.taxonomy
     labels = read_labels(path)
@@ -94,22 +74,14 @@ def _default_map() -> dict[str, str]:
         return {}
 
 
-def _write_members(directory: Path, name: str, front_end: FrontEnd, taxonomy: Taxonomy) -> None:
-    write_bytes(directory / "model.onnx", stub_model(front_end, taxonomy.fine))
-    write_json(directory / "label_mapping.json", {"labels": list(taxonomy.fine), "sha256": taxonomy.checksum})
-    write_json(directory / "canonical_mapping.json", _canonical_mapping(taxonomy))
+def _write_parts(directory: Path, name: str, front_end: FrontEnd, taxonomy: Taxonomy) -> None:
+    write_bytes(directory / PARTS["model"], stub_model(front_end, taxonomy.fine))
+    write_labels(directory, taxonomy)
     calibration = {"method": "none", "temperature": 1.0, "version": 1, "note": "a stub has none"}
-    write_json(directory / "calibration.json", calibration)
-    write_bytes(directory / "MODEL_CARD.md", _card(name, taxonomy).encode())
-    write_json(directory / "bundle.json", _manifest(name, front_end))
-
-
-def _canonical_mapping(taxonomy: Taxonomy) -> dict[str, Any]:
-    return {
-        "canonical": [label for label in taxonomy.canonical if label != taxonomy.misc],
-        "misc": taxonomy.misc,
-        "map": dict(taxonomy.canonical_of),
-    }
+    write_json(directory / PARTS["calibration"], calibration)
+    write_bytes(directory / CARD_NAME, _card(name, taxonomy).encode())
+    description = "Stub that has learnt nothing; to try the pipeline."
+    write_json(directory / MANIFEST_NAME, bundle_json(name, "0.0.0", description, front_end))
 
 
 def _card(name: str, taxonomy: Taxonomy) -> str:
@@ -119,23 +91,6 @@ def _card(name: str, taxonomy: Taxonomy) -> str:
         f"It has the shapes of a real model ({len(taxonomy.fine)} labels), so that the pipeline, a label\n"
         "list or a front end can be tried. Made by `drumline create-stub`.\n"
     )
-
-
-def _manifest(name: str, front_end: FrontEnd) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "name": name,
-        "version": "0.0.0",
-        "kind": "classifier",
-        "description": "Stub that has learnt nothing; to try the pipeline.",
-        "front_end": front_end.to_json(),
-        "model": "model.onnx",
-        "labels": "label_mapping.json",
-        "canonical": "canonical_mapping.json",
-        "calibration": "calibration.json",
-        "input": {"name": "features", "layout": "batch, coefficients, frames"},
-        "outputs": {"logits": "logits", "probabilities": "probabilities"},
-    }
 
 
 def stub_model(front_end: FrontEnd, labels: tuple[str, ...]) -> bytes:
