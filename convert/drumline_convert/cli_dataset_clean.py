@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text
-from drumline_convert.cli_dataset_options import manifest_argument, out_option, taxonomy_of, taxonomy_option
+from drumline_convert.cli_common import manifest_argument, out_option, taxonomy_of, taxonomy_option
 
 if TYPE_CHECKING:
     from drumline_convert.cleaning import Cleaning
@@ -38,7 +38,7 @@ _SHOWN = 10
     help="Held-out logits of a cross-validation: each recording by a network that did not see its family.",
 )
 @click.option("--second", type=path_type(), help="Those of other networks, which have to say the same.")
-@out_option("Manifest", "cleaned.jsonl")
+@out_option("Manifest to write.", "cleaned.jsonl")
 @click.option(
     "--report",
     type=path_type(),
@@ -57,7 +57,7 @@ _SHOWN = 10
 @click.option(
     "--relabel",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Probability from which on it replaces the stated one (default: never).",
+    help="Probability from which on it replaces the stated one. [default: never]",
 )
 @click.option(
     "--weight",
