@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drumline.bundle import Bundle
 from drumline.bundle_files import CARD_NAME, MANIFEST_NAME, PARTS, bundle_json, write_labels
 from drumline.durable import output_errors, write_bytes, write_json
+from drumline.errors import BundleError
 from drumline.frontend import FrontEnd
+from drumline.inputs import read_json_object
 from drumline_convert.taxonomy import TrainingTaxonomy
 
-__all__ = ["BundleDescription", "write_bundle"]
+__all__ = ["BundleDescription", "copy_bundle", "write_bundle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,13 @@ def write_bundle(
     write_json(directory / PARTS["calibration"], description.calibration)
     write_bytes(directory / CARD_NAME, description.card.encode())
     write_json(directory / MANIFEST_NAME, description.to_json())
+
+
+def copy_bundle(bundle: Bundle, directory: Path, **changes: Any) -> None:
+    """Copy a bundle, training notes and card included, with other values in its ``bundle.json``."""
+    shutil.copytree(bundle.path, directory, dirs_exist_ok=True)
+    value = read_json_object(directory / MANIFEST_NAME, BundleError)
+    write_json(directory / MANIFEST_NAME, value | changes)
 
 
 def _created() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from drumline_convert.corpus import Recording, open_manifest, recordings_of
 from drumline_convert.metrics import Outcomes, softmax
 from drumline_convert.operating import held_out_effect, operating_point
 from drumline_convert.predictions import collapse_of, read_held_out, refuse_leaks, run_bundles
+from drumline_convert.progress import Progress
 from drumline_convert.provenance import refuse_what_was_learnt, training_set_of
 from drumline_convert.split import family_folds, family_groups
 from drumline_convert.taxonomy import DEFAULT_TAXONOMY, TrainingTaxonomy, read_taxonomy
@@ -137,9 +138,7 @@ class HeldOutLogits:
         return Outcomes(probs @ self.collapse, self.canonical, right, np.ones(len(fine), bool))
 
 
-def calibrate(
-    settings: CalibrationSettings, told: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+def calibrate(settings: CalibrationSettings, progress: Progress | None = None) -> dict[str, Any]:
     """Fit a bundle's calibration and operating points; writes nothing.
 
     Returns
@@ -165,7 +164,7 @@ def calibrate(
     else:
         rows = recordings_of(manifest.side(*settings.splits), taxonomy)
         _refuse_what_was_learnt(bundle, rows, settings)
-        held = _of_model(bundle, rows, taxonomy, told)
+        held = _of_model(bundle, rows, taxonomy, progress)
         unknown = training_set_of(bundle) is None
         known = "the model does not say what it was trained on" if unknown else "the model never heard them"
         what = f"recordings of the side {', '.join(settings.splits)}; {known}"
@@ -191,9 +190,9 @@ def _of_model(
     bundle: Bundle,
     rows: Sequence[Recording],
     taxonomy: TrainingTaxonomy,
-    told: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> HeldOutLogits:
-    (given,), failed = run_bundles(rows, [bundle], told)
+    (given,), failed = run_bundles(rows, [bundle], progress)
     read = [place for place in range(len(rows)) if place not in failed]
     recordings = [rows[place] for place in read]
     folds = None

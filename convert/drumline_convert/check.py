@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ from drumline.records import display_path
 from drumline.wording import counted
 from drumline_convert.examine import Examined, Fault, examine
 from drumline_convert.manifest import Manifest, Row
+from drumline_convert.progress import Progress
 from drumline_convert.split import leaks
 from drumline_convert.taxonomy import TrainingTaxonomy
 
@@ -37,8 +38,6 @@ WARNINGS: frozenset[Kind] = frozenset({"few_families", "absent", "duplicate", "c
 
 _SILENT_DB = -60.0
 _CLIPPED_SHARE = 0.005
-
-OnFile = Callable[[int, int], None]
 
 
 class Finding(NamedTuple):
@@ -107,7 +106,7 @@ class CheckReport:
 
 
 def check_manifest(
-    manifest: Manifest, settings: CheckSettings, progress: OnFile | None = None
+    manifest: Manifest, settings: CheckSettings, progress: Progress | None = None
 ) -> CheckReport:
     """Look at a manifest and at every recording in it; nothing is changed.
 
@@ -131,7 +130,7 @@ def check_manifest(
     return CheckReport(len(manifest), tuple(findings))
 
 
-def _of_files(rows: Sequence[Row], workers: int, progress: OnFile | None) -> Iterator[Finding]:
+def _of_files(rows: Sequence[Row], workers: int, progress: Progress | None) -> Iterator[Finding]:
     for done, (row, found) in enumerate(examine(rows, workers), start=1):
         for kind, message in _of_file(found):
             yield Finding(kind, _name(row), message)

@@ -16,10 +16,10 @@ from drumline.errors import RuntimeMissingError
 
 if TYPE_CHECKING:
     from drumline_convert.corpus import Recording
+    from drumline_convert.progress import PhaseProgress
     from drumline_convert.taxonomy import TrainingTaxonomy
 
 __all__ = [
-    "Tell",
     "build_option",
     "bundle_option",
     "licence_option",
@@ -39,9 +39,6 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-Tell = Callable[[str, int, int], None]
-"""Takes a phase, how much of it is done, and all of it."""
 
 manifest_argument = click.argument("manifest", type=path_type())
 licence_option = click.option(
@@ -124,7 +121,7 @@ class _Step(NamedTuple):
 
 
 @contextmanager
-def meter(quiet: bool) -> Iterator[Tell]:
+def meter(quiet: bool) -> Iterator[PhaseProgress]:
     """Give what a long command tells how far it is: bars on a terminal, lines elsewhere, none when quiet."""
     with engine_meter.meter(quiet) as show:
         yield lambda phase, done, total: None if show is None else show(_Step(phase, done, total))

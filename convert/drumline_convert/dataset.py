@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,17 +29,16 @@ from drumline_convert.augment import AugmentSettings, variants
 from drumline_convert.content import read_recording
 from drumline_convert.manifest import Row
 from drumline_convert.parallel import in_parts
+from drumline_convert.progress import Progress
 
 if TYPE_CHECKING:
     from drumline.audio import Decoder
     from drumline.features import FeatureExtractor
 
-__all__ = ["FeatureStore", "Progress"]
+__all__ = ["FeatureStore"]
 
 # Raise it when the code of features or augmentation changes what a store would hold.
 _CODE_VERSION = 1
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,40 +26,24 @@ from drumline.durable import new_directory, write_bytes, write_json
 from drumline.ensemble import SMALLEST_PROBABILITY, Mean, MeanKind
 from drumline.errors import BundleError
 from drumline_convert.bundle_writer import BundleDescription, write_bundle
+from drumline_convert.canvas import FLOAT, GATE, Canvas, common_form, in_one_opset, put_together
 from drumline_convert.convert_model import NOT_CALIBRATED
-from drumline_convert.graph import (
-    BATCH,
-    INPUT,
-    LOGITS,
-    PROBABILITIES,
-    adapt,
-    opset_of,
-    read_graph,
-    save_graph,
-    set_labels,
-)
+from drumline_convert.graph import BATCH, INPUT, LOGITS, PROBABILITIES, save_graph, set_labels
 from drumline_convert.labelled import Truth
 from drumline_convert.metrics import negative_log_likelihood, softmax
 from drumline_convert.provenance import inherit_training_set
 from drumline_convert.taxonomy import TrainingTaxonomy
 
 __all__ = [
-    "GATE",
-    "Canvas",
     "can_be_merged",
     "check_members",
     "fit_weights",
-    "in_one_opset",
     "measured",
     "merged_graph",
-    "put_together",
     "write_ensemble",
 ]
 
 Floats = NDArray[np.float32]
-
-GATE = "gate"
-_FLOAT = 1
 
 
 def can_be_merged(bundles: Sequence[Bundle]) -> bool:
@@ -115,28 +98,6 @@ def fit_weights(probabilities: Sequence[Floats], truth: Truth, kind: MeanKind) -
     return tuple(float(round(weight, 4)) for weight in rounded)
 
 
-@dataclass
-class Canvas:
-    """Nodes and constants of a graph that is being put together."""
-
-    nodes: list[Any]
-    weights: list[Any]
-
-    def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node, and return the name of its output."""
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
-        return output
-
-    def constant(self, name: str, values: Any, kind: Any = np.float32) -> str:
-        """Add a constant, and return its name."""
-        from onnx import numpy_helper
-
-        self.weights.append(numpy_helper.from_array(np.asarray(values, kind), name))
-        return name
-
-
 def merged_graph(bundles: Sequence[Bundle], mean: Mean) -> Any:
     """Return one ``onnx.ModelProto`` that does what the bundles' graphs do, their calibrations and the mean.
 
@@ -148,7 +109,7 @@ def merged_graph(bundles: Sequence[Bundle], mean: Mean) -> Any:
     import onnx
 
     shape, classes = bundles[0].front_end.shape, len(bundles[0].labels)
-    graphs = in_one_opset([_adapted(bundle) for bundle in bundles])
+    graphs = in_one_opset([_with_gate(bundle) for bundle in bundles])
     canvas = Canvas([], [])
     parts, gates, inners = [], [], []
     for place, (bundle, proto) in enumerate(zip(bundles, graphs, strict=True)):
@@ -171,29 +132,15 @@ def merged_graph(bundles: Sequence[Bundle], mean: Mean) -> Any:
     return merged
 
 
-def _adapted(bundle: Bundle) -> Any:
+def _with_gate(bundle: Bundle) -> Any:
     """Return a bundle's graph in the common form, with its gate as a further output."""
     from onnx import helper
 
-    proto = read_graph(bundle.model_path)
-    names = [value.name for value in proto.graph.output]
-    scores = bundle.logits_name if bundle.logits_name in names else bundle.probabilities_name
-    adapted = adapt(proto, bundle.front_end.shape, len(bundle.labels), output=scores)
+    proto = common_form(bundle)
     if bundle.gate is not None:
-        adapted.graph.node.append(helper.make_node("Identity", [f"model/{bundle.gate.output}"], [GATE]))
-        adapted.graph.output.append(helper.make_tensor_value_info(GATE, _FLOAT, None))
-    return adapted
-
-
-def in_one_opset(graphs: list[Any]) -> list[Any]:
-    """Return the graphs with the newest of their opsets."""
-    from onnx import version_converter
-
-    newest = max(map(opset_of, graphs))
-    return [
-        graph if opset_of(graph) == newest else version_converter.convert_version(graph, newest)
-        for graph in graphs
-    ]
+        proto.graph.node.append(helper.make_node("Identity", [f"model/{bundle.gate.output}"], [GATE]))
+        proto.graph.output.append(helper.make_tensor_value_info(GATE, FLOAT, None))
+    return proto
 
 
 def _weighted_part(canvas: Canvas, prefix: str, bundle: Bundle, mean: Mean, weight: float) -> str:
@@ -231,24 +178,6 @@ def _write_gate(canvas: Canvas, gates: Sequence[tuple[str, float]]) -> None:
         share = canvas.constant(f"gate{place}.weight", weight / total if total else 1 / len(gates))
         parts.append(canvas.node("Mul", [flat, share], f"gate{place}.part"))
     canvas.node("Sum", parts, GATE)
-
-
-def put_together(
-    canvas: Canvas, graphs: Sequence[Any], shape: tuple[int, int], outputs: dict[str, list[Any]]
-) -> Any:
-    """Return the ``onnx.ModelProto`` of a canvas, with the operators that `graphs` needed."""
-    from onnx import helper
-
-    given = [helper.make_tensor_value_info(INPUT, _FLOAT, [BATCH, *shape])]
-    given_out = [helper.make_tensor_value_info(name, _FLOAT, sizes) for name, sizes in outputs.items()]
-    graph = helper.make_graph(canvas.nodes, "ensemble", given, given_out, canvas.weights)
-    opsets = {entry.domain: entry for proto in graphs for entry in proto.opset_import}
-    functions = [function for proto in graphs for function in proto.functions]
-    merged = helper.make_model(
-        graph, opset_imports=list(opsets.values()), functions=functions, producer_name="drumline"
-    )
-    merged.ir_version = max(proto.ir_version for proto in graphs)
-    return merged
 
 
 def write_ensemble(

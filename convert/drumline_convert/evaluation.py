@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,13 @@ from drumline_convert.predictions import (
     predictions_of_index,
     refuse_leaks,
 )
+from drumline_convert.progress import PhaseProgress
 from drumline_convert.taxonomy import DEFAULT_TAXONOMY, TrainingTaxonomy, read_taxonomy
 
-__all__ = ["SCHEMA_VERSION", "EvaluationSettings", "Told", "evaluate_manifest"]
+__all__ = ["SCHEMA_VERSION", "EvaluationSettings", "evaluate_manifest"]
 
 SCHEMA_VERSION = 1
 
-Told = Callable[[str, int, int], None]
-"""Is called with a phase, how much of it is done, and all of it."""
 
 _FEW_FAMILIES = 10
 _POINTS = 200
@@ -116,14 +115,14 @@ class _Truth:
         )
 
 
-def evaluate_manifest(settings: EvaluationSettings, told: Told | None = None) -> dict[str, Any]:
+def evaluate_manifest(settings: EvaluationSettings, progress: PhaseProgress | None = None) -> dict[str, Any]:
     """Measure models on a manifest.
 
     Parameters
     ----------
     settings
         What on what.
-    told
+    progress
         Is told how far it is.
 
     Returns
@@ -144,11 +143,11 @@ def evaluate_manifest(settings: EvaluationSettings, told: Told | None = None) ->
     refuse_leaks(manifest.rows, [row.split for row in manifest], f"manifest {str(settings.manifest)!r}")
     rows, splits = _chosen(manifest.rows, settings)
     truth = _Truth(tuple(recordings_of(rows, taxonomy)), taxonomy)
-    predictions = _predictions(settings, truth, told)
+    predictions = _predictions(settings, truth, progress)
     judged = _judged(predictions)
     truth, left_out = truth.take(judged), _left_out(predictions)
     models = [_Model.of(prediction, truth, judged) for prediction in predictions]
-    samples = _resampled(models, truth, settings.resampling, told)
+    samples = _resampled(models, truth, settings.resampling, progress)
     return {
         "schema_version": SCHEMA_VERSION,
         "drumline_version": __version__,
@@ -174,10 +173,12 @@ def _chosen(rows: tuple[Row, ...], settings: EvaluationSettings) -> tuple[list[R
     return [row for row in rows if not wanted or row.split in wanted], wanted or ["all"]
 
 
-def _predictions(settings: EvaluationSettings, truth: _Truth, told: Told | None) -> list[Predictions]:
+def _predictions(
+    settings: EvaluationSettings, truth: _Truth, progress: PhaseProgress | None
+) -> list[Predictions]:
     def on_rows(done: int, of: int) -> None:
-        if told:
-            told("classifying", done, of)
+        if progress:
+            progress("classifying", done, of)
 
     bundles = [load_bundle(model) for model in settings.models]
     found = predictions_of_bundles(truth.rows, bundles, on_rows) if bundles else []
@@ -234,12 +235,12 @@ _Sample = dict[str, NDArray[np.float64]]
 
 
 def _resampled(
-    models: list[_Model], truth: _Truth, resampling: Resampling, told: Told | None
+    models: list[_Model], truth: _Truth, resampling: Resampling, progress: PhaseProgress | None
 ) -> list[_Sample]:
     samples = []
     for done, model in enumerate(models):
-        if told:
-            told("resampling", done, len(models))
+        if progress:
+            progress("resampling", done, len(models))
         samples.append(resampling.of(truth.families, model.statistic))
     return samples
 

@@ -8,7 +8,6 @@ lets the wanted share of kit drums pass.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +19,11 @@ from numpy.typing import NDArray
 from drumline.bundle import Bundle, load_bundle
 from drumline.durable import new_directory, write_json
 from drumline.errors import BundleError, ConfigError
-from drumline_convert.ensembles import GATE, Canvas, in_one_opset, put_together
-from drumline_convert.graph import (
-    BATCH,
-    INPUT,
-    LOGITS,
-    PROBABILITIES,
-    adapt,
-    read_graph,
-    save_graph,
-    set_labels,
-)
+from drumline_convert.bundle_writer import copy_bundle
+from drumline_convert.canvas import GATE, Canvas, common_form, in_one_opset, put_together
+from drumline_convert.graph import BATCH, INPUT, LOGITS, PROBABILITIES, save_graph, set_labels
 from drumline_convert.labelled import Said, Truth, read_rows, rows_of, said_of, truth_of
+from drumline_convert.manifest import Row
 from drumline_convert.metrics import auroc
 from drumline_convert.provenance import refuse_what_was_learnt
 
@@ -215,30 +207,39 @@ def make_gate(
         refuse_what_was_learnt(
             heard, [*fitting, *measuring], "Give recordings of families it has not learnt."
         )
-    features, truth = read_rows(fitting, bundle.front_ends), truth_of(fitting, bundle.taxonomy)
-    measured = truth_of(measuring, bundle.taxonomy)
-    for sides, which in ((fit_on, truth), (measure_on, measured)):
-        refuse_one_kind(sides, which)
-    said = said_of(other or bundle, features)
-    head = fit_head(said.logits, truth.is_drum) if other is None else None
-    opinion = said.probabilities @ _drum_mask(other) if other else head(said.logits) if head else None
-    threshold = passing_threshold(np.asarray(opinion), truth.is_drum, recall)
+    truth, measured = truth_of(fitting, bundle.taxonomy), truth_of(measuring, bundle.taxonomy)
+    refuse_one_kind(fit_on, truth)
+    refuse_one_kind(measure_on, measured)
+    head, threshold = _fitted(bundle, other, fitting, truth, recall)
     with new_directory(out) as draft:
         write_gated(bundle, gated_graph(bundle, head, other), threshold, draft, out.name)
-        made = load_bundle(draft)
-        said = said_of(made, read_rows(measuring, made.front_ends))
-        assert said.gate is not None
-        found = contamination(said, said.gate, measured, threshold)
         report = {
             "kind": "head" if other is None else "model",
             "threshold": threshold,
             "recall": recall,
             "fitted_on": {"splits": list(fit_on), "recordings": len(fitting)},
             "measured_on": {"splits": list(measure_on), "recordings": len(measuring)},
-            "measured": found.to_json(),
+            "measured": _measured(load_bundle(draft), measuring, measured, threshold).to_json(),
         }
         write_json(draft / "gate.json", report)
     return report
+
+
+def _fitted(
+    bundle: Bundle, other: Bundle | None, rows: Sequence[Row], truth: Truth, recall: float
+) -> tuple[Head | None, float]:
+    """Return the head, None where the gate is a model of its own, and the threshold."""
+    said = said_of(other or bundle, read_rows(rows, bundle.front_ends))
+    if other is not None:
+        return None, passing_threshold(said.probabilities @ _drum_mask(other), truth.is_drum, recall)
+    head = fit_head(said.logits, truth.is_drum)
+    return head, passing_threshold(head(said.logits), truth.is_drum, recall)
+
+
+def _measured(made: Bundle, rows: Sequence[Row], truth: Truth, threshold: float) -> Contamination:
+    said = said_of(made, read_rows(rows, made.front_ends))
+    assert said.gate is not None
+    return contamination(said, said.gate, truth, threshold)
 
 
 def refuse_one_kind(sides: Sequence[str], truth: Truth) -> None:
@@ -288,7 +289,7 @@ def gated_graph(bundle: Bundle, head: Head | None, other: Bundle | None) -> Any:
         Bundle of the gate's model, where there is no head: the gate is its calibrated probability of all
         labels but misc.
     """
-    protos = [_common_form(bundle)] + ([] if other is None else [_common_form(other)])
+    protos = [common_form(bundle)] + ([] if other is None else [common_form(other)])
     proto, *further = in_one_opset(protos)
     canvas = Canvas(list(proto.graph.node), list(proto.graph.initializer))
     if head is not None:
@@ -303,13 +304,6 @@ def gated_graph(bundle: Bundle, head: Head | None, other: Bundle | None) -> Any:
     made = put_together(canvas, [proto, *further], bundle.front_end.shape, {**outputs, GATE: [BATCH, 1]})
     set_labels(made, bundle.labels)
     return made
-
-
-def _common_form(bundle: Bundle) -> Any:
-    proto = read_graph(bundle.model_path)
-    names = [value.name for value in proto.graph.output]
-    scores = bundle.logits_name if bundle.logits_name in names else bundle.probabilities_name
-    return adapt(proto, bundle.front_end.shape, len(bundle.labels), output=scores)
 
 
 def _write_model(canvas: Canvas, proto: Any, other: Bundle) -> None:
@@ -327,15 +321,12 @@ def _write_model(canvas: Canvas, proto: Any, other: Bundle) -> None:
 
 def write_gated(bundle: Bundle, proto: Any, threshold: float, draft: Path, name: str) -> None:
     """Write a copy of the bundle with its gated graph into a draft."""
-    import orjson
-
-    shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
+    copy_bundle(
+        bundle,
+        draft,
+        name=name,
+        gate={"output": GATE, "threshold": threshold},
+        input={"name": INPUT, "layout": "batch, coefficients, frames"},
+        outputs={"logits": LOGITS, "probabilities": PROBABILITIES},
+    )
     save_graph(proto, draft / bundle.model_path.name)
-    manifest = orjson.loads((draft / "bundle.json").read_bytes())
-    changes = {
-        "name": name,
-        "gate": {"output": GATE, "threshold": threshold},
-        "input": {"name": INPUT, "layout": "batch, coefficients, frames"},
-        "outputs": {"logits": LOGITS, "probabilities": PROBABILITIES},
-    }
-    write_json(draft / "bundle.json", manifest | changes)

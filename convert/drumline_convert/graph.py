@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.durable import write_bytes
+from drumline.ensemble import SMALLEST_PROBABILITY
 from drumline.errors import BundleError
 from drumline.inference import open_graph
 
@@ -44,8 +45,6 @@ Layout: TypeAlias = Literal["auto", "coefficients-frames", "frames-coefficients"
 
 _INSIDE = "model/"
 _FLOAT = 1
-# As in the engine, where a model gives probabilities only.
-_SMALLEST = np.float32(1e-30)
 
 
 def read_graph(path: Path) -> Any:
@@ -249,7 +248,7 @@ def _adapt_output(model: Any, scores: str, shape: tuple[int, int], classes: int)
     if maker is not None and maker.op_type == "Softmax":
         nodes.insert(0, helper.make_node("Identity", [maker.input[0]], [LOGITS]))
     elif (values >= 0).all() and np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
-        graph.initializer.append(numpy_helper.from_array(np.asarray(_SMALLEST), "smallest"))
+        graph.initializer.append(numpy_helper.from_array(np.asarray(SMALLEST_PROBABILITY), "smallest"))
         nodes.insert(0, helper.make_node("Max", [scores, "smallest"], ["above_zero"]))
         nodes.insert(1, helper.make_node("Log", ["above_zero"], [LOGITS]))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,12 @@ from drumline.inference import Session, open_session
 from drumline.labels import Taxonomy
 from drumline.rows import RowReader
 from drumline_convert.manifest import Row, read_manifest
+from drumline_convert.progress import Progress
 from drumline_convert.taxonomy import TrainingTaxonomy, read_taxonomy
 
-__all__ = ["Said", "Told", "Truth", "read_rows", "rows_of", "said_of", "truth_of"]
+__all__ = ["Said", "Truth", "read_rows", "rows_of", "said_of", "truth_of"]
 
 Floats = NDArray[np.float32]
-Told = Callable[[int, int], None]
-"""Is called with recordings done, and all of them."""
 
 _BATCH = 64
 
@@ -114,7 +113,9 @@ def _canonical(label: str, own: TrainingTaxonomy, shipped: TrainingTaxonomy) -> 
     return own.canonical.index(canonical) if canonical in own.canonical else None
 
 
-def read_rows(rows: Sequence[Row], front_ends: Sequence[FrontEnd], told: Told | None = None) -> Floats:
+def read_rows(
+    rows: Sequence[Row], front_ends: Sequence[FrontEnd], progress: Progress | None = None
+) -> Floats:
     """Return the features of recordings, (n, *row_shape), by the engine's own code.
 
     Raises
@@ -126,10 +127,10 @@ def read_rows(rows: Sequence[Row], front_ends: Sequence[FrontEnd], told: Told | 
     features = np.empty((len(rows), *reader.shape), np.float32)
     for place, row in enumerate(rows):
         features[place] = _row(row, reader)
-        if told and (place + 1) % _BATCH == 0:
-            told(place + 1, len(rows))
-    if told:
-        told(len(rows), len(rows))
+        if progress and (place + 1) % _BATCH == 0:
+            progress(place + 1, len(rows))
+    if progress:
+        progress(len(rows), len(rows))
     return features
 
 

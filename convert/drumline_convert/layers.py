@@ -134,12 +134,9 @@ def spectral_augment(settings: SpectralSettings, deviation: NDArray[np.float32])
         a constant gain has no derivative.
     """
     import keras
-    from keras import ops
 
     channels, bands = deviation.shape
-    points = np.eye(_TILT_POINTS)
-    places = np.linspace(0, _TILT_POINTS - 1, bands)
-    curves = np.array([np.interp(places, np.arange(_TILT_POINTS), point) for point in points], np.float32)
+    curves = _tilt_curves(bands)
     per_db = np.eye(1, channels, dtype=np.float32)[0] / deviation.T
 
     class SpectralAugment(keras.layers.Layer):  # type: ignore[misc]
@@ -151,37 +148,62 @@ def spectral_augment(settings: SpectralSettings, deviation: NDArray[np.float32])
             return self.altered(image) if training else image
 
         def altered(self, image: Any) -> Any:
-            count, frames = ops.shape(image)[0], image.shape[1]
+            seed = self.seed_generator
             if settings.equaliser_db:
-                gain = (
-                    keras.random.normal((count, _TILT_POINTS), seed=self.seed_generator)
-                    * settings.equaliser_db
-                )
-                image += ops.expand_dims(ops.expand_dims(gain @ curves, -1) * per_db, 1)
+                image += _equaliser(image, settings.equaliser_db, curves, per_db, seed)
             if settings.shift_bands:
-                image = self.moved(image, 2, -settings.shift_bands, settings.shift_bands)
+                image = _moved(image, 2, -settings.shift_bands, settings.shift_bands, seed)
             if settings.delay_frames:
-                image = self.moved(image, 1, 0, settings.delay_frames)
-            image *= ops.reshape(self.stripe(count, bands, settings.mask_bands), (-1, 1, bands, 1))
-            return image * ops.reshape(self.stripe(count, frames, settings.mask_frames), (-1, frames, 1, 1))
-
-        def moved(self, image: Any, axis: int, least: int, most: int) -> Any:
-            count, size = ops.shape(image)[0], image.shape[axis]
-            by = keras.random.randint((count, 1), least, most + 1, seed=self.seed_generator)
-            source = ops.clip(ops.expand_dims(ops.arange(size), 0) - by, 0, size - 1)
-            shape = [-1, 1, 1, 1]
-            shape[axis] = size
-            return ops.take_along_axis(image, ops.reshape(source, shape), axis)
-
-        def stripe(self, count: Any, size: int, widest: int) -> Any:
-            """Return (count, size) of ones with one stripe of zeros: the mean, in a standardised image."""
-            width = keras.random.randint((count, 1), 0, widest + 1, seed=self.seed_generator)
-            start = keras.random.uniform((count, 1), seed=self.seed_generator) * ops.cast(
-                size - width, "float32"
-            )
-            first = ops.cast(start, "int32")
-            place = ops.expand_dims(ops.arange(size), 0)
-            kept = ops.logical_or(place < first, place >= first + width)
-            return ops.cast(kept, "float32")
+                image = _moved(image, 1, 0, settings.delay_frames, seed)
+            image *= _stripe(image, 2, settings.mask_bands, seed)
+            return image * _stripe(image, 1, settings.mask_frames, seed)
 
     return SpectralAugment()
+
+
+def _tilt_curves(bands: int) -> NDArray[np.float32]:
+    """Return the gain over the bands that each point of an equaliser gives, (points, bands)."""
+    numbers, places = np.arange(_TILT_POINTS), np.linspace(0, _TILT_POINTS - 1, bands)
+    return np.array([np.interp(places, numbers, point) for point in np.eye(_TILT_POINTS)], np.float32)
+
+
+def _equaliser(
+    image: Any, deviation_db: float, curves: NDArray[np.float32], per_db: NDArray[np.float32], seed: Any
+) -> Any:
+    """Return what a random equaliser adds to each image, (n, 1, bands, channels)."""
+    import keras
+    from keras import ops
+
+    gain_db = keras.random.normal((ops.shape(image)[0], _TILT_POINTS), seed=seed) * deviation_db
+    return ops.expand_dims(ops.expand_dims(gain_db @ curves, -1) * per_db, 1)
+
+
+def _moved(image: Any, axis: int, least: int, most: int, seed: Any) -> Any:
+    """Move each image along an axis by `least` to `most` places; what moves in repeats the edge."""
+    import keras
+    from keras import ops
+
+    count, size = ops.shape(image)[0], image.shape[axis]
+    by = keras.random.randint((count, 1), least, most + 1, seed=seed)
+    source = ops.clip(ops.expand_dims(ops.arange(size), 0) - by, 0, size - 1)
+    return ops.take_along_axis(image, ops.reshape(source, _along(axis, size)), axis)
+
+
+def _stripe(image: Any, axis: int, widest: int, seed: Any) -> Any:
+    """Return ones along an axis, with one stripe of zeros: the mean, in a standardised image."""
+    import keras
+    from keras import ops
+
+    count, size = ops.shape(image)[0], image.shape[axis]
+    width = keras.random.randint((count, 1), 0, widest + 1, seed=seed)
+    start = keras.random.uniform((count, 1), seed=seed) * ops.cast(size - width, "float32")
+    first, place = ops.cast(start, "int32"), ops.expand_dims(ops.arange(size), 0)
+    kept = ops.logical_or(place < first, place >= first + width)
+    return ops.reshape(ops.cast(kept, "float32"), _along(axis, size))
+
+
+def _along(axis: int, size: int) -> list[int]:
+    """Return the shape (n, 1, 1, 1) with `size` at an axis."""
+    shape = [-1, 1, 1, 1]
+    shape[axis] = size
+    return shape

@@ -1,7 +1,4 @@
-"""From a corpus to a bundle: features, folds by family, final training, calibration, conversion, card.
-
-Run as ``python -m drumline_convert.make_model``, which is ``drumline train model``.
-"""
+"""From a corpus to a bundle: features, folds by family, final training, calibration, conversion, card."""
 
 from __future__ import annotations
 
@@ -148,11 +145,3 @@ def _description(bench: Workbench, metrics: dict[str, Any]) -> BundleDescription
         calibration,
         with_calibration(card, calibration),
     )
-
-
-if __name__ == "__main__":
-    import sys
-
-    from drumline.cli import main
-
-    main(["train", "model", *sys.argv[1:]])

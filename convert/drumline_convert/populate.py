@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
 from drumline.tensors import audio_files
 from drumline_convert.content import MANIFEST_HASH, hash_file, hash_files
 from drumline_convert.manifest import Manifest, Row, check_manifest_output, write_manifest
+from drumline_convert.progress import Progress
 
 __all__ = [
     "Copy",
@@ -37,7 +38,6 @@ __all__ = [
     "plan_copies",
 ]
 
-OnFile = Callable[[int, int], None]
 
 _LONGEST_NAME = 200
 _UNSAFE = re.compile(r"[^\w .+()\[\]-]")
@@ -85,7 +85,7 @@ def check_place(out: Path, archive: bytes | Path | None) -> None:
     check_manifest_output(out / "manifest.jsonl")
 
 
-def hashed_archive(archive: Path, progress: OnFile | None = None) -> Iterator[tuple[Path, str]]:
+def hashed_archive(archive: Path, progress: Progress | None = None) -> Iterator[tuple[Path, str]]:
     """Iterate over (audio file, content hash) of an archive; files that cannot be read are passed over.
 
     Raises
@@ -155,7 +155,7 @@ def _safe(kit: str) -> str:
     return name or "kit"
 
 
-def copy_recordings(plan: CopyPlan, progress: OnFile | None = None) -> int:
+def copy_recordings(plan: CopyPlan, progress: Progress | None = None) -> int:
     """Make the copies that are not there yet, and write their manifest; return how many were made.
 
     Raises

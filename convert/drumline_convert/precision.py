@@ -6,7 +6,6 @@ a thousand decibels, whose steps in 8 bits would be larger than most of what fol
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.bundle import Bundle, load_bundle
+from drumline.bundle_files import CARD_NAME
 from drumline.durable import new_directory, write_bytes, write_json
 from drumline.errors import BundleError, UsageError
 from drumline.inference import open_session
+from drumline_convert.bundle_writer import copy_bundle
 from drumline_convert.cost import files_per_cpu_second
 from drumline_convert.ensembles import measured
 from drumline_convert.graph import read_graph, save_graph
@@ -230,16 +231,11 @@ def _quiet() -> Iterator[None]:
 
 def _copy_with(bundle: Bundle, graph: Path, draft: Path, name: str, precision: Precision) -> None:
     """Copy a bundle with another graph: labels, calibration and gate stay."""
-    import orjson
-
-    shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
+    origin = f"{precision} of {bundle.name} {bundle.version}"
+    copy_bundle(bundle, draft, name=name, description=f"{bundle.description} ({origin})".strip())
     write_bytes(draft / bundle.model_path.name, graph.read_bytes())
-    manifest = orjson.loads((draft / "bundle.json").read_bytes())
-    description = f"{bundle.description} ({precision} of {bundle.name} {bundle.version})".strip()
-    write_json(draft / "bundle.json", manifest | {"name": name, "description": description})
-    card = draft / "MODEL_CARD.md"
+    card = draft / CARD_NAME
     if card.exists():
-        origin = f"{precision} of {bundle.name} {bundle.version}"
         note = f"# {name}\n\n{origin}; `conversion.json` says what that costs and wins.\n\n"
         write_bytes(card, note.encode() + card.read_bytes())
 

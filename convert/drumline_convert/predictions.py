@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from drumline_convert.calibration import cross_fitted, fit_calibrator
 from drumline_convert.corpus import Recording
 from drumline_convert.manifest import Row
 from drumline_convert.metrics import softmax
+from drumline_convert.progress import Progress
 from drumline_convert.provenance import TrainingSet, training_set_of
 from drumline_convert.split import leaks
 from drumline_convert.taxonomy import TrainingTaxonomy
@@ -52,8 +53,6 @@ __all__ = [
     "save_held_out",
 ]
 
-Told = Callable[[int, int], None]
-"""Is called with recordings done, and all of them."""
 
 _BATCH = 64
 
@@ -128,7 +127,7 @@ class BundleOutputs:
 
 
 def predictions_of_bundles(
-    rows: Sequence[Row], bundles: Sequence[Bundle], told: Told | None = None
+    rows: Sequence[Row], bundles: Sequence[Bundle], progress: Progress | None = None
 ) -> list[Predictions]:
     """Run bundles over the recordings; a recording that cannot be read has no prediction.
 
@@ -137,12 +136,12 @@ def predictions_of_bundles(
     DrumlineError
         When a bundle cannot be opened, or no recording can be read.
     """
-    outputs, failed = run_bundles(rows, bundles, told)
+    outputs, failed = run_bundles(rows, bundles, progress)
     return [_of_bundle(bundle, given, failed) for bundle, given in zip(bundles, outputs, strict=True)]
 
 
 def run_bundles(
-    rows: Sequence[Row], bundles: Sequence[Bundle], told: Told | None = None
+    rows: Sequence[Row], bundles: Sequence[Bundle], progress: Progress | None = None
 ) -> tuple[list[BundleOutputs], dict[int, str]]:
     """Return the outputs of each bundle, and row → why it could not be read.
 
@@ -159,8 +158,8 @@ def run_bundles(
             features, read, errors = batches[bundle.front_ends]
             given.fill(read, session, features)
             failed.update(errors)
-        if told:
-            told(places.stop, len(rows))
+        if progress:
+            progress(places.stop, len(rows))
     if len(failed) == len(rows):
         raise ConfigError(
             f"none of the {len(rows):,} recordings of the manifest can be read; the first: {failed[0]}",

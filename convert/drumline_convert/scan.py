@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ from drumline.walk import Walk, WalkSettings
 from drumline_convert.content import hash_file, hash_files
 from drumline_convert.examine import examine
 from drumline_convert.manifest import Manifest, Row, has_fields
+from drumline_convert.progress import Progress
 from drumline_convert.rules import LabelRules, read_rules
 from drumline_convert.split import family_groups
 from drumline_convert.taxonomy import TrainingTaxonomy, read_taxonomy
@@ -67,7 +68,6 @@ Reason = Literal[
     "undecodable",
     "incomplete",
 ]
-OnFile = Callable[[int, int], None]
 
 METADATA_NAME = "manifest.jsonl"
 _LONGEST_LINE = 1 << 20
@@ -148,7 +148,9 @@ class Scan:
         return Manifest(self.rows)
 
 
-def scan_directory(root: Path, settings: ScanSettings | None = None, progress: OnFile | None = None) -> Scan:
+def scan_directory(
+    root: Path, settings: ScanSettings | None = None, progress: Progress | None = None
+) -> Scan:
     """Read a directory of recordings; nothing in it is changed.
 
     Parameters
@@ -182,7 +184,7 @@ def scan_directory(root: Path, settings: ScanSettings | None = None, progress: O
     return Scan(tuple(rows), tuple(left_out), by, lonely)
 
 
-def without_undecodable(scan: Scan, workers: int = 1, progress: OnFile | None = None) -> Scan:
+def without_undecodable(scan: Scan, workers: int = 1, progress: Progress | None = None) -> Scan:
     """Decode every recording of a scan as the engine does, and leave out those of which nothing can be used.
 
     Parameters
@@ -365,7 +367,7 @@ def _text(name: str) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in decoded)
 
 
-def _hashed(found: Sequence[_Found], left_out: list[LeftOut], progress: OnFile | None) -> list[Row]:
+def _hashed(found: Sequence[_Found], left_out: list[LeftOut], progress: Progress | None) -> list[Row]:
     rows = []
     digests = hash_files(entry.path for entry in found)
     for done, (entry, digest) in enumerate(zip(found, digests, strict=True), start=1):
