@@ -18,6 +18,7 @@ import orjson
 
 from drumline.durable import output_errors, write_bytes, write_json
 from drumline.errors import ConfigError
+from drumline_convert.plots import new_figure, png_of
 
 __all__ = ["EpochDone", "FitSettings", "OnEpoch", "fit", "read_history"]
 
@@ -237,19 +238,12 @@ def _history_callback(directory: Path) -> Any:
 
 def _plot(history: list[dict[str, float]]) -> bytes:
     """Return a PNG with the course of loss and accuracy."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    figure, panels = new_figure(2, width=4.5, height=3.5)
+    for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
         for key, label in ((name, "training"), (f"val_{name}", "validation")):
             points = [(epoch["epoch"], epoch[key]) for epoch in history if key in epoch]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label)
                 axes.legend()
         axes.set(xlabel="epoch", ylabel=name)
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream)
-    return stream.getvalue()
+    return png_of(figure)

@@ -1,4 +1,4 @@
-"""Plots of an evaluation, as PNG, drawn from the plain values of its report."""
+"""Plots as PNG: those of an evaluation, drawn from the plain values of its report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["confusion_plot", "reliability_plot", "risk_coverage_plot", "roc_plot"]
+__all__ = [
+    "confusion_plot",
+    "new_figure",
+    "png_of",
+    "reliability_plot",
+    "risk_coverage_plot",
+    "roc_plot",
+]
 
 _DPI = 110
 _COLOURS = ("#1f6feb", "#d1570c", "#2da44e", "#8250df", "#bf3989", "#57606a")
@@ -22,12 +29,12 @@ def confusion_plot(model: dict[str, Any]) -> bytes:
     """Draw a model's confusion matrix, in recordings and as shares of each true label."""
     labels, counts = model["confusion"]["labels"], np.array(model["confusion"]["counts"], float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _figure(2, width=5.6, height=4.8)
+    figure, axes = new_figure(2, width=5.6, height=4.8)
     _matrix(axes[0], shares, [[f"{cell:.0f}" for cell in row] for row in counts], labels)
     _matrix(axes[1], shares, [[f"{cell:.2f}" for cell in row] for row in shares], labels)
     axes[0].set_title("recordings")
     axes[1].set_title("share of the true label")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _matrix(axes: Axes, shares: Any, texts: list[list[str]], labels: Sequence[str]) -> None:
@@ -45,12 +52,12 @@ def _matrix(axes: Axes, shares: Any, texts: list[list[str]], labels: Sequence[st
 def reliability_plot(model: dict[str, Any]) -> bytes:
     """Draw accuracy over confidence, before and after calibration, with the number of recordings below."""
     sides = {name: curve for name, curve in model["reliability"].items() if curve is not None}
-    figure, axes = _figure(len(sides), width=4.6, height=4.2)
+    figure, axes = new_figure(len(sides), width=4.6, height=4.2)
     errors = {"before": model["figures"].get("ece_before"), "after": model["figures"]["ece"]}
     for place, (name, curve) in zip(axes, sides.items(), strict=True):
         _diagram(place, curve)
         place.set_title(f"{name} calibration: ECE {errors[name]['value']:.3f}")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _diagram(axes: Axes, curve: dict[str, list[float | None]]) -> None:
@@ -68,7 +75,7 @@ def _diagram(axes: Axes, curve: dict[str, list[float | None]]) -> None:
 
 def risk_coverage_plot(models: Sequence[dict[str, Any]]) -> bytes:
     """Draw the share of errors among the most confident recordings, a line for each model."""
-    figure, (axes,) = _figure(1, width=6.2, height=4.2)
+    figure, (axes,) = new_figure(1, width=6.2, height=4.2)
     for colour, model in zip(_cycled(len(models)), models, strict=True):
         curve = model["risk_coverage"]
         axes.plot(curve["coverage"], curve["risk"], color=colour, label=model["name"])
@@ -76,12 +83,12 @@ def risk_coverage_plot(models: Sequence[dict[str, Any]]) -> bytes:
     axes.set(xlim=(0, 1), xlabel="coverage (most confident first)", ylabel="risk (share of errors)")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def roc_plot(models: Sequence[dict[str, Any]]) -> bytes:
     """Draw the share of drums that pass over the share of misc that passes, a line for each model."""
-    figure, (axes,) = _figure(1, width=4.8, height=4.6)
+    figure, (axes,) = new_figure(1, width=4.8, height=4.6)
     for colour, model in zip(_cycled(len(models)), models, strict=True):
         curve = {name: np.array(values, float) for name, values in model["roc"].items()}
         area = model["figures"]["auroc"]["value"]
@@ -90,14 +97,15 @@ def roc_plot(models: Sequence[dict[str, Any]]) -> bytes:
     axes.axhline(0.95, color="#57606a", linestyle=":", linewidth=1)
     axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="misc that passes", ylabel="drums that pass")
     axes.legend(loc="lower right", fontsize=8, frameon=False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _cycled(count: int) -> list[str]:
     return [_COLOURS[place % len(_COLOURS)] for place in range(count)]
 
 
-def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def new_figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels side by side, each `width` × `height` inches."""
     # Not pyplot: it keeps every figure, and may want a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -107,7 +115,8 @@ def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
     stream = io.BytesIO()
     # Without the software's name and version, equal values give equal bytes.
     figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})

@@ -7,6 +7,7 @@ recording by the network that did not see its family.
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Hashable, Sequence
@@ -22,6 +23,7 @@ from drumline.audio import AudioError, Decoder, Waveform
 from drumline.bundle import Bundle, load_bundle
 from drumline.calibration import Calibrator
 from drumline.decide import DecisionSettings
+from drumline.durable import write_bytes
 from drumline.errors import BundleError, ConfigError
 from drumline.index import read_index
 from drumline.inference import Session, open_session
@@ -31,6 +33,7 @@ from drumline.rows import RowReader
 from drumline.runs import Run, open_run
 from drumline.thresholds import OperatingPoints
 from drumline_convert.calibration import cross_fitted, fit_calibrator
+from drumline_convert.content import MANIFEST_HASH
 from drumline_convert.corpus import Recording
 from drumline_convert.manifest import Row
 from drumline_convert.metrics import softmax
@@ -257,11 +260,11 @@ def predictions_of_index(rows: Sequence[Row], source: Path) -> Predictions:
 
 
 def _nothing_in_common(run: Run) -> ConfigError:
-    algorithm = run.info.get("settings", {}).get("hash_algorithm", "xxh3_64")
-    if algorithm != "xxh3_64":
+    algorithm = run.info.get("settings", {}).get("hash_algorithm", MANIFEST_HASH)
+    if algorithm != MANIFEST_HASH:
         return ConfigError(
-            f"{run.name} was made with {algorithm} hashes, and manifests hold xxh3_64",
-            "Classify the archive with --hash-algorithm xxh3_64.",
+            f"{run.name} was made with {algorithm} hashes, and manifests hold {MANIFEST_HASH}",
+            f"Classify the archive with --hash-algorithm {MANIFEST_HASH}.",
         )
     return ConfigError(
         f"{run.name} holds a prediction for none of the manifest's recordings",
@@ -325,15 +328,22 @@ def save_held_out(
         Fine labels, in the order of the columns.
     hashes, folds, logits
         Content hash (XXH3-64, hexadecimal), fold and logits of each recording: (n,), (n,), (n, labels).
+
+    Raises
+    ------
+    OutputError
+        When it cannot be written.
     """
+    stream = io.BytesIO()
     np.savez_compressed(
-        path,
+        stream,
         name=np.array(name),
         labels=np.array(labels),
         hashes=np.array(hashes),
         folds=np.asarray(folds, np.int16),
         logits=np.asarray(logits, np.float32),
     )
+    write_bytes(path, stream.getvalue())
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import orjson
 from drumline.bundle import Bundle
 from drumline.durable import write_json
 from drumline.errors import BundleError, ConfigError
+from drumline_convert.content import MANIFEST_HASH
 
 __all__ = [
     "Labelled",
@@ -135,7 +136,7 @@ def _write(bundle: Path, used: TrainingSet) -> None:
     value = {
         "recordings": len(used.hashes),
         "families": sorted(used.families),
-        "hash_algorithm": "xxh3_64",
+        "hash_algorithm": MANIFEST_HASH,
         "hashes": base64.b64encode(packed).decode("ascii"),
     }
     write_json(bundle / _FILE, value)

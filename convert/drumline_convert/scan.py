@@ -1,6 +1,6 @@
 """A directory of recordings → a manifest, and a list of what was left out of it and why.
 
-Three kinds of directory are known; `auto` takes the first that fits:
+Three kinds of directory are known; unless one is asked for, it is the first of them that fits:
 
 - ``metadata``: there is a ``manifest.jsonl`` with at least ``path`` and ``label`` in every line, as the
   corpus has it. ``kit``, ``family``, ``source``, ``licence``, ``split`` and ``weight`` (or ``label_conf``)

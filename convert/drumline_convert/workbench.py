@@ -39,6 +39,7 @@ from drumline_convert.transfer import load_earlier, take_over
 __all__ = ["ModelSettings", "Report", "Workbench", "prepare", "save_model"]
 
 Report = Callable[[str], None]
+"""Takes a line of text as work proceeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class ModelSettings:
     Parameters
     ----------
     corpus
-        Directory with ``manifest.jsonl``.
+        Manifest, or a directory with ``manifest.jsonl``; its side ``test`` is not learnt from.
     out
         Directory of the bundle; its name is the bundle's.
     build
@@ -65,6 +66,8 @@ class ModelSettings:
         Cores used.
     start
         Bundle or ``.keras`` file whose weights training starts from.
+    front_end, augment, architecture, training
+        What the network hears, in which variants, what it is, and how it is trained: what a recipe says.
     """
 
     corpus: Path
@@ -88,6 +91,10 @@ class Workbench:
 
     Parameters
     ----------
+    settings, taxonomy
+        What is made, and its labels.
+    recordings
+        What is learnt from, n of them.
     fold_of
         Fold of every recording, (n,).
     features
@@ -213,7 +220,7 @@ def prepare(settings: ModelSettings, report: Report) -> Workbench:
         When the build directory cannot be written.
     """
     taxonomy = read_taxonomy(settings.taxonomy)
-    recordings = _to_learn_from(read_corpus(settings.corpus, taxonomy), report)
+    recordings = read_corpus(settings.corpus, taxonomy)
     settings, fold_of = _folds(settings, recordings)
 
     def progress(done: int, total: int) -> None:
@@ -228,14 +235,6 @@ def prepare(settings: ModelSettings, report: Report) -> Workbench:
     with output_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
     return Workbench(settings, taxonomy, recordings, fold_of, features, rows, directory, report)
-
-
-def _to_learn_from(recordings: list[Recording], report: Report) -> list[Recording]:
-    """Leave out what the manifest keeps for a test: nothing is fitted on it."""
-    kept = [recording for recording in recordings if recording.split != "test"]
-    if len(kept) < len(recordings):
-        report(f"{len(recordings) - len(kept):,} recordings are on the manifest's test side and left out")
-    return kept
 
 
 def _folds(settings: ModelSettings, recordings: list[Recording]) -> tuple[ModelSettings, NDArray[np.intp]]:
