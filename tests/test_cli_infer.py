@@ -401,7 +401,7 @@ def test_on_a_terminal_a_live_panel_is_shown_and_leaves_no_trace(arguments: list
     assert visible
     text = "\n".join(lines)
     assert "╭" not in text
-    assert "waiting for" not in text
+    assert "waiting to be" not in text
     assert lines[0].startswith("30 files in ")
     assert "Next:  drumline rebuild" in text
 

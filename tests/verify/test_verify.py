@@ -18,75 +18,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-import drumline.pipeline.write
-from bench.synth import write_archive
 from drumline.errors import ArchiveError, IndexFormatError, OutputError
 from drumline.index import MAX_LINE_BYTES, Codec, Compression, read_index
-from drumline.pipeline.infer import infer
 from drumline.rebuild import RebuildSettings, execute, plan_rebuild
 from drumline.records import Record, encode_record, json_schema, relative_path
-from drumline.runs import Run, list_runs, open_run
-from drumline.settings import InferSettings, MiscSettings
+from drumline.runs import Run, list_runs
+from drumline.settings import MiscSettings
 from drumline.stub import create_stub
 from drumline.verify import Check, Kind, Report, verify_run, verify_tree
 from drumline.verify.frames import scan
 from drumline.verify.judge import record_trouble
-from tests.making import CommandLine, make_record, make_run, records, write_index, write_tone
-
-FILES = 30
-FRAME_LINES = 8
+from tests.making import CommandLine, make_record, make_run, records, write_tone
+from tests.verify.workshop import FILES, FRAME_LINES, Workshop, edit_cache, edit_json, frames_of, rewrite
 
 is_valid = Draft202012Validator(json_schema()).is_valid
-
-
-class Workshop:
-    """An archive and a model, and the run that was made of them, to be copied and damaged."""
-
-    def __init__(self, base: Path) -> None:
-        self.archive, self.model, self.runs_root = base / "archive", base / "model", base / "runs"
-        write_archive(
-            self.archive,
-            FILES,
-            seed=4,
-            tiny=True,
-            broken_fraction=0.1,
-            duplicate_fraction=0.1,
-            odd_fraction=0.1,
-        )
-        create_stub(self.model)
-
-    def infer(self, runs_root: Path | None = None, **settings: Any) -> dict[str, Any]:
-        """Classify the archive in small frames, however long that takes."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(drumline.pipeline.write, "FRAME_LINES", FRAME_LINES)
-            for name in ("_FIRST_FLUSH_SEC", "_LATER_FLUSH_SEC"):
-                patch.setattr(drumline.pipeline.write, name, 60.0)
-            return infer(
-                InferSettings(
-                    archive=self.archive,
-                    runs_root=runs_root or self.runs_root,
-                    model_path=self.model,
-                    **{"workers": 1, "batch_size": 8, **settings},
-                )
-            )
-
-    def copy(self, runs_root: Path) -> Run:
-        """Copy the runs root; return its newest run."""
-        shutil.copytree(self.runs_root, runs_root)
-        return open_run(list_runs(runs_root)[-1])
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    workshop = Workshop(tmp_path_factory.mktemp("workshop"))
-    workshop.infer()
-    return workshop
-
-
-@pytest.fixture
-def run(workshop: Workshop, tmp_path: Path) -> Run:
-    """A complete run, with its cache, in a runs root of its own."""
-    return workshop.copy(tmp_path / "runs")
 
 
 @pytest.fixture
@@ -100,32 +45,6 @@ def archive(workshop: Workshop, tmp_path: Path) -> Iterator[Path]:
 
 def kinds(report: Report) -> set[str]:
     return set(report.kinds)
-
-
-def frames_of(run: Run) -> list[tuple[int, int]]:
-    """Return where the frames of an index begin and end."""
-    return [(part.offset, part.offset + part.length) for part in scan(run.index_path, Codec("zstd"))]
-
-
-def rewrite(run: Run, change: Callable[[list[Record]], list[Record]]) -> None:
-    """Write an index anew, in whole frames, with other records."""
-    write_index(run.index_path, change(list(read_index(run.index_path))), FRAME_LINES)
-
-
-def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
-    """Change a JSON file in place."""
-    value = json.loads(path.read_bytes())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
-def edit_cache(run: Run, statement: str) -> None:
-    """Change a row of the cache."""
-    with closing(sqlite3.connect(run.directory.parent / "cache.sqlite")) as database, database:
-        assert database.execute(statement).rowcount > 0
-
-
-# --- what is sound
 
 
 def test_a_sound_run_has_no_problem_and_every_check_is_made(run: Run) -> None:
@@ -237,9 +156,6 @@ def test_what_the_system_does_not_let_be_read_is_not_called_damaged(
     assert helps in refused.value.way_out
 
 
-# --- frames
-
-
 def test_every_flipped_byte_of_the_last_two_frames_is_found(run: Run, tmp_path: Path) -> None:
     content = run.index_path.read_bytes()[frames_of(run)[-2][0] :]
     index = tmp_path / "index.jsonl.zst"
@@ -305,9 +221,6 @@ def test_damage_of_an_unfinished_run_is_a_problem_where_the_cache_counts_on_it(r
 def test_a_complete_run_without_an_index_is_named(run: Run) -> None:
     run.index_path.unlink()
     assert "index_missing" in verify_run(run.directory).kinds
-
-
-# --- records
 
 
 def test_every_record_that_infer_writes_is_a_record(workshop: Workshop, run: Run) -> None:
@@ -403,9 +316,6 @@ def test_a_decision_that_was_changed_is_named(run: Run) -> None:
     report = verify_run(run.directory)
     (finding,) = [finding for finding in report.findings if finding.kind == "other_decision"]
     assert finding.message.startswith("assigned_label is 'Gong', not ")
-
-
-# --- summary and run.json
 
 
 @pytest.mark.parametrize(
@@ -537,9 +447,6 @@ def test_a_cache_that_somebody_has_open_is_compared_with_its_log(run: Run) -> No
         assert kinds(verify_run(run.directory)) == {"cache"}
 
 
-# --- archive
-
-
 def first_sound(run: Run) -> Record:
     return next(record for record in read_index(run.index_path) if record["probs"] and record["size"] > 100)
 
@@ -588,9 +495,6 @@ def test_an_archive_that_is_not_mounted_is_no_archive_of_missing_files(tmp_path:
     assert "run_json" in verify_run(run.directory).kinds
     with pytest.raises(ArchiveError, match="Mount"):
         verify_run(run.directory, archive=True)
-
-
-# --- trees
 
 
 @pytest.fixture(params=["copy", "hardlink", "symlink"])
@@ -701,9 +605,6 @@ def test_a_mapping_log_that_makes_no_sense_is_a_problem_and_a_torn_one_is_not(
 def test_a_directory_that_drumline_did_not_make_is_no_tree(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="was not made by drumline"):
         verify_tree(tmp_path)
-
-
-# --- the command
 
 
 def test_the_document_names_every_check_and_kind() -> None:

@@ -23,24 +23,19 @@ from drumline.runs import Run, list_runs, open_run
 from drumline.settings import MiscSettings
 from drumline.verify import verify_run
 from tests.making import CommandLine
-from tests.test_verify import FILES, FRAME_LINES, Workshop, edit_cache, edit_json, frames_of, rewrite
+from tests.verify.workshop import (
+    FILES,
+    FRAME_LINES,
+    Workshop,
+    edit_cache,
+    edit_json,
+    frames_of,
+    rewrite,
+)
 
 Records = dict[bytes, Record]
 INFERRED = ("probs", "topk", "conf_top1", "assigned_conf")
 """Fields that depend on the batch by some 1e-6."""
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    workshop = Workshop(tmp_path_factory.mktemp("workshop"))
-    workshop.infer()
-    return workshop
-
-
-@pytest.fixture
-def run(workshop: Workshop, tmp_path: Path) -> Run:
-    """A complete run, with its cache, in a runs root of its own."""
-    return workshop.copy(tmp_path / "runs")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +87,16 @@ def assert_kept(report: RepairReport, before: dict[str, bytes], root: Path) -> N
     assert all(Path(path).exists() for path in report.kept)
 
 
+def assert_restored(run: Run, original: Records) -> None:
+    """Hold that repair loses nothing, keeps what it replaces, and leaves a complete and sound run."""
+    before = content_of(run.directory.parent)
+    report = repair_run(run.directory)
+    assert (report.lost, report.resumable) == (0, False)
+    assert_kept(report, before, run.directory.parent)
+    assert records_of(run) == original
+    assert verify_run(run.directory).ok
+
+
 def completed(workshop: Workshop, run: Run) -> Run:
     """Give the same infer command again; return the run that it completes."""
     summary = workshop.infer(run.directory.parent)
@@ -100,9 +105,6 @@ def completed(workshop: Workshop, run: Run) -> Run:
     report = verify_run(done.directory)
     assert report.ok, report.findings
     return done
-
-
-# --- nothing is lost
 
 
 def test_a_sound_run_is_left_alone(run: Run) -> None:
@@ -182,12 +184,7 @@ def test_a_cache_that_is_gone_or_garbage_is_made_anew(run: Run, content: bytes |
 def test_bytes_behind_the_last_frame_are_cut(run: Run, original: Records) -> None:
     with open(run.index_path, "ab") as stream:
         stream.write(b"\x28\xb5\x2f\xfd and then nothing of ours")
-    before = content_of(run.directory.parent)
-    report = repair_run(run.directory)
-    assert (report.lost, report.resumable) == (0, False)
-    assert_kept(report, before, run.directory.parent)
-    assert records_of(run) == original
-    assert verify_run(run.directory).ok
+    assert_restored(run, original)
 
 
 def test_doubled_records_are_dropped_and_the_last_stays(run: Run, original: Records) -> None:
@@ -196,12 +193,7 @@ def test_doubled_records_are_dropped_and_the_last_stays(run: Run, original: Reco
         return [outdated, *found, found[5]]
 
     rewrite(run, double)
-    before = content_of(run.directory.parent)
-    report = repair_run(run.directory)
-    assert (report.lost, report.resumable) == (0, False)
-    assert_kept(report, before, run.directory.parent)
-    assert records_of(run) == original
-    assert verify_run(run.directory).ok
+    assert_restored(run, original)
 
 
 def test_changed_decisions_are_made_again(run: Run, original: Records) -> None:
@@ -212,17 +204,13 @@ def test_changed_decisions_are_made_again(run: Run, original: Records) -> None:
         return found
 
     rewrite(run, change)
-    assert repair_run(run.directory).lost == 0
-    assert records_of(run) == original
-    assert verify_run(run.directory).ok
+    assert_restored(run, original)
 
 
 def test_a_line_that_was_put_in_is_dropped_and_the_run_stays_complete(run: Run, original: Records) -> None:
     with open(run.index_path, "ab") as stream:
         stream.write(Codec("zstd").compress(b'{"no": "record"}\n'))
-    assert repair_run(run.directory).lost == 0
-    assert records_of(run) == original
-    assert verify_run(run.directory).ok
+    assert_restored(run, original)
 
 
 def test_frames_without_a_checksum_are_given_one(run: Run, original: Records) -> None:
@@ -233,12 +221,7 @@ def test_frames_without_a_checksum_are_given_one(run: Run, original: Records) ->
     lines = zstandard.decompress(content[start:end])
     plain = zstandard.ZstdCompressor(write_checksum=False).compress(lines)
     run.index_path.write_bytes(content[:start] + plain + content[end:])
-    assert repair_run(run.directory).lost == 0
-    assert records_of(run) == original
-    assert verify_run(run.directory).ok
-
-
-# --- something is lost
+    assert_restored(run, original)
 
 
 def test_a_damaged_frame_costs_its_own_records_and_infer_classifies_them_again(
@@ -380,9 +363,6 @@ def test_an_older_run_is_mended_but_infer_goes_on_from_the_newer_one(workshop: W
     assert counts["carried_over"] + counts["failed"] == FILES
 
 
-# --- care
-
-
 def test_repairs_that_follow_one_another_keep_each_original(run: Run) -> None:
     for number in (1, 2):
         run.summary_path.write_text(f"garbage {number}")
@@ -462,9 +442,6 @@ def test_a_lone_index_cannot_be_repaired(run: Run, tmp_path: Path) -> None:
     index.write_bytes(run.index_path.read_bytes())
     with pytest.raises(IndexFormatError, match="without a run"):
         repair_run(index)
-
-
-# --- the command
 
 
 def test_the_command_says_what_it_did_and_what_is_next(command: CommandLine, run: Run) -> None:
