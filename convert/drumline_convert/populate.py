@@ -19,7 +19,7 @@ from drumline.durable import output_errors
 from drumline.errors import ArchiveError, IndexFormatError, OutputError
 from drumline.index import read_index, record_errors
 from drumline.inputs import open_regular
-from drumline.outputs import check_outside, lies_in
+from drumline.outputs import check_apart
 from drumline.records import absolute_path
 from drumline.runs import Run
 from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
@@ -76,12 +76,8 @@ class CopyPlan:
 
 def check_place(out: Path, archive: bytes | Path | None) -> None:
     """Raise `OutputError` when `out` and the archive lie in one another, or `out` holds another manifest."""
-    check_outside(out, archive)
-    if archive is not None and lies_in(os.fsencode(archive), os.fsencode(out)):
-        raise OutputError(
-            f"the archive {os.fsdecode(archive)!r} lies in {str(out)!r}",
-            "Give a directory that does not hold the archive with --out.",
-        )
+    if archive is not None:
+        check_apart(out, archive)
     check_manifest_output(out / "manifest.jsonl")
 
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from drumline.errors import OutputError
 from drumline.inputs import open_regular
 
-__all__ = ["check_output", "check_outside", "lies_in", "upwards"]
+__all__ = ["check_apart", "check_output", "check_outside", "lies_in", "upwards"]
 
 
 def check_output(path: Path, kind: str, is_kind: Callable[[BinaryIO], bool]) -> None:
@@ -47,7 +47,17 @@ def check_outside(out: Path, archive: bytes | Path | None) -> None:
     if archive is not None and lies_in(os.fsencode(out), os.fsencode(archive)):
         raise OutputError(
             f"{str(out)!r} lies in the archive {os.fsdecode(archive)!r}, which is never written to",
-            "Give a place outside of the archive with --out.",
+            "Give a directory outside of the archive with --out.",
+        )
+
+
+def check_apart(out: Path, archive: bytes | Path) -> None:
+    """Raise `OutputError` when `out` and an archive lie in one another."""
+    check_outside(out, archive)
+    if lies_in(os.fsencode(archive), os.fsencode(out)):
+        raise OutputError(
+            f"the archive {os.fsdecode(archive)!r} lies in {str(out)!r}",
+            "Give a directory that does not hold the archive with --out.",
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from drumline.durable import way_out_of
 from drumline.errors import ArchiveError, OutputError
 from drumline.machine import filesystem_type
-from drumline.outputs import lies_in, upwards
+from drumline.outputs import check_apart, lies_in, upwards
 from drumline.rebuild.log import LOG_NAME, LogState, load_log
 from drumline.rebuild.settings import CopyMode
 from drumline.rebuild.store import Store
@@ -76,16 +76,7 @@ def check_places(out: Path, archive_root: bytes | None, run_directory: Path | No
     """
     tree = os.fsencode(out)
     if archive_root is not None:
-        if lies_in(tree, archive_root):
-            raise OutputError(
-                f"{str(out)!r} lies in the archive {os.fsdecode(archive_root)!r}, which is never written to",
-                "Give a directory outside of the archive with --out.",
-            )
-        if lies_in(archive_root, tree):
-            raise OutputError(
-                f"the archive {os.fsdecode(archive_root)!r} lies in {str(out)!r}",
-                "Give a directory that does not hold the archive with --out.",
-            )
+        check_apart(out, archive_root)
     if run_directory is not None and lies_in(tree, os.fsencode(run_directory)):
         raise OutputError(
             f"{str(out)!r} lies in the run {str(run_directory)!r}, which is never changed",

@@ -212,6 +212,13 @@ class Tree(Directories):
                 raise Refused("occupied", "a link or a file stands where a directory should be") from error
             raise
 
+    def has(self, target: bytes) -> bool:
+        """Tell whether something stands at `target`, or in its way."""
+        try:
+            return self.lstat(target) is not None
+        except Refused:
+            return True
+
     def readlink(self, target: bytes) -> bytes:
         """Return where a symbolic link points."""
         descriptor, name = self.locate(target)

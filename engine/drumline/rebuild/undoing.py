@@ -182,15 +182,9 @@ class _Undo:
             if is_ours(self._tree, self._store, target):
                 self._counts["reports"] += 1
                 self._remove(target)
-            elif self._stands(target):
+            elif self._tree.has(target):
                 self._counts["changed"] += 1
                 self._keep(target, "edited since it was written")
-
-    def _stands(self, target: bytes) -> bool:
-        try:
-            return self._tree.lstat(target) is not None
-        except Refused:
-            return True
 
     def _folders(self) -> None:
         if self._removals is None:

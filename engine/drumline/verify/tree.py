@@ -170,19 +170,13 @@ class _TreeCheck:
         for target in targets:
             if is_ours(self._tree, self._store, target):
                 continue
-            if self._is_there(target):
+            if self._tree.has(target):
                 self._ledger.problem("reports", "changed", target, "was edited")
             else:
                 self._ledger.problem("reports", "missing", target, "is not there")
         self._ledger.checked(
             "reports", counted(len(targets), "manifest or summary", "manifests and summaries")
         )
-
-    def _is_there(self, target: bytes) -> bool:
-        try:
-            return self._tree.lstat(target) is not None
-        except Refused:
-            return True
 
     def _additional(self) -> Iterator[bytes]:
         """Iterate over what the log does not name; a directory without anything of ours is named as one."""
