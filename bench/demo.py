@@ -27,7 +27,8 @@ from rich.tree import Tree
 from bench.engine import ENGINE, EngineError, call, shown_command
 from bench.synth import iter_archive, with_progress, write_truth
 from drumline.charts import Bar
-from drumline.cli.common import counted, safe_text, stdout_console
+from drumline.cli.common import safe_text, stdout_console
+from drumline.wording import counted
 
 __all__ = ["Picture", "main"]
 

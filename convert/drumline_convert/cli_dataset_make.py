@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import (
-    Command,
-    counted,
-    echo_json,
-    json_option,
-    path_type,
-    quiet_option,
-    safe_text,
-)
+from drumline.cli.common import Command, echo_json, json_option, path_type, quiet_option, safe_text
+from drumline.wording import counted
 from drumline_convert.cli_common import (
     build_option,
     licence_option,
@@ -34,8 +27,6 @@ if TYPE_CHECKING:
     from drumline_convert.scan import Scan
 
 __all__ = ["extract_command", "scan_command", "split_command"]
-
-_AS_SAID = {"unknown_label": "of an unknown label", "contradiction": "contradictory"}
 
 
 @click.command(
@@ -143,9 +134,7 @@ def _print_scan(scan: Scan, out: Path, left_out: Path, quiet: bool) -> None:
             f"labels by {scan.by}"
         )
     if scan.left_out:
-        reasons = ", ".join(
-            f"{count:,} {_AS_SAID.get(reason, reason)}" for reason, count in facts["left_out"].items()
-        )
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items())
         click.echo(f"{facts['left_out_list']}: {counted(len(scan.left_out), 'file')} left out: {reasons}")
     if scan.kitless:
         click.echo(

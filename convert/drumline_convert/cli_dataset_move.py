@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import (
-    Command,
-    counted,
-    echo_json,
-    json_option,
-    path_type,
-    quiet_option,
-    safe_text,
-)
+from drumline.cli.common import Command, echo_json, json_option, path_type, quiet_option, safe_text
+from drumline.wording import counted
 from drumline_convert.cli_common import (
     licence_option,
     manifest_argument,

@@ -72,7 +72,7 @@ def test_scan_counts_what_it_left_out_in_words(command: CommandLine, place: Path
     kit = place / "samples" / "audio" / "kit0"
     kick = next(path for path in sorted(kit.iterdir()) if "kick" in path.name.lower())
     shutil.copy(kick, kit / "snare 99.wav")
-    assert "2 files left out: 2 contradictory" in command("dataset", "scan", "samples").out
+    assert "2 files left out: 2 contradiction" in command("dataset", "scan", "samples").out
     shutil.rmtree(kit)
     kit.mkdir()
     write_tone(kit / "kick 1.wav")

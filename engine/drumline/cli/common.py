@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
-from drumline.wording import counted
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,7 +20,6 @@ __all__ = [
     "THRESHOLD",
     "Command",
     "comma_separated",
-    "counted",
     "echo_json",
     "echo_json_list",
     "json_option",

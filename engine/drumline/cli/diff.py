@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text, stdout_console
+from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text, stdout_console
+from drumline.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text
+from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text
+from drumline.wording import counted
 
 if TYPE_CHECKING:
     from drumline.tensors import TensorReport

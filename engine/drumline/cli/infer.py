@@ -14,7 +14,6 @@ from drumline.cli.common import (
     THRESHOLD,
     Command,
     comma_separated,
-    counted,
     echo_json,
     json_option,
     path_type,
@@ -23,7 +22,7 @@ from drumline.cli.common import (
     short_path,
 )
 from drumline.errors import FilesGoneError
-from drumline.wording import size_text
+from drumline.wording import counted, size_text
 
 if TYPE_CHECKING:
     from drumline.pipeline.profile import Profile

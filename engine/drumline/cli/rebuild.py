@@ -12,7 +12,6 @@ from drumline.cli.common import (
     THRESHOLD,
     Command,
     comma_separated,
-    counted,
     echo_json,
     json_option,
     path_type,
@@ -22,7 +21,7 @@ from drumline.cli.common import (
     stdout_console,
 )
 from drumline.cli.meter import meter
-from drumline.wording import size_text
+from drumline.wording import counted, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from drumline.cli.common import counted, misc_note, safe_text, shell_word, short_path, stdout_console
+from drumline.cli.common import misc_note, safe_text, shell_word, short_path, stdout_console
 from drumline.progress import duration_text
+from drumline.wording import counted
 
 __all__ = ["memory_text", "show_summary"]
 

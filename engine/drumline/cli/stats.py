@@ -12,7 +12,6 @@ import click
 
 from drumline.cli.common import (
     Command,
-    counted,
     echo_json,
     echo_json_list,
     json_option,
@@ -22,7 +21,7 @@ from drumline.cli.common import (
     stdout_console,
 )
 from drumline.progress import duration_text
-from drumline.wording import size_text
+from drumline.wording import counted, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console

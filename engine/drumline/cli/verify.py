@@ -10,7 +10,6 @@ import click
 
 from drumline.cli.common import (
     Command,
-    counted,
     echo_json,
     json_option,
     path_type,
@@ -19,6 +18,7 @@ from drumline.cli.common import (
     short_path,
     stdout_console,
 )
+from drumline.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
