@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import Command, counted, echo_json, json_option, path_type, safe_text
+from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text
+from drumline.wording import counted
 from drumline_convert.cli_common import manifest_argument, out_option, taxonomy_of, taxonomy_option
 
 if TYPE_CHECKING:

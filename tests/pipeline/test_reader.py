@@ -62,8 +62,7 @@ def test_each_hash_is_what_its_name_says(file: bytes, algorithm: str, expected: 
 
 
 def test_a_large_file_is_hashed_in_pieces_and_not_kept(file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = "WHOLE_FILE_BYTES" if hasattr(extract, "WHOLE_FILE_BYTES") else "_WHOLE_FILE_BYTES"
-    monkeypatch.setattr(extract, limit, 1000)
+    monkeypatch.setattr(extract, "WHOLE_FILE_BYTES", 1000)
     monkeypatch.setattr(extract, "_PIECE_BYTES", 77)
     content = _Reader("xxh3_64").read(file)
     assert content.data is None
