@@ -121,6 +121,7 @@ class _Sampler:
             self._samples.append(tree_pss(self._pid))
 
     def stop(self) -> tuple[int, ...]:
+        """End the sampling, and return the samples."""
         self._ended.set()
         self._thread.join()
         return tuple(self._samples)

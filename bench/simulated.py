@@ -91,6 +91,7 @@ class _Steps:
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, float]]:
+        """Time what is enclosed; figures that it adds stand with its own."""
         began, cpu = time.perf_counter(), time.process_time()
         figures = self.figures[name] = {}
         yield figures
@@ -99,6 +100,7 @@ class _Steps:
         figures["rss_mb"] = psutil.Process().memory_info().rss / 1e6
 
     def command(self, name: str, *arguments: str | Path) -> None:
+        """Run and time a command of the engine."""
         outcome = run_command([*ENGINE, *arguments], pss_every=_PSS_EVERY_SEC)
         self.figures[name] = {
             "sec": outcome.seconds,

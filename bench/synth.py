@@ -211,6 +211,7 @@ class _Writer:
         self._broken = self._odd = 0
 
     def entries(self) -> Iterator[Entry]:
+        """Iterate over the files, as they are written."""
         start = 0
         for pack, size in self._packs():
             if self._mess.clutter and not self._mess.flat_per_dir:

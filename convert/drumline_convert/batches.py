@@ -119,6 +119,7 @@ def batches(data: TrainingData, settings: SamplingSettings, seed: int) -> Any:
             self.draw(0)
 
         def draw(self, epoch: int) -> None:
+            """Decide order, variants and partners of an epoch."""
             rng, count = np.random.default_rng([seed, epoch]), len(data.rows)
             self._order = rng.permutation(count) if chance is None else rng.choice(count, count, p=chance)
             self._variant = rng.integers(0, data.features.shape[1], count)

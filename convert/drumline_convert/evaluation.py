@@ -211,6 +211,7 @@ class _Model:
 
     @classmethod
     def of(cls, predictions: Predictions, truth: _Truth, judged: NDArray[np.intp]) -> _Model:
+        """Put predictions beside the truth."""
         collapse = collapse_of(predictions.taxonomy, truth.taxonomy)
         fine = truth.fine(predictions.taxonomy.fine)
 

@@ -148,6 +148,7 @@ def spectral_augment(settings: SpectralSettings, deviation: NDArray[np.float32])
             return self.altered(image) if training else image
 
         def altered(self, image: Any) -> Any:
+            """Return the images equalised, moved and masked."""
             seed = self.seed_generator
             if settings.equaliser_db:
                 image += _equaliser(image, settings.equaliser_db, curves, per_db, seed)

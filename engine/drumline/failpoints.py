@@ -90,6 +90,7 @@ class _Failpoint:
         os.close(writer)
 
     def reach(self) -> None:
+        """Strike, where this is the time to."""
         token = os.read(self._reader, 1)
         if token == b"!" or (not token and self._onwards):
             self._strike()

@@ -346,6 +346,7 @@ class _Dispatcher:
         self._lap(Step.WAIT_OUTPUT, 0)
 
     def hand_on(self) -> None:
+        """Put the filled slots on their queues."""
         with step("discover.hand-over"):
             self._queues.todo.put(self._todo)
             self._queues.done.put(self._done)

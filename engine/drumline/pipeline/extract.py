@@ -106,6 +106,7 @@ class _Reader:
         self._largest, self._progress = largest, progress
 
     def read(self, path: bytes) -> _Content:
+        """Read a file that stays as it is meanwhile."""
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             before = os.fstat(descriptor)
@@ -151,6 +152,7 @@ class _Twins:
         self._frames: OrderedDict[int, list[bytes]] = OrderedDict()
 
     def find(self, digest: str) -> Record | None:
+        """Return a record of a file with this content, whose prediction can be taken over."""
         try:
             place = self._cache.twin(digest, self._key)
             if place is None:

@@ -130,6 +130,7 @@ class _Supervisor:
         self._drained = self._extracted = False
 
     def run(self, signals: _Signals) -> Outcome:
+        """Run the stages until write has ended."""
         queues = self._queues
         self._start("write", write, queues.done, (queues.free,))
         self._start("discover", discover, queues.free, (queues.todo, queues.done))

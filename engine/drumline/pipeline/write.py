@@ -122,6 +122,7 @@ class _Writer:
         self._interval = _FIRST_FLUSH_SEC
 
     def accept(self, slots: list[int]) -> None:
+        """Copy what slots hold."""
         kinds = self._table.view("kind")[slots].tolist()
         self._records([slot for slot, kind in zip(slots, kinds, strict=True) if kind == Kind.FILE])
         for slot, kind in zip(slots, kinds, strict=True):

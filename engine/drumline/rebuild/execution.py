@@ -114,6 +114,7 @@ class _Execution:
         self.to_make = sum(plan.counts[state] for state in ("make", "replace", "adopt"))
 
     def run(self, site: Site, placer: Placer | None) -> RebuildSummary:
+        """Remove, adopt, place, replace, remove last copies, report: in the order that keeps every sample."""
         site.log.append([rebuild_line(self._about())], sync=False)
         clearing = Clearing(self._plan, site, self.counts, self._progress)
         clearing.remove_unwanted()

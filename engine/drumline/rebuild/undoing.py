@@ -138,6 +138,7 @@ class _Undo:
         self._removals: Removals | None = None
 
     def run(self) -> UndoSummary:
+        """Remove files, reports, directories, and last the log."""
         state = load_log(self._tree, self._store)
         if state is None:
             why = "was not made by 'drumline rebuild': nothing to undo"

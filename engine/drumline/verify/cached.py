@@ -128,6 +128,7 @@ class _CacheCheck:
         self._frames = self._rows = 0
 
     def check(self, tally: Tally) -> None:
+        """Compare keys, frames, rows and counts."""
         self._check_keys()
         if self._run.index_path.exists():
             with open(self._run.index_path, "rb") as stream:

@@ -149,6 +149,7 @@ class _Collection:
         self.kept: list[Finding] = []
 
     def add(self, check: Check, kind: Kind, where: str | bytes, message: str) -> None:
+        """Count a finding, and keep it while there are few of its kind."""
         self.counts[check, kind] += 1
         if self.counts[check, kind] <= FINDINGS_KEPT:
             text = display_path(where) if isinstance(where, bytes) else where
