@@ -49,7 +49,7 @@ def confused_labels(outcomes: Outcomes, rows: Sequence[Row], names: Sequence[str
             "of": support[label],
             "paths": [
                 {
-                    "path": display_path(bytes(rows[place].path)),
+                    "path": display_path(rows[place].path),
                     "confidence": rounded(outcomes.confidence[place]),
                 }
                 for place in sorted(wrong, key=lambda place: -outcomes.confidence[place])[:_PATHS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -191,4 +190,4 @@ def _of_licences(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _name(row: Row) -> str:
-    return display_path(os.fsencode(row.path))
+    return display_path(row.path)

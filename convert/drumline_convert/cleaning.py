@@ -104,7 +104,7 @@ class Doubt:
         """Return it for the report."""
         row = self.row
         return {
-            "path": display_path(bytes(row.path)),
+            "path": display_path(row.path),
             "hash": row.hash,
             "family": row.family,
             "label": row.label,

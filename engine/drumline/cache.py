@@ -132,7 +132,7 @@ def cache_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         raise OutputError(
-            f"cannot use the cache {display_path(bytes(path))!r}: {error}",
+            f"cannot use the cache {display_path(path)!r}: {error}",
             cache_way_out(error),
         ) from error
 

@@ -7,7 +7,6 @@ read back sorted by path: SQLite's sort spills to disk, and memory stays flat wh
 from __future__ import annotations
 
 import itertools
-import os
 import sqlite3
 from bisect import bisect_left
 from collections import Counter
@@ -199,7 +198,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     """Return what tells two runs apart: name, archive and model."""
     root = run.archive_root
     return {
-        "run": display_path(os.fsencode(run.name if run.info else run.index_path)),
+        "run": display_path(run.name if run.info else run.index_path),
         "archive_root": None if root is None else display_path(root),
         "model": run.info.get("model"),
         "complete": run.complete if run.info else None,

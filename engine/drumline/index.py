@@ -234,7 +234,7 @@ def _frames(stream: IO[bytes], codec: Codec) -> Iterator[Frame]:
             data, length, whole = codec.inflate(read_pieces(stream))
         except FrameError as error:
             raise IndexFormatError(
-                f"the index {display_path(os.fsencode(stream.name))!r} is damaged at byte {offset}: {error}",
+                f"the index {display_path(stream.name)!r} is damaged at byte {offset}: {error}",
                 "What stands before is whole. 'drumline repair' keeps all that is, 'drumline infer' of the "
                 "archive makes a new index.",
             ) from error

@@ -132,9 +132,9 @@ class Record(TypedDict):
     errors: FileError | None
 
 
-def display_path(path: bytes) -> str:
-    """Decode a path for people; bytes that are no UTF-8 become U+FFFD."""
-    return path.decode("utf-8", "replace")
+def display_path(path: bytes | str | os.PathLike[str]) -> str:
+    """Return a path as text for people; bytes that are no UTF-8 become U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def path_fields(path: bytes) -> tuple[str, str | None]:

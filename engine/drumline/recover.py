@@ -150,7 +150,7 @@ def _read_run(cache: Cache, scope: int, run: Run) -> None:
         raise
     except OSError as error:  # says nothing of what is in it
         raise OutputError(
-            f"cannot read the index {display_path(bytes(run.index_path))!r}: {error.strerror}",
+            f"cannot read the index {display_path(run.index_path)!r}: {error.strerror}",
             "Check the disk, then give the same command again; nothing was changed.",
         ) from error
     except DrumlineError:

@@ -144,7 +144,7 @@ def repair_run(
         )
     root = run.directory.parent
     lock = exclusive(
-        root / LOCK_NAME, f"the runs root {display_path(bytes(root))!r}", f"repair of {run.display_name}"
+        root / LOCK_NAME, f"the runs root {display_path(root)!r}", f"repair of {run.display_name}"
     )
     with nullcontext() if dry_run else lock:
         repair = _Repair(inspect_run(run.directory, progress=progress), dry_run)
@@ -190,10 +190,10 @@ class _Repair:
     def report(self, unrepaired: tuple[Finding, ...]) -> RepairReport:
         """Tell what was done."""
         return RepairReport(
-            run=display_path(bytes(self._run.directory)),
+            run=display_path(self._run.directory),
             dry_run=self._dry_run,
             steps=tuple(self._steps),
-            kept=tuple(display_path(bytes(path)) for path in self._kept),
+            kept=tuple(display_path(path) for path in self._kept),
             lost=self._lost,
             resumable=self.retired or (self._unfinished and not self._is_outdated()),
             unrepaired=unrepaired,

@@ -85,7 +85,7 @@ class Run:
     @property
     def display_name(self) -> str:
         """What people call it, as text for them: the run directory's name, or that of a lone index."""
-        return display_path(os.fsencode(self.name if self.info else self.index_path.name))
+        return display_path(self.name if self.info else self.index_path.name)
 
     @property
     def summary_path(self) -> Path:
@@ -176,7 +176,7 @@ def open_run(path: Path) -> Run:
     run, trouble = locate_run(path)
     if trouble:
         raise IndexFormatError(
-            f"run.json of {display_path(bytes(run.directory))!r} is garbled: it {trouble}",
+            f"run.json of {display_path(run.directory)!r} is garbled: it {trouble}",
             "It was changed after drumline wrote it: 'drumline repair' sets it aside.",
         )
     if not run.index_path.is_file():

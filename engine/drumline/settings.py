@@ -17,6 +17,7 @@ from drumline.errors import ConfigError
 from drumline.index import Compression
 from drumline.labels import MISC, Taxonomy, is_label
 from drumline.machine import usable_cpus
+from drumline.records import display_path
 from drumline.storage import Io, Storage, storage_of
 from drumline.thresholds import OperatingPoints, Threshold, is_threshold, resolve_gate, resolve_threshold
 from drumline.walk import FollowLinks
@@ -227,7 +228,7 @@ class InferSettings:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
-        return bytes(value).decode("utf-8", "replace")
+        return display_path(value)
     return list(value) if isinstance(value, tuple) else value
 
 

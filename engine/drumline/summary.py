@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -38,9 +37,9 @@ def make_summary(
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "run": display_path(os.fsencode(run.name)),
-        "run_directory": display_path(bytes(run.directory)),
-        "index": display_path(bytes(run.index_path)),
+        "run": display_path(run.name),
+        "run_directory": display_path(run.directory),
+        "index": display_path(run.index_path),
         "archive_root": run.info["archive_root"],
         "archive_root_b64": run.info["archive_root_b64"],
         "counts": {

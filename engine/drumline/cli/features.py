@@ -59,7 +59,7 @@ def features_command(files: tuple[Path, ...], out: Path, model: str | None, as_j
     report = write_tensors(found, out, front_end)
     if as_json:
         failures = [{"path": display_path(path), **error} for path, error in report.failures]
-        echo_json({"out": display_path(os.fsencode(out)), "shape": report.shape, "failed": failures})
+        echo_json({"out": display_path(out), "shape": report.shape, "failed": failures})
     else:
         _print(report, out)
     if not report.shape[0] and not report.failures:

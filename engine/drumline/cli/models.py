@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +55,7 @@ def _about(path: Path) -> dict[str, Any]:
     from drumline.errors import BundleError
     from drumline.records import display_path
 
-    place = {"name": path.name, "path": display_path(os.fsencode(path))}
+    place = {"name": path.name, "path": display_path(path)}
     try:
         return place | _facts(load_bundle(path)) | {"error": None}
     except BundleError as error:

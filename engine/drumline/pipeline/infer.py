@@ -65,7 +65,7 @@ def _infer(settings: InferSettings, progress: Progress, profile: Profile | None,
     make_runs_root(request.settings)
     lock = exclusive(
         request.settings.runs_root / LOCK_NAME,
-        f"the runs root {display_path(bytes(settings.runs_root))!r}",
+        f"the runs root {display_path(settings.runs_root)!r}",
         f"infer of {display_path(request.archive)}",
     )
     with lock, cache_errors(request.cache_path):
@@ -107,7 +107,7 @@ def preview(settings: InferSettings) -> dict[str, Any]:
             cache.close()
     return {
         "archive_root": display_path(request.archive),
-        "runs_root": display_path(bytes(request.settings.runs_root)),
+        "runs_root": display_path(request.settings.runs_root),
         "model": model_facts(request.bundle),
         "counts": {
             "discovered": survey.files,

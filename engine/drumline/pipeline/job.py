@@ -45,7 +45,7 @@ def model_facts(bundle: Bundle) -> dict[str, Any]:
     return {
         "name": bundle.name,
         "version": bundle.version,
-        "path": display_path(bytes(bundle.path)),
+        "path": display_path(bundle.path),
         "fingerprint": bundle.fingerprint,
         "label_checksum": bundle.taxonomy.checksum,
         "labels": list(bundle.labels),

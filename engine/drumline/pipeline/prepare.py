@@ -97,7 +97,7 @@ def identity_of(archive: bytes) -> tuple[int, int]:
 
 def _archive(settings: InferSettings) -> bytes:
     archive = os.path.realpath(os.fsencode(settings.archive))
-    shown = display_path(os.fsencode(settings.archive))
+    shown = display_path(settings.archive)
     if not os.path.exists(archive):
         raise ArchiveError(f"no archive at {shown!r}", "Check the path, and that the volume is mounted.")
     if not os.path.isdir(archive):

@@ -94,7 +94,7 @@ class _Source:
         with self._cache.transaction():
             self._cache.forget_frame(frame.id)
         raise IndexFormatError(
-            f"{display_path(bytes(path))!r} is damaged: {error.what}",
+            f"{display_path(path)!r} is damaged: {error.what}",
             f"Give the same command again: the {frame.lines} files whose records stood there are read anew.",
         ) from error
 

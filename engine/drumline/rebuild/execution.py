@@ -24,9 +24,9 @@ from drumline.rebuild.log import rebuild_line
 from drumline.rebuild.manifests import STATS, SUMMARY, Reports
 from drumline.rebuild.place import Placer, Staged
 from drumline.rebuild.plan import Plan
-from drumline.rebuild.settings import display
 from drumline.rebuild.site import Site, open_site
 from drumline.rebuild.store import working_space
+from drumline.records import display_path
 
 __all__ = ["RebuildSummary", "execute"]
 
@@ -211,7 +211,7 @@ class _Execution:
         if self.to_make:
             site.tree.sync()
         seconds = round(time.monotonic() - self._began, 3)
-        summary = RebuildSummary(display(self._plan.settings.out), self._counts(), labels, seconds)
+        summary = RebuildSummary(display_path(self._plan.settings.out), self._counts(), labels, seconds)
         if not reports.write_json(SUMMARY, {**self._about(), **summary.to_json()}):
             self.counts["reports_left"] += 1
             summary = replace(summary, counts=self._counts())

@@ -12,7 +12,7 @@ from drumline.decide import DecisionSettings
 from drumline.errors import UsageError
 from drumline.rebuild.actions import Action, Problem
 from drumline.rebuild.log import LogState
-from drumline.rebuild.settings import RebuildSettings, display
+from drumline.rebuild.settings import RebuildSettings
 from drumline.rebuild.store import PLACED, TO_DO, Store
 from drumline.rebuild.tree import Sources, Tree
 from drumline.records import display_path
@@ -123,7 +123,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return everything that can be counted."""
         return {
-            "out": display(self.settings.out),
+            "out": display_path(self.settings.out),
             "run": self.run.display_name,
             "archive_root": None if self.archive_root is None else display_path(self.archive_root),
             "settings": self.settings.to_json(),

@@ -5,7 +5,6 @@ Whether the run has such labels and operating points shows when its run.json is 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +13,7 @@ from drumline.errors import ConfigError, UsageError
 from drumline.records import display_path
 from drumline.thresholds import Threshold, is_threshold
 
-__all__ = ["CopyMode", "Dedup", "Layout", "RebuildSettings", "display"]
+__all__ = ["CopyMode", "Dedup", "Layout", "RebuildSettings"]
 
 CopyMode = Literal["copy", "hardlink", "symlink", "reflink", "none"]
 """How a file gets into the tree; none: manifests and statistics only, the tree's files stay as they are."""
@@ -105,10 +104,6 @@ class RebuildSettings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values; paths as text."""
         return {
-            name: display(value) if isinstance(value, Path) else value for name, value in vars(self).items()
+            name: display_path(value) if isinstance(value, Path) else value
+            for name, value in vars(self).items()
         }
-
-
-def display(path: Path) -> str:
-    """Return a path as text that JSON can hold."""
-    return display_path(os.fsencode(path))

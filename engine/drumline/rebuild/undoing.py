@@ -21,7 +21,6 @@ from drumline.errors import Interrupted, OutputError
 from drumline.rebuild.actions import Progress, Refused, report_to
 from drumline.rebuild.log import LOG_NAME, LogState, MappingLog, Removals, load_log
 from drumline.rebuild.manifests import is_ours
-from drumline.rebuild.settings import display
 from drumline.rebuild.standing import WHY_IT_STAYS, fate
 from drumline.rebuild.store import Made, Store, working_space
 from drumline.rebuild.tree import Tree, not_a_tree
@@ -218,7 +217,7 @@ class _Undo:
     def _summary(self) -> UndoSummary:
         counts = self._counts
         return UndoSummary(
-            out=display(self._tree.path),
+            out=display_path(self._tree.path),
             dry_run=self._dry_run,
             removed=counts["ours"],
             gone=counts["gone"],

@@ -191,7 +191,7 @@ class Inspection:
     def report(self) -> Report:
         """Return the report."""
         name = self.run.index_path if self.is_lone else self.run.directory
-        return self.ledger.report(display_path(bytes(name)), self.complete)
+        return self.ledger.report(display_path(name), self.complete)
 
     def look(self, originals: Originals | None) -> None:
         """Make every check."""

@@ -79,7 +79,7 @@ class _TreeCheck:
             self._check_reports()
             for path in self._additional():
                 self._ledger.note("files", "additional", path, "was not made by drumline")
-        return self._ledger.report(display_path(bytes(self._tree.path)), None)
+        return self._ledger.report(display_path(self._tree.path), None)
 
     def _load(self) -> bool:
         try:
