@@ -23,12 +23,12 @@ from bench.sounds import render
 from drumline.audio import Decoder
 from drumline.bundle import load_bundle
 from drumline.cache import Cache, FileRow
+from drumline.content import hasher
 from drumline.decide import DecisionSettings, decide
 from drumline.features import FeatureExtractor
 from drumline.frontend import FrontEnd
 from drumline.index import FRAME_LINES, Codec
 from drumline.inference import open_session
-from drumline.pipeline.extract import hasher
 from drumline.pipeline.queues import Lifeline, SlotQueue
 from drumline.pipeline.slots import SlotTable, State
 from drumline.records import Record, encode_record

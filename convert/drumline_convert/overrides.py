@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import orjson
 
+from drumline.content import hasher
 from drumline.decide import DecisionSettings
 from drumline.durable import write_bytes
 from drumline.errors import ConfigError
 from drumline.index import read_index, record_errors
 from drumline.outputs import check_output
-from drumline.pipeline.extract import hasher
 from drumline.rebuild.labelling import Override, read_overrides
 from drumline.records import Record, absolute_path, display_path, relative_path
 from drumline.runs import Run

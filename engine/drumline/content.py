@@ -1,4 +1,4 @@
-"""Whether a file holds the content that a hash stands for."""
+"""Content hashes: how they are made, and whether a file holds the content that one stands for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import xxhash
 
-__all__ = ["has_content"]
+__all__ = ["has_content", "hasher"]
 
 _BLOCK_BYTES: Final = 1 << 20
 
@@ -19,6 +19,12 @@ _HASHES: Final[dict[int, tuple[Callable[[], Any], ...]]] = {
     32: (lambda: hashlib.md5(usedforsecurity=False),),
     64: (hashlib.sha256,),
 }
+
+
+def hasher(algorithm: str) -> Callable[[], Any]:
+    """Return the constructor of a content hash: xxh3_64, xxh64, md5 or sha256."""
+    constructor: Callable[[], Any] = getattr(xxhash if algorithm.startswith("xxh") else hashlib, algorithm)
+    return constructor
 
 
 def has_content(descriptor: int, digest: str) -> bool:

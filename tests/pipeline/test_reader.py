@@ -12,9 +12,10 @@ import pytest
 import xxhash
 
 from drumline.audio import WHOLE_FILE_BYTES, Decoder
+from drumline.content import hasher
 from drumline.frontend import FrontEnd
 from drumline.pipeline import extract
-from drumline.pipeline.extract import ChangedError, TooLargeError, _Reader, hasher
+from drumline.pipeline.extract import ChangedError, TooLargeError, _Reader
 from drumline.settings import InferSettings
 
 CONTENT = b"RIFF" + bytes(range(256)) * 40

@@ -17,7 +17,6 @@ then gone, and the next file is not to blame.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import resource
 import signal
@@ -30,10 +29,10 @@ from dataclasses import astuple
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import xxhash
 
 from drumline.audio import WHOLE_FILE_BYTES, AudioError, Decoder, Waveform
 from drumline.cache import Cache
+from drumline.content import hasher
 from drumline.errors import DrumlineError
 from drumline.failpoints import step
 from drumline.index import codec_of, parse_record, read_frame, split_lines
@@ -61,12 +60,6 @@ _CACHED_FRAMES = 2  # about 1 MB each; copies of a folder lie in the same frames
 
 class ChangedError(Exception):
     """A file changed while it was read."""
-
-
-def hasher(algorithm: str) -> Callable[[], Any]:
-    """Return the constructor of a content hash: xxh3_64, xxh64, md5 or sha256."""
-    constructor: Callable[[], Any] = getattr(xxhash if algorithm.startswith("xxh") else hashlib, algorithm)
-    return constructor
 
 
 class TooLargeError(Exception):
