@@ -7,10 +7,14 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.making import CommandLine
+
+if TYPE_CHECKING:
+    from tests.workshop import Workshop
 
 MEMORY = Path("/dev/shm")
 
@@ -31,3 +35,13 @@ def fast_path() -> Iterator[Path]:
     base = Path(tempfile.mkdtemp(prefix="drumline-test-", dir=MEMORY if MEMORY.is_dir() else None))
     yield base
     shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """An archive that was classified once."""
+    from tests.workshop import Workshop
+
+    workshop = Workshop(tmp_path_factory.mktemp("workshop"))
+    workshop.infer()
+    return workshop

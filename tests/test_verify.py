@@ -29,9 +29,15 @@ from drumline.verify import Check, Kind, Report, verify_run, verify_tree
 from drumline.verify.frames import scan
 from drumline.verify.judge import record_trouble
 from tests.making import CommandLine, make_record, make_run, records, write_tone
-from tests.verify.workshop import FILES, FRAME_LINES, Workshop, edit_cache, edit_json, frames_of, rewrite
+from tests.workshop import FILES, FRAME_LINES, Workshop, edit_cache, edit_json, frames_of, rewrite
 
 is_valid = Draft202012Validator(json_schema()).is_valid
+
+
+@pytest.fixture
+def run(workshop: Workshop, tmp_path: Path) -> Run:
+    """A complete run, with its cache, in a runs root of its own."""
+    return workshop.copy(tmp_path / "runs")
 
 
 @pytest.fixture

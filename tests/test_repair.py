@@ -23,7 +23,7 @@ from drumline.runs import Run, list_runs, open_run
 from drumline.settings import MiscSettings
 from drumline.verify import verify_run
 from tests.making import CommandLine
-from tests.verify.workshop import (
+from tests.workshop import (
     FILES,
     FRAME_LINES,
     Workshop,
@@ -36,6 +36,12 @@ from tests.verify.workshop import (
 Records = dict[bytes, Record]
 INFERRED = ("probs", "topk", "conf_top1", "assigned_conf")
 """Fields that depend on the batch by some 1e-6."""
+
+
+@pytest.fixture
+def run(workshop: Workshop, tmp_path: Path) -> Run:
+    """A complete run, with its cache, in a runs root of its own."""
+    return workshop.copy(tmp_path / "runs")
 
 
 @pytest.fixture(scope="module")
