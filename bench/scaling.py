@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ _STAGES = ("discover", "extract", "predict", "write", "supervisor")
 _SINGLE = ("discover", "predict", "write")
 _TINY, _REAL = (500, 2_000, 6_000, 10_000), (300, 900, 1_800)
 _ROUNDS = 2
+_TOLERANCE = 0.2
 _CPUS_PER_MODEL_THREAD = 4  # as predict opens its session
 _GB = 1e9
 
@@ -225,20 +226,43 @@ def _model(constants: Path) -> Model:
         raise click.ClickException(f"{constants}: {error.strerror}; 'measure' writes it") from error
 
 
-@main.command("check", help="Hold the fit against runs of bench.soak, given by their soak.json.")
-@click.argument("soaks", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@main.command("check", help="Hold the fit against runs of bench.soak, given by soak.json, and runs made now.")
+@click.argument("soaks", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--files", type=click.IntRange(1), multiple=True, help="Make and classify so many short sounds."
+)
+@click.option("--work", type=click.Path(path_type=Path), help="Where archives are made (default: $TMPDIR).")
 @_CONSTANTS
-def check_command(soaks: tuple[Path, ...], constants: Path) -> None:
-    """Compare and print; exit code 1 when a prediction is more than 20 % off."""
+def check_command(
+    soaks: tuple[Path, ...], files: tuple[int, ...], work: Path | None, constants: Path
+) -> None:
+    """Compare and print; exit code 1 when the time of a run is more than 20 % off."""
     model, worst = _model(constants), 0.0
-    for path in soaks:
-        figures = json.loads(path.read_text())
-        files, seconds = figures["files"], figures["first"]["seconds"]
-        said = predict(model, files, files * model.tiny_bytes, model.cpus)
-        off = said.seconds / seconds - 1
-        worst = max(worst, abs(off))
-        click.echo(f"{files:>11,} files: predicted {said.seconds:,.1f} s, took {seconds:,.1f} s ({off:+.1%})")
-    raise SystemExit(worst > 0.2)
+    for run in (*_made(files, work), *map(_of_soak, soaks)):
+        said = predict(model, run["files"], run["files"] * model.tiny_bytes, model.cpus)
+        worst = max(worst, abs(said.seconds / run["elapsed"] - 1))
+        parts = [_said("elapsed", said.seconds, run["elapsed"])]
+        if "cpu" in run:
+            parts.append(_said("CPU", said.cpu_seconds, sum(run["cpu"].values())))
+        click.echo(f"{run['files']:>11,} files: {', '.join(parts)}")
+    raise SystemExit(worst > _TOLERANCE)
+
+
+def _made(files: tuple[int, ...], work: Path | None) -> Iterator[dict[str, Any]]:
+    for count in files:
+        with tempfile.TemporaryDirectory(prefix="drumline-scaling-", dir=work) as place:
+            for _ in with_progress(iter_archive(Path(place) / "archive", count, 2, MESS), count):
+                pass
+            yield _run(Path(place), "archive")
+
+
+def _of_soak(path: Path) -> dict[str, Any]:
+    figures = json.loads(path.read_text())
+    return {"files": figures["files"], "elapsed": figures["first"]["seconds"]}
+
+
+def _said(what: str, predicted: float, took: float) -> str:
+    return f"{what} {took:,.1f} s, predicted {predicted:,.1f} s ({predicted / took - 1:+.1%})"
 
 
 @main.command("predict", help="Say what a run takes, on machines like the one that was measured.")

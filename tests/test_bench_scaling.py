@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def test_a_check_fails_when_a_run_took_another_time(tmp_path: Path) -> None:
         outcome = CliRunner().invoke(main, ["check", str(soak), "--constants", str(constants)])
         assert outcome.exit_code == code, outcome.output
         assert "1,000,000 files" in outcome.output
+
+
+def test_a_check_makes_a_run_of_its_own_and_compares_cpu_time_too(tmp_path: Path) -> None:
+    constants = tmp_path / "scaling.json"
+    constants.write_text(json.dumps({"model": asdict(model())}))
+    asked = ["check", "--files", "40", "--work", str(tmp_path), "--constants", str(constants)]
+    outcome = CliRunner().invoke(main, asked)
+    assert re.search(r"40 files: elapsed .* predicted .* CPU .* predicted", outcome.output), outcome.output
+    assert [path.name for path in tmp_path.iterdir()] == ["scaling.json"]
 
 
 def test_a_prediction_without_constants_names_what_makes_them(tmp_path: Path) -> None:

@@ -21,24 +21,11 @@ STORAGES: Final[tuple[Storage, ...]] = get_args(Storage)
 
 _NETWORK_TYPES: Final = frozenset(
     {
-        *(
-            "nfs",
-            "nfs4",
-            "cifs",
-            "smb3",
-            "smbfs",
-            "afs",
-            "ceph",
-            "glusterfs",
-            "lustre",
-            "beegfs",
-            "9p",
-            "davfs",
-        ),
-        *("afpfs", "webdav", "fuse.sshfs", "fuse.rclone", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs"),
-        *("fuse.cephfs", "fuse.davfs2", "fuse.gvfsd-fuse", "fuse.juicefs", "fuse.smbnetfs"),
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "beegfs", "9p"),
+        *("davfs", "afpfs", "webdav"),
     }
 )
+_ANSWERED: Final = "fuse."  # by a program, for each file; most of them ask a network
 _VIRTUAL: Final = re.compile(r"(vd|xvd)[a-z]+\d*")  # these always say that they spin, whatever is behind them
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
@@ -60,7 +47,7 @@ def storage_of(path: bytes, root: Path = Path("/")) -> Storage:
         Where proc and sys are found.
     """
     mount = _mount_of(os.fsdecode(os.path.realpath(path)), root)
-    if mount is not None and mount.kind in _NETWORK_TYPES:
+    if mount is not None and (mount.kind in _NETWORK_TYPES or mount.kind.startswith(_ANSWERED)):
         return "network"
     return "hdd" if _spins(path, mount, root) else "ssd"
 
