@@ -19,7 +19,7 @@ from drumline.errors import ConfigError, UsageError
 from drumline.inputs import read_regular
 from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS, InferSettings, MiscSettings, check_setting
 
-__all__ = ["CONFIG_KEYS", "CONFIG_TEMPLATE", "Config", "infer_settings", "load_config"]
+__all__ = ["CONFIG_KEYS", "CONFIG_TEMPLATE", "Config", "infer_settings", "load_config", "parse_config"]
 
 LARGEST_CONFIG_BYTES = 1 << 20
 
@@ -28,6 +28,8 @@ _SETTING_OF = {
     "label_map": "label_map",
     "canonical_map": "canonical_map",
     "batch_size": "batch_size",
+    "cpu_batch_size": "cpu_batch_size",
+    "model_threads": "model_threads",
     "workers": "workers",
     "device": "device",
     "target_labels": "target_labels",
@@ -108,8 +110,13 @@ def load_config(path: Path) -> Config:
     ConfigError
         When it cannot be read, or anything in it is unknown or wrong; file, line and key are named.
     """
+    return parse_config(path, _read_text(path))
+
+
+def parse_config(path: Path, text: str) -> Config:
+    """Read the text of a config.yml that stands, or is going to stand, at `path`; raises as `load_config`."""
     values: dict[str, Any] = {}
-    for entry in _entries(path, _read_text(path)):
+    for entry in _entries(path, text):
         try:
             values[_SETTING_OF[entry.key]] = _setting_value(entry, path.parent)
         except ConfigError as error:
@@ -282,9 +289,15 @@ model_path: null
 label_map: null
 canonical_map: null
 
-# Most files in one call of the model, and extract processes (null: one for each CPU, four on a network).
+# Most files that the model is given at once, and extract processes (null: one for each CPU, four on a
+# network).
 batch_size: 64
 workers: null
+
+# Files in one call of the model on the CPU (null: 16), and its threads (null: one for every four CPUs).
+# 'drumline tune' finds out what is the fastest here.
+cpu_batch_size: null
+model_threads: null
 
 # auto: the GPU where it really works, else the CPU; cpu; cuda: the GPU or an error.
 device: auto

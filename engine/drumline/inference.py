@@ -26,7 +26,7 @@ from drumline.ensemble import SMALLEST_PROBABILITY
 from drumline.errors import BundleError, RuntimeMissingError
 from drumline.frontend import row_parts
 from drumline.onnxfile import OnnxFormatError, foreign_domains, has_external_data
-from drumline.settings import Device
+from drumline.settings import CPU_FILES, Device
 
 __all__ = [
     "Graph",
@@ -49,9 +49,6 @@ _NO_MEMORY = ("failed to map segment", "annot allocate memory")
 _MORE_MEMORY = "There is too little memory to load it: raise its limit (ulimit -v)."
 # Whatever it would log as an error comes as an exception, too.
 _FATAL = 4
-_CPU_FILES = 16
-"""Files of one call on the CPU: with more, layers leave the caches (12 % slower at 64), and memory
-would follow the size of each batch."""
 
 
 class Outputs(NamedTuple):
@@ -171,7 +168,9 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def open_session(bundle: Bundle, device: Device = "auto", threads: int = 1) -> Session:
+def open_session(
+    bundle: Bundle, device: Device = "auto", threads: int = 1, cpu_files: int | None = None
+) -> Session:
     """Open a bundle's model and run it once.
 
     Parameters
@@ -182,6 +181,8 @@ def open_session(bundle: Bundle, device: Device = "auto", threads: int = 1) -> S
         ``"auto"`` takes CUDA where it really works, else the CPU.
     threads
         CPU threads of one call.
+    cpu_files
+        Files of one call on the CPU, where a batch is taken in parts. None: `CPU_FILES`.
 
     Raises
     ------
@@ -191,24 +192,25 @@ def open_session(bundle: Bundle, device: Device = "auto", threads: int = 1) -> S
         When the model cannot be read or does not fit the front end and labels.
     """
     if bundle.members:
-        return _open_members(bundle, [open_session(member, device, threads) for member in bundle.members])
+        sessions = [open_session(member, device, threads, cpu_files) for member in bundle.members]
+        return _open_members(bundle, sessions)
     runtime = import_runtime()
     if device == "cpu" or (device == "auto" and _CUDA not in runtime.get_available_providers()):
-        return _open_cpu(runtime, bundle, threads)
+        return _open_cpu(runtime, bundle, threads, cpu_files or CPU_FILES)
     try:
         return _open_cuda(runtime, bundle)
     except RuntimeMissingError:
         if device == "cuda":
             raise
-        return _open_cpu(runtime, bundle, threads)
+        return _open_cpu(runtime, bundle, threads, cpu_files or CPU_FILES)
 
 
-def _open_cpu(runtime: ModuleType, bundle: Bundle, threads: int) -> Session:
+def _open_cpu(runtime: ModuleType, bundle: Bundle, threads: int, files: int) -> Session:
     graph = Graph(_create(runtime, bundle.model_path, threads, [_CPU]), bundle.model_path)
     names = graph.outputs_of(bundle)
 
     def run(features: Floats) -> list[Floats]:
-        parts = (features[start : start + _CPU_FILES] for start in range(0, len(features), _CPU_FILES))
+        parts = (features[start : start + files] for start in range(0, len(features), files))
         runs = [graph.session.run(names, {bundle.input_name: part}) for part in parts]
         return [np.concatenate(outputs) for outputs in zip(*runs, strict=True)]
 
@@ -410,7 +412,7 @@ def _open_cuda(runtime: ModuleType, bundle: Bundle) -> Session:
     try:
         return _cuda_session(runtime, bundle)
     except BundleError as error:
-        _open_cpu(runtime, bundle, 1)  # tells a broken model from a broken CUDA
+        _open_cpu(runtime, bundle, 1, CPU_FILES)  # tells a broken model from a broken CUDA
         raise _no_cuda(error.what) from error
 
 

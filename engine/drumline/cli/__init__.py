@@ -29,6 +29,7 @@ COMMANDS = {
     "repair": "drumline.cli.verify:repair_command",
     "features": "drumline.cli.features:features_command",
     "init": "drumline.cli.init:init_command",
+    "tune": "drumline.cli.tune:tune_command",
     "models": "drumline.cli.models:models_command",
     "validate-mapping": "drumline.cli.models:validate_mapping_command",
     "create-stub": "drumline.cli.models:create_stub_command",

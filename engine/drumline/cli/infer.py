@@ -56,7 +56,11 @@ __all__ = ["infer_command"]
 @click.option("--canonical-map", type=path_type(), help="Canonical mapping in place of the bundle's own.")
 @click.option("--device", help="auto, cpu or cuda. [default: auto]")
 @click.option("--workers", type=int, help="Extract processes. [default: one for each CPU, four on a network]")
-@click.option("--batch-size", type=int, help="Most files in one call of the model. [default: 64]")
+@click.option("--batch-size", type=int, help="Most files that the model is given at once. [default: 64]")
+@click.option("--cpu-batch-size", type=int, help="Files in one call of the model on the CPU. [default: 16]")
+@click.option(
+    "--model-threads", type=int, help="CPU threads of the model. [default: one for every four CPUs]"
+)
 @click.option(
     "--threshold",
     type=THRESHOLD,

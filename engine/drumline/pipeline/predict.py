@@ -23,7 +23,6 @@ from drumline.errors import BundleError
 from drumline.failpoints import step
 from drumline.inference import Session, open_session
 from drumline.laps import Lap, Step
-from drumline.machine import usable_cpus
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import DEVICES, Gauge, SlotTable, State
@@ -35,9 +34,6 @@ _PATIENCE_SEC = 0.004
 
 _GLANCES = 4
 """… and how often it looks for them meanwhile."""
-
-_CPUS_PER_THREAD = 4
-"""One thread of the model keeps up with about this many CPUs' worth of extract workers."""
 
 _UNANSWERED_AT_ALL = 20
 """So many files with nothing finite, and none with: the model is at fault, not the files."""
@@ -67,8 +63,8 @@ def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
 
 
 def _open(job: Job, table: SlotTable) -> Session:
-    threads = max(1, usable_cpus() // _CPUS_PER_THREAD)
-    session = open_session(job.bundle, job.settings.device, threads)
+    settings = job.settings
+    session = open_session(job.bundle, settings.device, settings.thread_count, settings.cpu_batch_size)
     table.counters[Gauge.DEVICE] = 1 + DEVICES.index(session.device)
     return session
 

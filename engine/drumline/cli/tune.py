@@ -1,0 +1,130 @@
+"""``drumline tune``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text
+from drumline.errors import Interrupted
+
+if TYPE_CHECKING:
+    from drumline.tuning import Tuned
+
+__all__ = ["tune_command"]
+
+
+@click.command(
+    "tune",
+    cls=Command,
+    short_help="Find the fastest settings for this machine.",
+    examples=(
+        "drumline tune ~/Samples",
+        "drumline tune ~/Samples --dry-run",
+        "drumline tune --config studio.yml --json",
+    ),
+)
+@click.argument("archive", required=False, type=path_type())
+@click.option(
+    "--config",
+    "config_file",
+    type=path_type(),
+    default=Path("config.yml"),
+    show_default=True,
+    help="Where the settings are written; what else stands there is used and stays.",
+)
+@click.option(
+    "--model", "model_path", type=path_type(), help="Bundle, by directory or name. [default: mfcc-cnn]"
+)
+@click.option("--device", help="auto, cpu or cuda. [default: auto]")
+@click.option(
+    "--files", type=click.IntRange(min=1), default=1000, show_default=True, help="Files that are tried."
+)
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=2, show_default=True, help="Runs of each value."
+)
+@click.option("--dry-run", is_flag=True, help="Measure and say what would be written; write nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not say what is being tried.")
+@json_option
+def tune_command(
+    archive: Path | None,
+    config_file: Path,
+    model_path: Path | None,
+    device: str | None,
+    files: int,
+    repeats: int,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Find the fastest workers, batch sizes and model threads for this machine, by trying them.
+
+    Classifies a sample of ARCHIVE, which is only read, or synthesised sounds when none is named, about 20
+    times: half a minute. Values that are clearly faster than the automatic ones are written into the
+    configuration, and those that were there before are named; the rest is set to automatic.
+
+    Exit codes: as those of infer.
+    """
+    from drumline.config import infer_settings, load_config
+    from drumline.tuning import AUTOMATIC, sampled, synthesised, tune
+
+    config = load_config(config_file) if config_file.exists() else None
+    known = archive or (config.values.get("archive") if config else None)
+    settings = infer_settings(
+        config, {"archive": known or Path(), "model_path": model_path, "device": device}
+    )
+    try:
+        with (sampled if known else synthesised)(settings, files) as sample:
+            tuned = tune(sample, repeats, lambda text: None if quiet else click.echo(f"· {text}", err=True))
+    except Interrupted as error:
+        raise Interrupted("stopped", "Nothing was written.") from error
+    values = {**AUTOMATIC, **tuned.settings}
+    if not dry_run:
+        _write(config_file, values)
+    before = config.values if config else {}
+    if as_json:
+        echo_json(_as_json(tuned, values, config_file, written=not dry_run))
+    else:
+        _print(tuned, values, before, config_file, dry_run)
+
+
+def _write(path: Path, values: Mapping[str, int | None]) -> None:
+    from drumline.config_edit import with_values
+    from drumline.durable import write_bytes
+
+    text = path.read_text(encoding="utf-8-sig") if path.exists() else "# Found by 'drumline tune'.\n"
+    write_bytes(path, with_values(path, text, values).encode())
+
+
+def _as_json(tuned: Tuned, values: Mapping[str, int | None], path: Path, *, written: bool) -> dict[str, Any]:
+    return {
+        "settings": dict(values),
+        "auto_files_per_sec": tuned.auto_files_per_sec,
+        "best_files_per_sec": tuned.best_files_per_sec,
+        "auto_share": round(tuned.auto_share, 4),
+        "trials": [trial._asdict() for trial in tuned.trials],
+        "config": safe_text(bytes(path)),
+        "written": written,
+    }
+
+
+def _print(
+    tuned: Tuned, values: Mapping[str, int | None], before: Mapping[str, Any], path: Path, dry_run: bool
+) -> None:
+    for trial in tuned.trials:
+        tried = "auto" if trial.value is None else trial.value
+        click.echo(f"{trial.setting:<15} {tried!s:>5} {trial.files_per_sec:>10,.0f} files/s")
+    click.echo(
+        f"Best: {tuned.best_files_per_sec:,.0f} files/s; the automatic settings reach {tuned.auto_share:.0%}."
+    )
+    click.echo(f"{'Would write' if dry_run else 'Wrote'} into {safe_text(str(path))}:")
+    for name, value in values.items():
+        was = f"  # was {_shown(before[name])}" if before.get(name, value) != value else ""
+        click.echo(f"  {name}: {_shown(value)}{was}")
+
+
+def _shown(value: int | None) -> str:
+    return "null" if value is None else str(value)
