@@ -99,7 +99,7 @@ def test_nothing_done_yet_gives_no_time_left() -> None:
 def test_lines_and_panel_say_while_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     short, text = snapshot(slots_allowed=12), "memory is short: 12 of 320 slots in use"
     assert [text in line for line in plain(snapshot(), short, snapshot())] == [False, True, False]
-    assert "of 12 slots: memory is short" in panel(monkeypatch, short)
+    assert "(at most 12 files at once: memory is short)" in panel(monkeypatch, short)
 
 
 def test_a_remark_has_a_line_of_its_own() -> None:
