@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from drumline.bundle import Bundle
 from drumline.inference import Outputs
 from drumline.pipeline import extract, predict
 from drumline.pipeline.infer import infer
 from drumline.pipeline.profile import Profile
 from drumline.pipeline.slots import State
 from drumline.settings import InferSettings
+from drumline.staging import Staging
 
 __all__ = ["measure_alone"]
 
@@ -34,7 +36,7 @@ def _fill(worker: Any, slot: int) -> bool:
     """Fill a slot as if its file had been read."""
     fields = worker._table.slots[slot]
     fields["hash"] = f"{fields['mtime_ns'] ^ slot:016x}"
-    fields["features"] = 0.5
+    fields["features"], fields["reach"] = 0.5, fields["features"].size
     fields["format"], fields["sample_rate"], fields["channels"] = b"wav", 44_100, 1
     fields["duration_sec"], fields["rms_db"] = 0.5, -20.0
     fields["spectral_centroid"], fields["spectral_rolloff"] = 1000.0, 2000.0
@@ -42,16 +44,26 @@ def _fill(worker: Any, slot: int) -> bool:
     return True
 
 
-@dataclass(frozen=True)
 class _Model:
     """Says the same of each row."""
 
-    labels: int
+    overlaps = False
 
-    def predict(self, rows: Any) -> Outputs:
+    def __init__(self, bundle: Bundle) -> None:
+        self._shape, self._labels = bundle.row_shape, len(bundle.labels)
+        self._staging: Staging | None = None
+        self.runner = self
+
+    def stage(self, count: int) -> Staging:
+        """Return rows for the largest batch."""
+        self._staging = self._staging or Staging(np.zeros((count, *self._shape), np.float32))
+        return self._staging
+
+    def start(self, rows: Any) -> Callable[[], Outputs]:
         """Return probabilities that fall from label to label, as a model's do."""
-        falling = np.exp(-np.arange(self.labels, dtype=np.float32) / 4)
-        return Outputs(np.tile(falling / falling.sum(), (len(rows), 1)), None)
+        falling = np.exp(-np.arange(self._labels, dtype=np.float32) / 4)
+        outputs = Outputs(np.tile(falling / falling.sum(), (len(rows), 1)), None)
+        return lambda: outputs
 
 
 def measure_alone(files: int) -> dict[str, Any]:
@@ -80,7 +92,7 @@ def measure_alone(files: int) -> dict[str, Any]:
 def main(files: int) -> None:
     """Measure and print."""
     extract._Worker._fill = _fill  # type: ignore[method-assign,assignment]
-    predict._open = lambda job, _table: _Model(len(job.bundle.labels))  # type: ignore[assignment,return-value]
+    predict._open = lambda job, _table: _Model(job.bundle)  # type: ignore[assignment,return-value]
     click.echo(json.dumps(measure_alone(files)))
 
 

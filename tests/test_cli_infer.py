@@ -427,7 +427,7 @@ def test_ctrl_c_on_a_terminal_stops_in_order_and_leaves_it_clean(
 
 
 def test_an_error_on_a_terminal_leaves_it_clean(arguments: list[str]) -> None:
-    terminal = Terminal({"die": "before drumline.pipeline.predict:_predict"}, *arguments)
+    terminal = Terminal({"die": "before drumline.pipeline.predict:_start"}, *arguments)
     assert terminal.end() == 10
     lines, visible = screen(terminal.shown)
     assert visible

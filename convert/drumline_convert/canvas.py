@@ -62,7 +62,7 @@ def in_one_opset(graphs: list[Any]) -> list[Any]:
 
 
 def put_together(
-    canvas: Canvas, graphs: Sequence[Any], shape: tuple[int, int], outputs: dict[str, list[Any]]
+    canvas: Canvas, graphs: Sequence[Any], shape: tuple[int, ...], outputs: dict[str, list[Any]]
 ) -> Any:
     """Return the ``onnx.ModelProto`` of a canvas, with the operators that `graphs` needed."""
     from onnx import helper

@@ -7,8 +7,16 @@ from typing import Any
 
 import click
 
-from drumline.cli.common import Command, comma_separated, echo_json, json_option, path_type, safe_text
+from drumline.cli.common import (
+    Command,
+    comma_separated,
+    echo_json,
+    json_option,
+    path_type,
+    safe_text,
+)
 from drumline.errors import UsageError
+from drumline.wording import counted
 from drumline_convert.cli_common import bundle_option, manifest_option, require, split_option, version_option
 
 __all__ = ["convert", "ensemble", "gate"]
@@ -23,6 +31,7 @@ __all__ = ["convert", "ensemble", "gate"]
         "drumline convert cnn.onnx --front-end kind=log-mel,n_mels=64 --labels labels.json --out models/mine",
         "drumline convert network.pt2 --front-end front_end.yml --labels labels.json --out models/mine",
         "drumline convert models/mine --precision int8 --manifest manifest.jsonl --out models/mine-int8",
+        "drumline convert models/mine --front-end-in-graph --precision fp16 --out models/mine-gpu",
     ),
 )
 @click.argument("model", type=path_type())
@@ -58,8 +67,14 @@ __all__ = ["convert", "ensemble", "gate"]
     show_default=True,
     help="int8 for CPUs, fp16 for GPUs: then MODEL is a bundle, which this makes smaller.",
 )
+@click.option(
+    "--front-end-in-graph",
+    "in_graph",
+    is_flag=True,
+    help="Put the front end into the graph, for GPUs: then MODEL is a bundle, and workers only decode.",
+)
 @manifest_option(
-    "Recordings with splits: int8 takes its ranges from train, accuracy is measured on the others."
+    "Recordings with splits: int8 takes its ranges from train; both results are compared on the others."
 )
 @version_option
 @json_option
@@ -71,6 +86,7 @@ def convert(
     labels: Path | None,
     canonical: Path | None,
     precision: str,
+    in_graph: bool,
     manifest: Path | None,
     as_json: bool,
     **options: Any,
@@ -82,17 +98,20 @@ def convert(
     rate, length and number of bands, with or without deltas; see docs/models.md.
 
     With --precision, MODEL is a bundle, and the result has its graph in int8 (static, with 8-bit weights and
-    activations) or fp16, and says what that costs in accuracy and wins in speed.
+    activations) or fp16, and says what that costs in accuracy and wins in speed. With --front-end-in-graph,
+    MODEL is a bundle too, and the result's graph takes the waveform (docs/gpu.md). Both may be given.
 
     Exits with 4 when the model does not fit front end and labels, or its ONNX says something else; with 5
     when what is needed to read it is not installed; with 8 when something stands at --out.
     """
     require("onnx")
-    if precision != "float32":
-        _reduce(model, precision, out, manifest, as_json)
+    if precision != "float32" or in_graph:
+        _remake(model, precision, in_graph, out, manifest, as_json)
         return
     if manifest is not None:
-        raise UsageError("--manifest is for --precision", "Leave it out, or name a precision.")
+        raise UsageError(
+            "--manifest is for --precision and --front-end-in-graph", "Leave it out, or give one of them."
+        )
     from drumline_convert.convert_model import convert_model
     from drumline_convert.target import read_target
 
@@ -108,23 +127,42 @@ def convert(
     )
 
 
-def _reduce(model: Path, precision: Any, out: Path, manifest: Path | None, as_json: bool) -> None:
-    from drumline_convert.precision import reduce_precision
+def _remake(
+    model: Path, precision: Any, in_graph: bool, out: Path, manifest: Path | None, as_json: bool
+) -> None:
+    if in_graph:
+        from drumline_convert.in_graph import put_front_end_in_graph
 
-    report = reduce_precision(model, precision, out, manifest)
+        report = put_front_end_in_graph(model, out, manifest, precision=precision)
+    else:
+        from drumline_convert.precision import reduce_precision
+
+        report = reduce_precision(model, precision, out, manifest)
     if as_json:
         echo_json(report)
         return
+    if "precision" in report:
+        _show_precision(report)
+    if moved := report.get("front_end_in_graph"):
+        heard = counted(moved["recordings"], "recording")
+        click.echo(
+            f"front end in the graph: over {heard}, features differ by at most {moved['features']:.1e} dB, "
+            f"probabilities by {moved['probabilities']:.1e}; the same label for {100 * moved['labels']:.2f} %"
+        )
+    click.echo(f"bundle {safe_text(str(out))} written")
+
+
+def _show_precision(report: dict[str, Any]) -> None:
     for when in ("before", "after"):
         costs = report[when]
         size, speed = costs["bytes"] / 1e6, costs["files_per_cpu_second"]
         click.echo(f"{when:6}  {size:.2f} MB, {speed:,} files per CPU-second{_figures(costs)}")
-    if manifest is not None:
-        click.echo(
-            f"the same label for {100 * report['agreement']:.2f} % of {report['recordings']:,} recordings; "
-            f"largest difference in a probability {report['largest_difference']:.4f}"
-        )
-    click.echo(f"bundle {safe_text(str(out))} written: {precision}, {report['speed']:.2f} times the speed")
+    click.echo(f"{report['precision']}: {report['speed']:.2f} times the speed on this CPU")
+    click.echo(
+        f"the same label for {100 * report['agreement']:.2f} % of "
+        f"{counted(report['recordings'], 'recording')}; "
+        f"largest difference in a probability {report['largest_difference']:.4f}"
+    )
 
 
 @click.command(

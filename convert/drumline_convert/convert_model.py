@@ -95,7 +95,7 @@ def _description(out: Path, version: str, target: Target, report: dict[str, Any]
         f"Converted from `{report['source']['file']}` ({report['framework']}), ONNX opset {report['opset']}. "
         f"Over {parity['files']:.0f} random inputs, no probability differs by more than "
         f"{parity['probabilities']:.1e}.\n\n"
-        f"Front end: {target.front_end.name}, {target.front_end.shape[0]} × {target.front_end.shape[1]}. "
+        f"Front end: {target.front_end.name}, {' × '.join(map(str, target.front_end.shape))}. "
         f"{len(target.taxonomy.fine)} labels.\n\n"
         "**Neither evaluated nor calibrated.** Do both before its confidences are believed: "
         "`drumline calibrate`, `drumline evaluate`.\n"

@@ -66,7 +66,7 @@ class FeatureStore:
         return self.root / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def block_shape(self) -> tuple[int, int, int]:
+    def block_shape(self) -> tuple[int, ...]:
         """Shape of one recording's features: (variants, coefficients, frames)."""
         return (self.augment.variants, *self.front_end.shape)
 

@@ -326,7 +326,7 @@ def write_gated(bundle: Bundle, proto: Any, threshold: float, draft: Path, name:
         draft,
         name=name,
         gate={"output": GATE, "threshold": threshold},
-        input={"name": INPUT, "layout": "batch, coefficients, frames"},
+        input={"name": INPUT, "layout": bundle.front_end.layout},
         outputs={"logits": LOGITS, "probabilities": PROBABILITIES},
     )
     save_graph(proto, draft / bundle.model_path.name)

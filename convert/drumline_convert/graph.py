@@ -2,12 +2,13 @@
 
     features (batch, coefficients, frames) float32  ──►  logits, probabilities (batch, classes) float32
 
-What a model expects otherwise (a channel axis, frames before coefficients, flat rows) becomes nodes of its
-graph, so nothing else has to know of it.
+A model that is fed the waveform takes features (batch, samples). What a model expects otherwise (a channel
+axis, frames before coefficients, flat rows) becomes nodes of its graph, so nothing else has to know of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def opset_of(proto: Any) -> int:
 
 def adapt(
     proto: Any,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     classes: int,
     *,
     layout: Layout = "auto",
@@ -113,7 +114,7 @@ def adapt(
     proto
         An ``onnx.ModelProto`` with one input and an output of scores (logits or probabilities).
     shape
-        Of the features: (coefficients, frames).
+        Of the features: (coefficients, frames) or (samples,).
     classes
         Labels that the model tells apart.
     layout
@@ -156,24 +157,24 @@ class Placement:
     Parameters
     ----------
     features
-        Shape of the features, (coefficients, frames).
+        Shape of the features, (coefficients, frames) or (samples,).
     given
         Shape that the model takes.
     transposed
         Whether frames come before coefficients there.
     """
 
-    features: tuple[int, int]
+    features: tuple[int, ...]
     given: tuple[int, ...]
     transposed: bool
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return `features` (n, coefficients, frames) as the model takes them, (n, *given)."""
+        """Return `features` (n, *self.features) as the model takes them, (n, *given)."""
         placed = features.transpose(0, 2, 1) if self.transposed else features
         return np.ascontiguousarray(placed).reshape(-1, *self.given)
 
 
-def placement_of(proto: Any, shape: tuple[int, int], layout: Layout = "auto") -> Placement:
+def placement_of(proto: Any, shape: tuple[int, ...], layout: Layout = "auto") -> Placement:
     """Return how the one input of `proto` takes features of `shape`.
 
     Raises
@@ -189,13 +190,13 @@ def placement_of(proto: Any, shape: tuple[int, int], layout: Layout = "auto") ->
     given = [_size(dimension) for dimension in inputs[0].type.tensor_type.shape.dim]
     orders = {"auto": (False, True), "coefficients-frames": (False,), "frames-coefficients": (True,)}
     for transposed in orders[layout]:
-        rows, columns = shape[::-1] if transposed else shape
-        for target in ((rows, columns), (1, rows, columns), (rows, columns, 1), (rows * columns,)):
+        placed = shape[::-1] if transposed else shape
+        for target in (placed, (1, *placed), (*placed, 1), (math.prod(placed),)):
             if _fits(given[1:], target):
-                return Placement(shape, target, transposed)
+                return Placement(shape, target, transposed and len(shape) > 1)
     shown = " × ".join("any" if size is None else str(size) for size in given) or "no known shape"
     raise BundleError(
-        f"the model takes inputs of {shown}, and the front end gives batch × {shape[0]} × {shape[1]}",
+        f"the model takes inputs of {shown}, and the front end gives {' × '.join(map(str, (BATCH, *shape)))}",
         "Give the front end that the model was trained with (--front-end), or another --layout.",
     )
 
@@ -232,7 +233,7 @@ def _adapt_input(graph: Any, placement: Placement) -> None:
     graph.input.append(helper.make_tensor_value_info(INPUT, _FLOAT, [BATCH, *placement.features]))
 
 
-def _adapt_output(model: Any, scores: str, shape: tuple[int, int], classes: int) -> None:
+def _adapt_output(model: Any, scores: str, shape: tuple[int, ...], classes: int) -> None:
     from onnx import helper, numpy_helper
 
     graph = model.graph
@@ -259,7 +260,7 @@ def _adapt_output(model: Any, scores: str, shape: tuple[int, int], classes: int)
         graph.output.append(helper.make_tensor_value_info(name, _FLOAT, [BATCH, classes]))
 
 
-def _values(model: Any, output: str, shape: tuple[int, int]) -> NDArray[np.float32]:
+def _values(model: Any, output: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Run the model over a batch of three, and return one output."""
     features = np.random.default_rng(0).normal(0, 20, (3, *shape)).astype(np.float32)
     with TemporaryDirectory() as directory:

@@ -20,6 +20,8 @@ from drumline.bundle import Bundle, load_bundle
 from drumline.bundle_files import CARD_NAME
 from drumline.durable import new_directory, write_bytes, write_json
 from drumline.errors import BundleError, UsageError
+from drumline.features import FeatureExtractor
+from drumline.frontend import FrontEnd
 from drumline.inference import open_session
 from drumline_convert.bundle_writer import copy_bundle
 from drumline_convert.cost import files_per_cpu_second
@@ -27,8 +29,9 @@ from drumline_convert.ensembles import measured
 from drumline_convert.graph import read_graph, save_graph
 from drumline_convert.labelled import Said, read_rows, rows_of, said_of, truth_of
 from drumline_convert.manifest import Row
+from drumline_convert.taxonomy import TrainingTaxonomy
 
-__all__ = ["Precision", "half_graph", "int8_graph", "reduce_precision"]
+__all__ = ["PARITY", "Precision", "half_graph", "int8_graph", "reduce_precision", "synthesised"]
 
 Floats = NDArray[np.float32]
 Precision: TypeAlias = Literal["int8", "fp16"]
@@ -36,6 +39,9 @@ Precision: TypeAlias = Literal["int8", "fp16"]
 _CALIBRATED_ON = 512
 _BATCH = 32
 _ROUNDS = 20
+_SYNTHESISED = 64
+PARITY = 0.01
+"""Largest difference of a confidence that fp16 may make."""
 
 
 def reduce_precision(
@@ -65,15 +71,16 @@ def reduce_precision(
     -------
     dict
         ``before`` and ``after`` with ``bytes``, ``files_per_cpu_second`` and, with a manifest, ``accuracy``
-        and ``nll``; ``speed`` (ratio); ``agreement`` of canonical labels; ``largest_difference`` of a
-        probability.
+        and ``nll``; ``speed`` (ratio); over so many ``recordings`` (synthesised ones without a manifest)
+        ``agreement`` of canonical labels and ``largest_difference`` of a probability.
 
     Raises
     ------
     UsageError
         When int8 is asked for without a manifest.
     BundleError
-        When the graph cannot be converted.
+        When the graph cannot be converted, or fp16 says something else: another canonical label, or a
+        confidence that differs by more than 0.01.
     """
     bundle = load_bundle(name)
     if bundle.members:
@@ -82,6 +89,11 @@ def reduce_precision(
         )
     if precision == "int8" and manifest is None:
         raise UsageError("int8 needs recordings to see which values occur", "Give them with --manifest.")
+    if bundle.front_end_in_graph is not None:
+        raise BundleError(
+            f"{bundle.name} has its front end in the graph, which keeps its precision",
+            "Convert the bundle that it was made of, with --precision and --front-end-in-graph together.",
+        )
     with TemporaryDirectory() as directory, new_directory(out) as draft:
         graph = Path(directory, "model.onnx")
         if precision == "int8":
@@ -91,9 +103,12 @@ def reduce_precision(
         else:
             half_graph(bundle, graph)
         _copy_with(bundle, graph, draft, out.name, precision)
-        report = {"precision": precision, **_costs(bundle, load_bundle(draft))}
-        if manifest is not None:
-            report |= _quality(bundle, load_bundle(draft), rows_of(manifest, *measure_on), report)
+        after = load_bundle(draft)
+        report = {"precision": precision, **_costs(bundle, after)}
+        labelled = None if manifest is None else rows_of(manifest, *measure_on)
+        report |= _quality(bundle, after, labelled, report)
+        if precision == "fp16":
+            _check_parity(report)
         write_json(draft / "conversion.json", report)
     return report
 
@@ -253,16 +268,60 @@ def _costs(before: Bundle, after: Bundle) -> dict[str, Any]:
     return {"before": first, "after": second, "speed": round(ratio, 2)}
 
 
-def _quality(before: Bundle, after: Bundle, rows: Sequence[Row], costs: dict[str, Any]) -> dict[str, Any]:
-    features, truth = read_rows(rows, before.front_ends), truth_of(rows, before.taxonomy)
+def _quality(
+    before: Bundle, after: Bundle, rows: Sequence[Row] | None, costs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return how nearly both say the same, and how right they are where labels are known."""
+    if rows is None:
+        features = _features_of(synthesised(before.front_end), before.front_end)
+    else:
+        features = read_rows(rows, before.front_ends)
     said: list[Said] = [said_of(bundle, features, open_session(bundle, "cpu")) for bundle in (before, after)]
     old, new = (one.probabilities for one in said)
-    decided = [(probabilities @ truth.collapse).argmax(axis=1) for probabilities in (old, new)]
-    return {
-        "recordings": len(rows),
+    collapse = TrainingTaxonomy(before.taxonomy, {}).collapse
+    shares = [probabilities @ collapse for probabilities in (old, new)]
+    decided = [share.argmax(axis=1) for share in shares]
+    report = {
+        "recordings": len(features),
+        "agreement": float((decided[0] == decided[1]).mean()),
+        "largest_difference": round(float(np.abs(old - new).max()), 6),
+        "largest_difference_of_confidence": round(float(np.abs(shares[0] - shares[1]).max()), 6),
+    }
+    if rows is None:
+        return report
+    truth = truth_of(rows, before.taxonomy)
+    return report | {
         "families": len({row.family for row in rows}),
         "before": costs["before"] | measured(old, truth),
         "after": costs["after"] | measured(new, truth),
-        "agreement": round(float((decided[0] == decided[1]).mean()), 4),
-        "largest_difference": round(float(np.abs(old - new).max()), 4),
     }
+
+
+def _check_parity(report: dict[str, Any]) -> None:
+    """Refuse fp16 that gives another label, or a confidence that differs by more than `PARITY`."""
+    difference, agreement = report["largest_difference_of_confidence"], report["agreement"]
+    if not (difference <= PARITY and agreement == 1.0):
+        raise BundleError(
+            f"in fp16 this model says something else: a confidence differs by {difference:.4f} (allowed "
+            f"{PARITY}), and {100 * (1 - agreement):.2f} % of {report['recordings']:,} labels do",
+            "Keep it in float32.",
+        )
+
+
+def _features_of(waveforms: Floats, front_end: FrontEnd) -> Floats:
+    extractor = FeatureExtractor(front_end)
+    return np.array([extractor.features(waveform) for waveform in waveforms])
+
+
+def synthesised(front_end: FrontEnd) -> Floats:
+    """Return decaying tones in noise of all lengths, and silence, (n, samples)."""
+    rng = np.random.default_rng(0)
+    waveforms = np.zeros((_SYNTHESISED, front_end.samples), np.float32)
+    for waveform, length in zip(
+        waveforms[1:], np.geomspace(1, front_end.samples, _SYNTHESISED - 1), strict=True
+    ):
+        time = np.arange(round(length)) / front_end.sample_rate
+        tone = np.sin(2.0 * np.pi * 10.0 ** rng.uniform(1.6, 4.0) * time)
+        noise = 10.0 ** rng.uniform(-5.0, 0.0) * rng.standard_normal(len(time))
+        waveform[: len(time)] = (tone + noise) * np.exp(-time * 10.0 ** rng.uniform(0.0, 2.0))
+    return waveforms

@@ -61,7 +61,7 @@ class Bundle:
     name, version
         As its author calls it.
     front_end
-        Waveform → feature tensor; of an ensemble, that of its first member.
+        Waveform → feature tensor, as workers compute it; of an ensemble, that of its first member.
     taxonomy
         Fine labels in output order and the canonical label of each.
     calibrator
@@ -78,6 +78,8 @@ class Bundle:
         Hexadecimal digest over model, front end, labels and calibration: what changes probabilities.
     members, mean
         Of an ensemble: its bundles, and the mean of their probabilities, whose logits `calibrator` takes.
+    front_end_in_graph
+        What the graph computes of the waveform itself; None where workers compute all features.
     """
 
     path: Path
@@ -97,12 +99,25 @@ class Bundle:
     gate: Gate | None = None
     members: tuple[Bundle, ...] = ()
     mean: Mean | None = None
+    front_end_in_graph: FrontEnd | None = None
 
     @property
     def front_ends(self) -> tuple[FrontEnd, ...]:
         """All front ends that are needed, each once."""
         wanted = [member.front_end for member in self.members] or [self.front_end]
         return tuple(dict.fromkeys(wanted))
+
+    @property
+    def front_end_name(self) -> str:
+        """What people call the front ends: ``"mfcc"``, ``"mfcc in the graph"``, ``"mfcc and log-mel"`` …."""
+        bundles = self.members or (self,)
+        names = [
+            bundle.front_end.name
+            if bundle.front_end_in_graph is None
+            else f"{bundle.front_end_in_graph.name} in the graph"
+            for bundle in bundles
+        ]
+        return " and ".join(dict.fromkeys(names))
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -220,6 +235,7 @@ def load_bundle(
         gate=gate,
         members=members,
         mean=mean,
+        front_end_in_graph=_front_end_in_graph(path, manifest),
     )
 
 
@@ -249,6 +265,17 @@ def _ensemble_member(path: Path, name: object) -> Bundle:
     if read_json_object(path / name / MANIFEST_NAME, BundleError).get("kind") == "ensemble":
         raise BundleError(f"bundle {path.name}: its member {name} is an ensemble itself")
     return load_bundle(path / name)
+
+
+def _front_end_in_graph(path: Path, manifest: dict[str, Any]) -> FrontEnd | None:
+    value = manifest.get("front_end_in_graph")
+    if value is None:
+        return None
+    if not isinstance(value, dict) or manifest.get("front_end", {}).get("kind") != "waveform":
+        raise BundleError(
+            f"bundle {path.name}: a front end in the graph needs a front_end of kind waveform before it"
+        )
+    return FrontEnd.from_json(value)
 
 
 def _gate(path: Path, manifest: dict[str, Any]) -> Gate | None:

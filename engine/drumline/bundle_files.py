@@ -63,7 +63,7 @@ def bundle_json(
         "kind": "classifier",
         "front_end": front_end.to_json(),
         **PARTS,
-        "input": {"name": "features", "layout": "batch, coefficients, frames"},
+        "input": {"name": "features", "layout": front_end.layout},
         "outputs": {"logits": "logits", "probabilities": "probabilities"},
         **more,
     }

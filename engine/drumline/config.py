@@ -32,6 +32,8 @@ _SETTING_OF = {
     "model_threads": "model_threads",
     "workers": "workers",
     "device": "device",
+    "cuda_graphs": "cuda_graphs",
+    "cuda_memory_mb": "cuda_memory_mb",
     "target_labels": "target_labels",
     "misc.threshold": "misc.threshold",
     "misc.label": "misc.label",
@@ -301,6 +303,11 @@ model_threads: null
 
 # auto: the GPU where it really works, else the CPU; cpu; cuda: the GPU or an error.
 device: auto
+
+# On a GPU (docs/gpu.md): whether batches are replayed as CUDA graphs, and the most memory for the model's
+# arena, in MB of 10^6 bytes (null: all of it).
+cuda_graphs: false
+cuda_memory_mb: null
 
 # Labels that are wanted, as [Kick, Snare]; the others go to misc. null: all.
 target_labels: null

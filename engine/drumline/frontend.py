@@ -1,5 +1,8 @@
 """The front end's settings: what turns a waveform into the tensor that a model is fed.
 
+A model whose graph holds the spectral steps itself is fed the waveform: then the front end only scales and
+pads.
+
 Only values live here, so that a bundle can be read without importing NumPy. The computation is
 `drumline.features.FeatureExtractor`; training and inference share it.
 """
@@ -31,6 +34,7 @@ _LARGEST = {
     "n_mfcc": 4_096,
     "delta_width": 1 << 16,
 }
+_OF_WAVEFORMS = ("kind", "sample_rate", "samples", "n_fft", "hop_length", "normalise")
 _LARGEST_SPECTROGRAM = 1 << 26
 """Values of one file's spectrogram, and of its features: 256 MiB in float32."""
 
@@ -42,13 +46,15 @@ class FrontEnd:
     Parameters
     ----------
     kind
-        ``"mfcc"`` or ``"log-mel"``.
+        ``"mfcc"``, ``"log-mel"``, or ``"waveform"``: the samples themselves.
     sample_rate
         Hz; other rates are resampled with soxr HQ.
     samples
         Samples analysed from the start of the file at `sample_rate`; shorter files are zero padded.
     n_fft, hop_length
-        Frame length and step in samples; frames are centred, Hann window, zero padding at the edges.
+        Frame length and step in samples; frames are centred, Hann window, zero padding at the edges. Of
+        ``"waveform"``, only the spectral statistics are computed with them; what follows but `normalise` is
+        not for it.
     n_mels
         Mel bands (Slaney scale and norm, 0 Hz to Nyquist).
     n_mfcc
@@ -66,7 +72,7 @@ class FrontEnd:
         parts of the `hop_length` samples that begin with the frame's centre. 0 leaves them out.
     """
 
-    kind: Literal["mfcc", "log-mel"] = "mfcc"
+    kind: Literal["mfcc", "log-mel", "waveform"] = "mfcc"
     sample_rate: int = 44_100
     samples: int = 50_000
     n_fft: int = 2048
@@ -80,8 +86,8 @@ class FrontEnd:
     waveform: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("mfcc", "log-mel"):
-            raise BundleError(f"front end kind {self.kind!r} is unknown", "Use mfcc or log-mel.")
+        if self.kind not in ("mfcc", "log-mel", "waveform"):
+            raise BundleError(f"front end kind {self.kind!r} is unknown", "Use mfcc, log-mel or waveform.")
         if self.normalise not in ("peak", "none"):
             raise BundleError(f"front end normalise {self.normalise!r} is unknown", "Use peak or none.")
         for name in ("sample_rate", "samples", "n_fft", "hop_length", "n_mels", "n_mfcc"):
@@ -102,7 +108,7 @@ class FrontEnd:
                     f"front end {name} is {getattr(self, name):,}, more than {largest:,}",
                     f"Correct {name} in the bundle's bundle.json.",
                 )
-        rows = max(self.n_fft // 2 + 1, self.n_mels, self.shape[0])
+        rows = max(self.n_fft // 2 + 1, self.n_mels, 0 if self.kind == "waveform" else self.shape[0])
         if self.frames * rows > _LARGEST_SPECTROGRAM:
             raise BundleError(
                 f"front end makes {self.frames:,} frames of up to {rows:,} values, more than memory is for",
@@ -115,6 +121,8 @@ class FrontEnd:
         width = self.delta_width
         if not isinstance(width, int) or isinstance(width, bool) or width < 3 or width % 2 == 0:
             raise BundleError(f"front end delta_width must be an odd number from 3 on, not {width!r}")
+        if self.kind == "waveform" and (self.deltas or self.waveform):
+            raise BundleError("a front end of kind waveform has neither deltas nor further rows of waveform")
         if self.deltas and width > self.frames:
             raise BundleError(
                 f"front end has {self.frames} frames, and its deltas need {width}",
@@ -142,9 +150,19 @@ class FrontEnd:
         return self.n_mfcc if self.kind == "mfcc" else self.n_mels
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Shape of the feature tensor: (coefficients, their deltas and values of the waveform, frames)."""
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the feature tensor: (coefficients, their deltas and values of the waveform; frames).
+
+        Of ``"waveform"``: (samples,).
+        """
+        if self.kind == "waveform":
+            return (self.samples,)
         return (self.coefficients * (1 + self.deltas) + self.waveform, self.frames)
+
+    @property
+    def layout(self) -> str:
+        """Axes of a batch of features, in words."""
+        return "batch, samples" if self.kind == "waveform" else "batch, coefficients, frames"
 
     @property
     def name(self) -> str:
@@ -158,6 +176,8 @@ class FrontEnd:
         So front ends without them keep the fingerprint that they had before there were any.
         """
         values = asdict(self)
+        if self.kind == "waveform":
+            return {name: values[name] for name in _OF_WAVEFORMS}
         if not self.deltas:
             del values["deltas"], values["delta_width"]
         if not self.waveform:

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drumline.bundle import Bundle
+from drumline.cuda import PROVIDER as _CUDA
+from drumline.cuda import CudaRunner, CudaSettings, provider_options
 from drumline.durable import way_out_of
 from drumline.ensemble import SMALLEST_PROBABILITY
 from drumline.errors import BundleError, RuntimeMissingError
 from drumline.frontend import row_parts
 from drumline.onnxfile import OnnxFormatError, foreign_domains, has_external_data
 from drumline.settings import CPU_FILES, Device
+from drumline.staging import Staging
 
 __all__ = [
     "Graph",
@@ -40,7 +45,7 @@ __all__ = [
 
 Floats = NDArray[np.float32]
 
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_CPU = "CPUExecutionProvider"
 _INSTALL = (
     'Install one: pip install "path/to/drumline[cpu]", or "path/to/drumline[gpu]" on a machine with an '
     "NVIDIA GPU."
@@ -49,6 +54,8 @@ _NO_MEMORY = ("failed to map segment", "annot allocate memory")
 _MORE_MEMORY = "There is too little memory to load it: raise its limit (ulimit -v)."
 # Whatever it would log as an error comes as an exception, too.
 _FATAL = 4
+_CPU_VALUES = 1 << 18
+"""Values of the waveforms of one call on the CPU, whose spectra would take much memory."""
 
 
 class Outputs(NamedTuple):
@@ -66,6 +73,20 @@ class Outputs(NamedTuple):
     gate: Floats | None
 
 
+class Runner(Protocol):
+    """Runs a model's graph over batches."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a batch may still be running when `start` has returned."""
+
+    def stage(self, count: int) -> Staging:
+        """Return rows for a batch of at most `count` files, which `start` need not copy."""
+
+    def start(self, rows: Floats) -> Callable[[], list[Floats]]:
+        """Start a batch; what it returns waits for the outputs, each (n, …)."""
+
+
 @dataclass(frozen=True)
 class Session:
     """A bundle's model, open on one device.
@@ -78,19 +99,39 @@ class Session:
         Where it really runs.
     providers
         ONNX Runtime's execution providers, in order.
+    runner
+        Runs the graph.
     """
 
     bundle: Bundle
     device: Literal["cpu", "cuda"]
     providers: tuple[str, ...]
-    _run: Callable[[Floats], list[Floats]]
-    _shape: tuple[int, ...]
+    runner: Runner
     _gives_probabilities: bool = False
+
+    def stage(self, count: int) -> Staging:
+        """Return rows for the next batch of at most `count` files; `start` takes them without a copy.
+
+        They are free until then, and again when that batch is done.
+        """
+        return self.runner.stage(count)
+
+    def start(self, features: Floats) -> Callable[[], Outputs]:
+        """Start a batch, and return what waits for what the model says; `features` as for `logits`.
+
+        At most two batches are under way at once: a third waits for the first.
+        """
+        pending = self._started(features)
+
+        def outputs() -> Outputs:
+            logits, *gate = self._finished(pending())
+            return Outputs(self.bundle.calibrator(logits), gate[0].reshape(-1) if gate else None)
+
+        return outputs
 
     def predict(self, features: Floats) -> Outputs:
         """Return what the model says; `features` as for `logits`."""
-        logits, *gate = self._outputs(features)
-        return Outputs(self.bundle.calibrator(logits), gate[0].reshape(-1) if gate else None)
+        return self.start(features)()
 
     def logits(self, features: Floats) -> Floats:
         """Run the model.
@@ -104,18 +145,20 @@ class Session:
         -------
         Logits, shape (n, labels), float32; logarithms of the probabilities of a model that gives only those.
         """
-        return self._outputs(features)[0]
+        return self._finished(self._started(features)())[0]
 
     def probabilities(self, features: Floats) -> Floats:
         """Return the calibrated probabilities, shape (n, labels), float32; `features` as for `logits`."""
         return self.predict(features).probabilities
 
-    def _outputs(self, features: Floats) -> list[Floats]:
-        """Return the logits, and what the gate says where there is one."""
+    def _started(self, features: Floats) -> Callable[[], list[Floats]]:
         if not len(features):
             logits, gate = np.empty((0, len(self.bundle.labels)), np.float32), np.empty(0, np.float32)
-            return [logits] if self.bundle.gate is None else [logits, gate]
-        outputs = self._run(np.ascontiguousarray(features, np.float32).reshape(len(features), *self._shape))
+            return lambda: [logits] if self.bundle.gate is None else [logits, gate]
+        return self.runner.start(np.ascontiguousarray(features, np.float32))
+
+    def _finished(self, outputs: list[Floats]) -> list[Floats]:
+        """Return the logits, and what the gate says where there is one."""
         if self._gives_probabilities:
             outputs[0] = np.log(np.maximum(outputs[0], SMALLEST_PROBABILITY))
         return outputs
@@ -169,7 +212,11 @@ def _is_installed(name: str) -> bool:
 
 
 def open_session(
-    bundle: Bundle, device: Device = "auto", threads: int = 1, cpu_files: int | None = None
+    bundle: Bundle,
+    device: Device = "auto",
+    threads: int = 1,
+    cpu_files: int | None = None,
+    cuda: CudaSettings | None = None,
 ) -> Session:
     """Open a bundle's model and run it once.
 
@@ -183,6 +230,8 @@ def open_session(
         CPU threads of one call.
     cpu_files
         Files of one call on the CPU, where a batch is taken in parts. None: `CPU_FILES`.
+    cuda
+        How a GPU is used; None: the defaults.
 
     Raises
     ------
@@ -192,47 +241,85 @@ def open_session(
         When the model cannot be read or does not fit the front end and labels.
     """
     if bundle.members:
-        sessions = [open_session(member, device, threads, cpu_files) for member in bundle.members]
+        sessions = [open_session(member, device, threads, cpu_files, cuda) for member in bundle.members]
         return _open_members(bundle, sessions)
     runtime = import_runtime()
     if device == "cpu" or (device == "auto" and _CUDA not in runtime.get_available_providers()):
         return _open_cpu(runtime, bundle, threads, cpu_files or CPU_FILES)
     try:
-        return _open_cuda(runtime, bundle)
+        return _open_cuda(runtime, bundle, cuda or CudaSettings())
     except RuntimeMissingError:
         if device == "cuda":
             raise
         return _open_cpu(runtime, bundle, threads, cpu_files or CPU_FILES)
 
 
+class _HostRunner:
+    """Runs at once what it is given; `start` returns when it is done."""
+
+    overlaps = False
+
+    def __init__(self, row_shape: tuple[int, ...], run: Callable[[Floats], list[Floats]]) -> None:
+        self._row_shape, self._run = row_shape, run
+        self._staging = Staging(np.zeros((0, *row_shape), np.float32))
+
+    def stage(self, count: int) -> Staging:
+        if len(self._staging.rows) < count:
+            self._staging = Staging(np.zeros((count, *self._row_shape), np.float32))
+        return self._staging
+
+    def start(self, rows: Floats) -> Callable[[], list[Floats]]:
+        outputs = self._run(rows)
+        return lambda: outputs
+
+
 def _open_cpu(runtime: ModuleType, bundle: Bundle, threads: int, files: int) -> Session:
     graph = Graph(_create(runtime, bundle.model_path, threads, [_CPU]), bundle.model_path)
-    names = graph.outputs_of(bundle)
+    names, shape = graph.outputs_of(bundle), graph.input_shape(bundle)
+    if len(shape) == 1:
+        files = max(1, min(files, _CPU_VALUES // math.prod(shape)))
 
-    def run(features: Floats) -> list[Floats]:
-        parts = (features[start : start + files] for start in range(0, len(features), files))
+    def run(rows: Floats) -> list[Floats]:
+        placed = rows.reshape(len(rows), *shape)
+        parts = (placed[start : start + files] for start in range(0, len(rows), files))
         runs = [graph.session.run(names, {bundle.input_name: part}) for part in parts]
         return [np.concatenate(outputs) for outputs in zip(*runs, strict=True)]
 
-    return _checked(bundle, "cpu", graph, run)
+    return _checked(bundle, "cpu", graph, _HostRunner(bundle.row_shape, run))
 
 
-def _open_members(bundle: Bundle, sessions: list[Session]) -> Session:
-    """Return the session of an ensemble: each member gets its part of every row."""
-    mean = bundle.mean
-    assert mean is not None
-    if bundle.gate is not None and not any(session.bundle.gate for session in sessions):
-        raise BundleError(f"bundle {bundle.name} names a gate, and none of its members has one")
+class _MembersRunner:
+    """Gives each member of an ensemble its part of every row, and takes the mean of what they say."""
 
-    def run(rows: Floats) -> list[Floats]:
-        parts = dict(zip(bundle.front_ends, row_parts(rows, bundle.front_ends), strict=True))
-        said = [session.predict(parts[session.bundle.front_end]) for session in sessions]
+    def __init__(self, bundle: Bundle, sessions: list[Session]) -> None:
+        self._bundle, self._sessions = bundle, sessions
+        self._host = _HostRunner(bundle.row_shape, lambda _rows: [])
+        self.overlaps = any(session.runner.overlaps for session in sessions)
+
+    def stage(self, count: int) -> Staging:
+        return self._host.stage(count)
+
+    def start(self, rows: Floats) -> Callable[[], list[Floats]]:
+        front_ends = self._bundle.front_ends
+        parts = dict(zip(front_ends, row_parts(rows, front_ends), strict=True))
+        # Each member copies its part, so the rows are free again when this returns.
+        pending = [session.start(parts[session.bundle.front_end]) for session in self._sessions]
+        return partial(self._mean, pending)
+
+    def _mean(self, pending: list[Callable[[], Outputs]]) -> list[Floats]:
+        mean, said = self._bundle.mean, [outputs() for outputs in pending]
+        assert mean is not None
         logits = mean.logits([outputs.probabilities for outputs in said])
-        if bundle.gate is None:
+        if self._bundle.gate is None:
             return [logits]
         return [logits, mean.over_some([outputs.gate for outputs in said])]
 
-    return Session(bundle, sessions[0].device, sessions[0].providers, run, bundle.row_shape)
+
+def _open_members(bundle: Bundle, sessions: list[Session]) -> Session:
+    if bundle.gate is not None and not any(session.bundle.gate for session in sessions):
+        raise BundleError(f"bundle {bundle.name} names a gate, and none of its members has one")
+    first = sessions[0]
+    return Session(bundle, first.device, first.providers, _MembersRunner(bundle, sessions))
 
 
 def _options(runtime: ModuleType, threads: int) -> Any:
@@ -381,12 +468,10 @@ def open_graph(model_path: Path) -> Graph:
     return Graph(_create(runtime, model_path, 1, [_CPU]), model_path)
 
 
-def _checked(
-    bundle: Bundle, device: Literal["cpu", "cuda"], graph: Graph, run: Callable[[Floats], list[Floats]]
-) -> Session:
-    shape, output = graph.input_shape(bundle), graph.output_of(bundle)
+def _checked(bundle: Bundle, device: Literal["cpu", "cuda"], graph: Graph, runner: Runner) -> Session:
+    output = graph.output_of(bundle)
     try:
-        outputs, *gate = map(np.asarray, run(np.zeros((1, *shape), np.float32)))
+        outputs, *gate = map(np.asarray, runner.start(np.zeros((1, *bundle.row_shape), np.float32))())
     except Exception as error:
         raise BundleError(f"the model of bundle {bundle.name} does not run: {_first_line(error)}") from error
     classes = outputs.shape[-1] if outputs.ndim == 2 and len(outputs) == 1 else 0
@@ -398,10 +483,10 @@ def _checked(
     if gate and gate[0].size != 1:
         raise BundleError(f"bundle {bundle.name}: the gate gives {gate[0].size} values for a file, not one")
     providers = tuple(graph.session.get_providers())
-    return Session(bundle, device, providers, run, shape, output != bundle.logits_name)
+    return Session(bundle, device, providers, runner, output != bundle.logits_name)
 
 
-def _open_cuda(runtime: ModuleType, bundle: Bundle) -> Session:
+def _open_cuda(runtime: ModuleType, bundle: Bundle, settings: CudaSettings) -> Session:
     if _CUDA not in runtime.get_available_providers():
         raise RuntimeMissingError(
             "the installed ONNX Runtime is the one for CPUs: it cannot use CUDA",
@@ -410,22 +495,30 @@ def _open_cuda(runtime: ModuleType, bundle: Bundle) -> Session:
     with _silenced_stdout():
         getattr(runtime, "preload_dlls", lambda: None)()
     try:
-        return _cuda_session(runtime, bundle)
+        return _cuda_session(runtime, bundle, settings)
     except BundleError as error:
         _open_cpu(runtime, bundle, 1, CPU_FILES)  # tells a broken model from a broken CUDA
+        if settings.graphs and "graph capture" in error.what:
+            raise RuntimeMissingError(
+                f"this model cannot be captured as a CUDA graph: {error.what}", "Leave out --cuda-graphs."
+            ) from error
         raise _no_cuda(error.what) from error
 
 
-def _cuda_session(runtime: ModuleType, bundle: Bundle) -> Session:
-    # TF32 is off so that a GPU's probabilities are the CPU's; searching the best convolution
-    # exhaustively would stall at each new batch size.
-    cuda = (_CUDA, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
-    graph = Graph(_create(runtime, bundle.model_path, 1, [cuda, _CPU]), bundle.model_path)
-    providers = graph.session.get_providers()
-    if providers[0] != _CUDA:
-        raise _no_cuda(f"ONNX Runtime gave {', '.join(providers)}")
-    run = _BoundRun(runtime, graph.session, bundle.input_name, graph.outputs_of(bundle))
-    return _checked(bundle, "cuda", graph, run)
+def _cuda_session(runtime: ModuleType, bundle: Bundle, settings: CudaSettings) -> Session:
+    def opened() -> Any:
+        providers = [(_CUDA, provider_options(settings)), _CPU]
+        session = _create(runtime, bundle.model_path, 1, providers)
+        given = session.get_providers()
+        if given[0] != _CUDA:
+            raise _no_cuda(f"ONNX Runtime gave {', '.join(given)}")
+        return session
+
+    first = opened()
+    graph = Graph(first, bundle.model_path)
+    names, shape = graph.outputs_of(bundle), graph.input_shape(bundle)
+    runner = CudaRunner(runtime, first, opened, bundle.input_name, names, bundle.row_shape, shape, settings)
+    return _checked(bundle, "cuda", graph, runner)
 
 
 def _no_cuda(cause: str) -> RuntimeMissingError:
@@ -441,35 +534,3 @@ def _no_cuda(cause: str) -> RuntimeMissingError:
 def _silenced_stdout() -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-class _BoundRun:
-    """Runs a session on the GPU through bound device memory.
-
-    Batches are padded to the next power of two: each new shape costs an algorithm search and memory, so
-    there are only as many shapes as powers.
-    """
-
-    def __init__(self, runtime: ModuleType, session: Any, input_name: str, outputs: list[str]) -> None:
-        self._runtime, self._session = runtime, session
-        self._input_name, self._output_names = input_name, outputs
-        self._inputs: dict[int, tuple[Floats, Any]] = {}
-
-    def __call__(self, features: Floats) -> list[Floats]:
-        """Return the outputs for `features`, each (n, …)."""
-        count = len(features)
-        host, device = self._buffers(1 << (count - 1).bit_length(), features.shape[1:])
-        host[:count], host[count:] = features, 0.0
-        device.update_inplace(host)
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self._input_name, device)
-        for name in self._output_names:
-            binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
-        return [output.numpy()[:count] for output in binding.get_outputs()]
-
-    def _buffers(self, size: int, shape: tuple[int, ...]) -> tuple[Floats, Any]:
-        if size not in self._inputs:
-            host = np.zeros((size, *shape), np.float32)
-            self._inputs[size] = host, self._runtime.OrtValue.ortvalue_from_numpy(host, "cuda", 0)
-        return self._inputs[size]

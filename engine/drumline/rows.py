@@ -1,11 +1,12 @@
 """One sound → one row of features: those of all front ends that a bundle needs, one behind the other.
 
-Most bundles have one front end, and their rows have its shape, (coefficients, frames). The members of an
-ensemble may have several; then a row is flat, and each front end has its stretch of it.
+Most bundles have one front end, and their rows have its shape, (coefficients, frames) or (samples,). The
+members of an ensemble may have several; then a row is flat, and each front end has its stretch of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -67,6 +68,12 @@ class RowReader:
             )
         ]
         return waveforms[first], found[0]
+
+    def reach(self, heard: Waveform) -> int:
+        """Return how many leading values of a row may differ from 0, given what the first front end heard."""
+        if len(self.front_ends) == 1 and self.front_ends[0].kind == "waveform":
+            return min(len(heard.samples), self.front_ends[0].samples)
+        return math.prod(self.shape)
 
     def row(self, decode: Callable[[Decoder], Waveform]) -> Floats:
         """Return one sound's features in a new array."""

@@ -112,6 +112,10 @@ class InferSettings:
         Extract processes. None: one for each CPU that this process may use, four on a network.
     device
         ``"auto"`` takes CUDA where it really works; ``"cuda"`` fails where it does not.
+    cuda_graphs
+        Whether a GPU's batches are captured as CUDA graphs.
+    cuda_memory_mb
+        Most GPU memory for the model's own arena, in MB of 10^6 bytes. None: all there is.
     target_labels
         Canonical labels that are wanted; the others go to misc. None: all.
     misc
@@ -162,6 +166,8 @@ class InferSettings:
     model_threads: int | None = None
     workers: int | None = None
     device: Device = "auto"
+    cuda_graphs: bool = False
+    cuda_memory_mb: int | None = None
     target_labels: tuple[str, ...] | None = None
     misc: MiscSettings = field(default_factory=MiscSettings)
     top_k: int = 3
@@ -348,6 +354,8 @@ _RULES: dict[str, _Rule] = {
     "model_threads": _optional(_whole(1, 1024), "one for every four CPUs"),
     "workers": _optional(_whole(1, 1024), "one for each CPU"),
     "device": _one_of(Device),
+    "cuda_graphs": _FLAG,
+    "cuda_memory_mb": _optional(_whole(100, 1_000_000), "all of it"),
     "target_labels": _optional(_LABELS, "all"),
     "misc": _Rule(lambda value: isinstance(value, MiscSettings), "threshold, label and gate"),
     "misc.threshold": _Rule(

@@ -93,12 +93,12 @@ def _card(name: str, taxonomy: Taxonomy) -> str:
 
 
 def stub_model(front_end: FrontEnd, labels: tuple[str, ...]) -> bytes:
-    """Return an ONNX model: mean over the frames, one linear layer, softmax.
+    """Return an ONNX model: mean over the frames, if there are any, one linear layer, softmax.
 
-    Input ``features`` (batch, rows, frames) float32; outputs ``logits`` and ``probabilities``
-    (batch, labels) float32. The bytes depend on the front end's shape and the labels only.
+    Input ``features`` (batch, rows, frames) or (batch, samples) float32; outputs ``logits`` and
+    ``probabilities`` (batch, labels) float32. The bytes depend on the front end's shape and the labels only.
     """
-    rows, frames = front_end.shape
+    rows, *frames = front_end.shape
     seed = hashlib.shake_256("\n".join(labels).encode()).digest(rows * len(labels))
     weights = (np.frombuffer(seed, np.uint8).astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
     weights = weights.reshape(rows, len(labels)) * np.float32(_SCALE)
@@ -107,11 +107,13 @@ def stub_model(front_end: FrontEnd, labels: tuple[str, ...]) -> bytes:
     sizes = ("batch", len(labels))
     return encode_model(
         nodes=[
-            encode_node("ReduceMean", ["features"], "means", axes=[2], keepdims=0),
+            encode_node("ReduceMean", ["features"], "means", axes=[2], keepdims=0)
+            if frames
+            else encode_node("Identity", ["features"], "means"),
             encode_node("Gemm", ["means", "weights", "bias"], "logits"),
             encode_node("Softmax", ["logits"], "probabilities", axis=1),
         ],
         weights={"weights": weights, "bias": np.zeros(len(labels), np.float32)},
-        inputs={"features": ("batch", rows, frames)},
+        inputs={"features": ("batch", rows, *frames)},
         outputs={"logits": sizes, "probabilities": sizes},
     )

@@ -152,7 +152,7 @@ MOMENTS = [
     "after drumline.pipeline.infer:make_job",
     "before drumline.walk:Walk._entries 3",
     "before drumline.pipeline.discover:_Dispatcher.hand_on 2",
-    "before drumline.pipeline.predict:_predict 2",
+    "before drumline.pipeline.predict:_start 2",
     "after drumline.pipeline.write:IndexAppender.append 3",
     "before drumline.pipeline.write:IndexAppender.sync 2",
     "after drumline.cache:Cache.add_frame 4",

@@ -54,7 +54,7 @@ def test_workers_that_die_before_they_read_a_file_end_the_run(calm: Infer) -> No
 
 
 def test_a_stage_that_raises_is_reported_as_a_fault(calm: Infer) -> None:
-    running = calm.start(broken="drumline.pipeline.predict:_predict")
+    running = calm.start(broken="drumline.pipeline.predict:_start")
     result = running.wait()
     assert result.code == 10
     assert "the predict stage failed" in result.err
@@ -81,7 +81,7 @@ def test_busy_orphans_are_gone_within_five_seconds(calm: Infer, tmp_path: Path, 
     patches = {
         "hang": {"hang": str(marker)},
         "decoding": {"slow": 0.3, "mark": f"drumline.pipeline.extract:_Reader.read {marker} 0"},
-        "predicting": {"mark": f"drumline.pipeline.predict:_predict {marker} 60"},
+        "predicting": {"mark": f"drumline.pipeline.predict:_start {marker} 60"},
     }[what]
     running = calm.start(workers=2, **patches)
     running.reach(marker.exists, "work")

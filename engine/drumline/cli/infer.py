@@ -55,6 +55,14 @@ __all__ = ["infer_command"]
 @click.option("--label-map", type=path_type(), help="Label file in place of the bundle's own.")
 @click.option("--canonical-map", type=path_type(), help="Canonical mapping in place of the bundle's own.")
 @click.option("--device", help="auto, cpu or cuda. [default: auto]")
+@click.option(
+    "--cuda-graphs/--no-cuda-graphs",
+    default=None,
+    help="On a GPU: replay batches as CUDA graphs. [default: off]",
+)
+@click.option(
+    "--cuda-memory-mb", type=int, help="On a GPU: most memory for the model's arena. [default: all of it]"
+)
 @click.option("--workers", type=int, help="Extract processes. [default: one for each CPU, four on a network]")
 @click.option("--batch-size", type=int, help="Most files that the model is given at once. [default: 64]")
 @click.option("--cpu-batch-size", type=int, help="Files in one call of the model on the CPU. [default: 16]")

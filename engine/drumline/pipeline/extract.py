@@ -239,6 +239,7 @@ class _Worker:
         waveform, analysis = self._rows.fill(
             waveforms, fields["features"], audio_stats=self._job.settings.include_audio_stats
         )
+        fields["reach"] = self._rows.reach(waveform)
         fields["format"], fields["sample_rate"] = waveform.format, waveform.sample_rate
         fields["channels"], fields["duration_sec"] = waveform.channels, waveform.duration_sec
         kept = astuple(analysis) if self._job.settings.include_audio_stats else (np.nan,) * 3

@@ -10,18 +10,24 @@ nothing new never loads it.
 Files for which the model gives nothing finite are held back until it has given something finite for any, as
 long as that leaves the others half of the slots: a model that does so for none ends the run before a record
 says that all files are at fault.
+
+On a GPU a batch is *under way* while the next one is gathered and copied. It is finished as soon as that one
+has been started, or when none comes within the few milliseconds: no slot waits for files that are not there.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drumline.cuda import CudaSettings
 from drumline.errors import BundleError
 from drumline.failpoints import step
-from drumline.inference import Session, open_session
+from drumline.inference import Outputs, Session, open_session
 from drumline.laps import Lap, Step
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
@@ -30,7 +36,7 @@ from drumline.pipeline.slots import DEVICES, Gauge, SlotTable, State
 __all__ = ["predict"]
 
 _PATIENCE_SEC = 0.004
-"""How long a batch waits for more files once it has one …"""
+"""How long a batch waits for more files once it has one, and one under way for the next …"""
 
 _GLANCES = 4
 """… and how often it looks for them meanwhile."""
@@ -42,29 +48,45 @@ _GLANCE_SEC = 0.1
 """Time between two looks at whether what is held back is in the way."""
 
 
+class _Batch(NamedTuple):
+    """What has been started: its slots, and what waits for their outputs."""
+
+    slots: list[int]
+    outputs: Callable[[], Outputs]
+
+
 def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     """Predict until there are no more features."""
     session: Session | None = None
+    under_way: _Batch | None = None
     doubtful = _Doubtful(table, job.bundle.name)
-    # One input for all batches: new ones of ever other sizes would fragment the heap.
-    rows = np.empty((job.settings.batch_size, *job.bundle.row_shape), np.float32)
-    while (slots := _next_batch(queues, table, doubtful.patience)) is not None:
+    while (slots := _next_batch(queues, table, _patience(under_way, doubtful))) is not None:
         lap(Step.WAIT_INPUT, 0)
         queues.done.put(doubtful.give_way())
+        started: _Batch | None = None
         if slots := table.take(slots, State.READY, State.PREDICTING):
             if session is None:
                 session = _open(job, table)
                 lap(Step.START, 0)
-            finite = _predict(session, table, slots, rows[: len(slots)], lap)
-            with step("predict.hand-over"):
-                queues.done.put(doubtful.sort_out(slots, finite))
-            lap(Step.HAND_ON, len(slots))
+            started = _start(session, table, slots, job.settings.batch_size, lap)
+        _finish(under_way, table, queues, doubtful, lap)
+        under_way = started
+        if session is not None and not session.runner.overlaps:
+            _finish(under_way, table, queues, doubtful, lap)
+            under_way = None
+    _finish(under_way, table, queues, doubtful, lap)
     queues.done.put(doubtful.fail())
+
+
+def _patience(under_way: _Batch | None, doubtful: _Doubtful) -> float | None:
+    """Return the seconds that may be waited for the next file; None: for ever."""
+    return doubtful.patience if under_way is None else _PATIENCE_SEC
 
 
 def _open(job: Job, table: SlotTable) -> Session:
     settings = job.settings
-    session = open_session(job.bundle, settings.device, settings.thread_count, settings.cpu_batch_size)
+    cuda = CudaSettings(settings.batch_size, settings.cuda_graphs, settings.cuda_memory_mb)
+    session = open_session(job.bundle, settings.device, settings.thread_count, settings.cpu_batch_size, cuda)
     table.counters[Gauge.DEVICE] = 1 + DEVICES.index(session.device)
     return session
 
@@ -81,15 +103,20 @@ def _next_batch(queues: Queues, table: SlotTable, patience: float | None) -> lis
     return slots
 
 
-def _predict(
-    session: Session, table: SlotTable, slots: list[int], rows: NDArray[np.float32], lap: Lap
-) -> NDArray[np.bool_]:
-    """Fill in what the model says; return for which files that is finite."""
-    features = table.view("features")
-    for row, slot in zip(rows, slots, strict=True):  # np.take would copy the whole table each time
-        row[...] = features[slot]
+def _start(session: Session, table: SlotTable, slots: list[int], largest: int, lap: Lap) -> _Batch:
+    # Rows for the largest batch, always: new ones of ever other sizes would fragment the heap.
+    rows = session.stage(largest).gather(table.view("features"), slots, table.view("reach"))
     lap(Step.GATHER, len(slots))
-    outputs = session.predict(rows)
+    outputs = session.start(rows)
+    lap(Step.MODEL, 0)
+    return _Batch(slots, outputs)
+
+
+def _finish(batch: _Batch | None, table: SlotTable, queues: Queues, doubtful: _Doubtful, lap: Lap) -> None:
+    """Fill in what the model says of a batch, and hand its slots on."""
+    if batch is None:
+        return
+    slots, outputs = batch.slots, batch.outputs()
     lap(Step.MODEL, len(slots))
     finite: NDArray[np.bool_] = np.isfinite(outputs.probabilities.sum(axis=1))
     table.view("probs")[slots] = outputs.probabilities
@@ -97,7 +124,9 @@ def _predict(
     if outputs.gate is not None:
         finite &= np.isfinite(outputs.gate)
         table.view("gate")[slots] = outputs.gate
-    return finite
+    with step("predict.hand-over"):
+        queues.done.put(doubtful.sort_out(slots, finite))
+    lap(Step.HAND_ON, len(slots))
 
 
 class _Doubtful:
