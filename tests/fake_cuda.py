@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,9 @@ class FakeRuntime:
         """(graph, files, thread) of each run on the GPU; 0 where it has no number."""
         self.options: list[dict[str, str]] = []
         """Of CUDA, for each session that was opened."""
+        self.open_already: list[int] = []
+        """How many other sessions on the GPU were alive when one was opened."""
+        self._alive = WeakSet[FakeSession]()
         self.capturing = threading.Lock()
 
     @property
@@ -63,6 +67,10 @@ class FakeRuntime:
         if "CUDAExecutionProvider" in asked:
             self.options.append(given[0][1])
             asked = asked if self._works else asked[1:]
+            self.open_already.append(len(self._alive))
+            session = FakeSession(self, real, asked)
+            self._alive.add(session)
+            return session
         return FakeSession(self, real, asked)
 
     def _allocate(self, shape: Sequence[int], kind: Any, device: str, number: int) -> FakeValue:
@@ -105,7 +113,8 @@ class FakeValue:
 class FakeBinding:
     """Which arrays a run takes and gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: FakeSession) -> None:
+        self.session = session
         self.name, self.input = "", FakeValue.__new__(FakeValue)
         self.outputs: dict[str, FakeValue] = {}
 
@@ -129,7 +138,7 @@ class FakeSession:
         return self._providers
 
     def io_binding(self) -> FakeBinding:
-        return FakeBinding()
+        return FakeBinding(self)
 
     def run_with_iobinding(self, binding: FakeBinding, options: Any) -> None:
         self._runtime.run(self, binding, options)

@@ -200,6 +200,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_ladder_stays_
     np.testing.assert_allclose(session.probabilities(features(100)), wanted, atol=1e-6)
     assert session.runner.ladder == (1, 4, 16)  # type: ignore[attr-defined]
     assert len(runtime.options) == 4, "opened anew for each step down: 128, 64, 32, 16"
+    assert runtime.open_already == [0, 0, 0, 0], "the one before had given its memory back"
     runtime.events.clear()
     np.testing.assert_allclose(session.probabilities(features(100)), wanted, atol=1e-6)
     assert max(runtime.batches) == 16

@@ -228,22 +228,22 @@ class _Writer:
 
     def _padded(self, samples: str) -> str:
         """Return the samples with half a frame of zeros before them, and all that frames reach behind."""
-        hops = math.gcd(self._front_end.hop_length, self._front_end.n_fft)
+        piece = math.gcd(self._front_end.hop_length, self._front_end.n_fft)
         reach = (self._front_end.frames - 1) * self._front_end.hop_length + self._front_end.n_fft
         steps = self._edge + self._front_end.frames * self._front_end.hop_length
-        size = -(-max(reach, steps, self._edge + self._front_end.samples) // hops) * hops
+        size = -(-max(reach, steps, self._edge + self._front_end.samples) // piece) * piece
         behind = size - self._edge - self._front_end.samples
         pads = self._constant("pads", [0, self._edge, 0, behind], np.int64)
         return self._reshaped(
-            self._node("Pad", [samples, pads], "padded"), [-1, size // hops, hops], "pieces"
+            self._node("Pad", [samples, pads], "padded"), [-1, size // piece, piece], "pieces"
         )
 
     def _frames(self, pieces: str) -> str:
         """Return all frames of all files, (outer, batch · frames, inner): what the inner sums run over."""
         front_end, factors = self._front_end, self._factors
-        hops = math.gcd(front_end.hop_length, front_end.n_fft)
-        starts = np.arange(front_end.frames)[:, np.newaxis] * (front_end.hop_length // hops)
-        places = self._constant("places", starts + np.arange(front_end.n_fft // hops), np.int64)
+        piece = math.gcd(front_end.hop_length, front_end.n_fft)
+        starts = np.arange(front_end.frames)[:, np.newaxis] * (front_end.hop_length // piece)
+        places = self._constant("places", starts + np.arange(front_end.n_fft // piece), np.int64)
         gathered = self._node("Gather", [pieces, places], "frames", axis=1)
         split = self._reshaped(gathered, [-1, factors.inner, factors.outer], "split")
         return self._node("Transpose", [split], "by_outer", perm=[2, 0, 1])

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.durable import output_errors
+from drumline.errors import ConfigError
 from drumline.frontend import FrontEnd
 from drumline_convert.architecture import Architecture
 from drumline_convert.augment import AugmentSettings
@@ -83,6 +84,13 @@ class ModelSettings:
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     architecture: Architecture = field(default_factory=Architecture)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        if self.front_end.kind == "waveform":
+            raise ConfigError(
+                "front_end.kind cannot be 'waveform' in training: the networks here see spectra",
+                "Train on mfcc or log-mel, and move that: 'drumline convert --front-end-in-graph'.",
+            )
 
 
 @dataclass(frozen=True)

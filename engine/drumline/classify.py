@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from drumline.audio import AudioError, Decoder, Waveform
 from drumline.bundle import Bundle, load_bundle
+from drumline.cuda import CudaSettings
 from drumline.decide import Decision, DecisionSettings, decide, failed_decision
 from drumline.inference import open_session
 from drumline.records import FileError, rounded_probability, sparse_probs
@@ -107,7 +108,7 @@ class Classifier:
         self.decisions = DecisionSettings(
             taxonomy.canonical_of, believed, taxonomy.misc, targets, by_label, passes
         )
-        self._session = open_session(self.bundle, device)
+        self._session = open_session(self.bundle, device, cuda=CudaSettings(batch_size))
         self._rows = RowReader(self.bundle.front_ends)
         self._batch_size = batch_size
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -211,6 +212,10 @@ class CudaRunner:
         self.stage(count)
         self._upload(self._lanes[self._turn], 0, count)
 
+    def run_again(self, count: int) -> None:
+        """Run what `upload` has copied, and copy nothing but the outputs: for measurements."""
+        self._thread.submit(self._outputs, self._lanes[self._turn], self._size_of(count)).result()
+
     def _uploaded(self, lane: _Lane, count: int) -> int | None:
         """Copy the lane's rows to the GPU, and return the batch size; None where they must go in parts."""
         if count > self.ladder[-1]:
@@ -324,8 +329,11 @@ class CudaRunner:
                 "Free some of it (nvidia-smi shows who has it), raise --cuda-memory-mb, or use --device cpu.",
             ) from error
         with self._cuda:
+            # All that holds the session goes, so that its memory is given back before the next asks for some:
+            # bindings do, in the lanes and in the frames that the error came through.
             for lane in self._lanes:
                 lane.buffers.clear()
+            traceback.clear_frames(error.__traceback__)
             self.ladder = ladder(size // 2)
-            self._session = None  # its memory is given back before the next one asks for some
+            self._session = None
             self._session = self._open_session()

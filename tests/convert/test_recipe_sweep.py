@@ -63,6 +63,7 @@ def test_assignments_are_read_as_yaml() -> None:
         ("training.epochs=many", "cannot be 'many'"),
         ("training.epochs=true", "cannot be True"),
         ("training.epochs=0", "epochs"),
+        ("front_end.kind=waveform", "see spectra"),
         ("training.fit.patience=2", "validation"),
     ],
 )
