@@ -217,13 +217,17 @@ def _worker_table(costs: dict[str, tuple[float, ...]]) -> Iterator[str]:
 
 
 def _model_table(found: list[Speed]) -> Iterator[str]:
-    yield "| model | batch | CUDA graphs | files/s | run alone | copy alone | copy | J per 1,000 files |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| model | batch | CUDA graphs | files/s | run alone | copy alone | copy | page-locked "
+        "| J per 1,000 files |"
+    )
+    yield f"|{'---|' * 9}"
     for row in found:
         yield (
             f"| {row.model} | {row.batch:,} | {'yes' if row.graphs else 'no'} | {row.files_per_sec:,.0f} "
             f"| {_shown(row.run_alone, ',.0f')} | {_shown(row.copy_alone, ',.0f')} "
-            f"| {_shown(row.copied_gb_per_sec, '.1f', ' GB/s')} | {_shown(row.joules, '.2f')} |"
+            f"| {_shown(row.copied_gb_per_sec, '.1f', ' GB/s')} | {'yes' if row.pinned else 'no'} "
+            f"| {_shown(row.joules, '.2f')} |"
         )
 
 

@@ -39,6 +39,8 @@ class Speed:
         While copying alone, in 10^9 bytes/s.
     joules
         Energy of 1,000 files; None where it is not told.
+    pinned
+        Whether what was copied lay in page-locked memory.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Speed:
     copy_alone: float | None = None
     copied_gb_per_sec: float | None = None
     joules: float | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,8 @@ def measure_speed(
     copied, copying = _repeated(lambda: runner.upload(batch), seconds)
     runs, running = _repeated(lambda: runner.run_again(batch), seconds)
     gigabytes = copied * rows.nbytes / 1e9 / copying
-    return Speed(
-        name, batch, graphs, speed, runs * batch / running, copied * batch / copying, gigabytes, joules
-    )
+    alone = runs * batch / running, copied * batch / copying
+    return Speed(name, batch, graphs, speed, *alone, gigabytes, joules, runner.is_pinned)
 
 
 class _Overlapped:

@@ -68,12 +68,12 @@ def test_the_tables_show_copies_and_energy_where_they_were_told() -> None:
         "machine": machine | {"system": "Linux", "python": "3.11", "packages": {"numpy": "2"}},
         "parity": [Parity("plain", 300, 0.995, 1.5e-4)],
         "workers": {"statistics": (81.4, 310.0)},
-        "model": [Speed("plain", 1024, True, 1_234_567.0, 2e6, 3e6, 45.67, 0.123)],
+        "model": [Speed("plain", 1024, True, 1_234_567.0, 2e6, 3e6, 45.67, 0.123, True)],
         "engine": [Run("plain", True, 16, 61_000.4, "The CPUs.", None)],
     }
     text = tables(found, "python -m bench.gpu")
     assert "H200, 141.0 GB, driver 1; 16 cores of a CPU" in text
-    assert "| plain | 1,024 | yes | 1,234,567 | 2,000,000 | 3,000,000 | 45.7 GB/s | 0.12 |" in text
+    assert "| plain | 1,024 | yes | 1,234,567 | 2,000,000 | 3,000,000 | 45.7 GB/s | yes | 0.12 |" in text
     assert "| plain | yes | 16 | 61,000 | The CPUs. | – |" in text
     assert "| statistics | 81 | 310 |" in text
 

@@ -356,9 +356,9 @@ def test_staged_waveforms_are_those_of_the_slots_whatever_stood_there_before(
     staging = Staging(np.zeros((4, 12), np.float32))
     rng = np.random.default_rng(0)
     for batch in batches:
-        slots, reach = np.zeros((6, 12), np.float32), np.zeros(6, np.uint32)
+        slots, reach = rng.standard_normal((6, 12)).astype(np.float32), np.zeros(6, np.uint32)
         for slot, end in batch:
-            slots[slot], reach[slot] = 0.0, end
-            slots[slot, :end] = rng.standard_normal(end)
+            reach[slot] = end
         places = [slot for slot, _ in batch]
-        np.testing.assert_array_equal(staging.gather(slots, places, reach), slots[places])
+        expected = np.where(np.arange(12) < reach[:, np.newaxis], slots, 0)[places]
+        np.testing.assert_array_equal(staging.gather(slots, places, reach), expected)

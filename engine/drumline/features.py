@@ -88,7 +88,12 @@ class FeatureExtractor:
         self._statistics = _SpectralStatistics(1 + n_fft // 2, sample_rate / n_fft)
 
     def extract(
-        self, samples: NDArray[np.float32], out: NDArray[np.float32], *, audio_stats: bool = True
+        self,
+        samples: NDArray[np.float32],
+        out: NDArray[np.float32],
+        *,
+        audio_stats: bool = True,
+        pad: bool = True,
     ) -> Analysis:
         """Fill `out` with the features of `samples` and return their statistics.
 
@@ -100,6 +105,8 @@ class FeatureExtractor:
             Shape `front_end.shape`, float32; overwritten.
         audio_stats
             False skips the spectral statistics, which are then 0.
+        pad
+            False leaves of a waveform what is behind the samples as it is.
         """
         samples = samples[: self.front_end.samples]
         peak = float(max(samples.max(), -samples.min())) if len(samples) else 0.0
@@ -107,7 +114,8 @@ class FeatureExtractor:
         magnitude: NDArray[np.float32] | None = None
         if self.front_end.kind == "waveform":
             np.divide(samples, np.float32(scale), out=out[: len(samples)])
-            out[len(samples) :] = 0.0
+            if pad:
+                out[len(samples) :] = 0.0
             # A scale may move a frame's rolloff by a bin: it is the one that most front ends have.
             scale = peak if peak > 0.0 else 1.0
             self._load(samples, scale)

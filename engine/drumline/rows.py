@@ -36,6 +36,7 @@ class RowReader:
     def __init__(self, front_ends: Sequence[FrontEnd], lap: Lap = no_lap) -> None:
         self.front_ends = tuple(front_ends)
         self.shape = row_shape(front_ends)
+        self._is_waveform = len(front_ends) == 1 and front_ends[0].kind == "waveform"
         self._extractors = [FeatureExtractor(front_end, lap) for front_end in front_ends]
         # Front ends of one sample rate share what is decoded for the longest of them.
         longest: dict[int, FrontEnd] = {}
@@ -50,7 +51,7 @@ class RowReader:
     def fill(
         self, waveforms: dict[int, Waveform], row: Floats, *, audio_stats: bool = True
     ) -> tuple[Waveform, Analysis]:
-        """Fill `row` with the features of `waveforms`.
+        """Fill `row` with the features of `waveforms`; of a row that is one waveform, what `reach` tells.
 
         Returns
         -------
@@ -62,6 +63,7 @@ class RowReader:
                 waveforms[extractor.front_end.sample_rate].samples,
                 part[0],
                 audio_stats=audio_stats and extractor is self._extractors[0],
+                pad=not self._is_waveform,
             )
             for extractor, part in zip(
                 self._extractors, row_parts(row[np.newaxis], self.front_ends), strict=True
@@ -70,13 +72,13 @@ class RowReader:
         return waveforms[first], found[0]
 
     def reach(self, heard: Waveform) -> int:
-        """Return how many leading values of a row may differ from 0, given what the first front end heard."""
-        if len(self.front_ends) == 1 and self.front_ends[0].kind == "waveform":
+        """Return how many leading values of a row `fill` writes of what the first front end heard."""
+        if self._is_waveform:
             return min(len(heard.samples), self.front_ends[0].samples)
         return math.prod(self.shape)
 
     def row(self, decode: Callable[[Decoder], Waveform]) -> Floats:
         """Return one sound's features in a new array."""
-        row = np.empty(self.shape, np.float32)
+        row = np.zeros(self.shape, np.float32)
         self.fill(self.waveforms(decode), row, audio_stats=False)
         return row

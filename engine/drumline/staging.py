@@ -39,7 +39,7 @@ class Staging:
         places
             Which of them make up the batch.
         reach
-            How many leading values of each slot may differ from 0, (slots,).
+            How many leading values of each slot count; those behind them become 0. (slots,)
         """
         # Row by row: np.take would copy the whole table each time, whose slots hold more than features.
         for row, (place, end) in enumerate(zip(places, reach[places].tolist(), strict=True)):

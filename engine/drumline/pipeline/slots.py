@@ -30,7 +30,8 @@ format … channels     of the file; sample_rate in Hz, duration_sec of the whol
 rms_db                level of the analysed samples, dB of full scale; NaN where not wanted
 spectral_centroid     mean over the frames, Hz; spectral_rolloff likewise; NaN where not wanted
 features              float32, shape of the front end
-reach                 how many leading values of `features` may differ from 0: the samples of a waveform
+reach                 how many leading values of `features` are the file's: the samples of a waveform, or all;
+                      what is behind them counts as 0, whatever is there
 probs                 float32, one for each fine label
 gate                  float32, probability of being a kit drum; NaN of a model without a gate
 frame, lines          of kind CARRY: frame in the cache, and a bit for each of its lines
