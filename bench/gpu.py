@@ -12,9 +12,10 @@ measures the same things there and prints them, and writes no page.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.corpus import corpus_directory
 from bench.engine import ENGINE
 from bench.gpu_model import Parity, Speed, bundles, measure_parity, measure_speed, worker_costs
 from bench.measure import run_command
@@ -31,6 +33,7 @@ from bench.nvml import Gpu, find_gpu
 from bench.report import describe_machine
 from bench.synth import Mess, iter_archive, render, with_progress
 from bench.workshop import say
+from drumline.audio import Decoder
 from drumline.bundle import load_bundle
 from drumline.durable import write_bytes
 from drumline.errors import DrumlineError
@@ -38,7 +41,7 @@ from drumline.inference import open_session
 from drumline.machine import usable_cpus
 from drumline.settings import Device
 
-__all__ = ["BEGIN", "END", "insert", "measure", "tables"]
+__all__ = ["BEGIN", "END", "PARTS", "insert", "measure", "tables"]
 
 BEGIN, END = "<!-- bench.gpu: begin -->", "<!-- bench.gpu: end -->"
 PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
@@ -46,6 +49,9 @@ AIMS = {"model": 1_000_000, "engine": 60_000}
 """Files/s that an H200 with 16 cores is to reach."""
 
 Floats = NDArray[np.float32]
+
+PARTS = ("parity", "workers", "model", "engine")
+"""What can be measured, in the order of the tables."""
 
 _LENGTHS = (0.1, 1.2)
 """Seconds of short one-shots, and of those that are longer than what is analysed."""
@@ -65,8 +71,8 @@ class Sizes:
         Of whole runs, as far as there are CPUs.
     seconds
         For each figure of the model alone.
-    sounds
-        For parity and for what a worker costs.
+    sounds, recordings
+        Synthesised, and of the corpus: for parity and for what a worker costs.
     """
 
     files: int = 200_000
@@ -74,9 +80,10 @@ class Sizes:
     workers: tuple[int, ...] = (1, 2, 4, 8, 12, 16)
     seconds: float = 1.0
     sounds: int = 300
+    recordings: int | None = None
 
 
-QUICK = Sizes(files=60, batches=(1, 8), workers=(1,), seconds=0.02, sounds=8)
+QUICK = Sizes(files=60, batches=(1, 8), workers=(1,), seconds=0.02, sounds=8, recordings=8)
 
 
 @dataclass(frozen=True)
@@ -103,27 +110,46 @@ class Run:
     joules: float | None
 
 
-def measure(sizes: Sizes, device: Device, gpu: Gpu | None, place: Path) -> dict[str, Any]:
-    """Measure everything; `place` is an empty directory for bundles, archive and runs."""
+def measure(
+    sizes: Sizes, device: Device, gpu: Gpu | None, place: Path, parts: Sequence[str] = PARTS
+) -> dict[str, Any]:
+    """Measure some parts, or all; `place` is an empty directory for bundles, archive and runs."""
     say("making the bundles")
     paths = bundles(place)
-    sounds = _sounds(sizes.sounds)
-    say("parity")
-    parity = measure_parity(paths, device, sounds)
-    in_graph = load_bundle(paths["front end in the graph"]).front_end
-    costs = worker_costs(in_graph, [_sounds(sizes.sounds, seconds) for seconds in _LENGTHS], sizes.seconds)
-    return {
-        "machine": describe_machine()
-        | {"gpu": gpu and f"{gpu.name}, {gpu.memory_gb} GB, driver {gpu.driver}"},
-        "parity": parity,
-        "workers": costs,
-        "model": list(_speeds(sizes, device, gpu, paths)),
-        "engine": list(_runs(sizes, device, gpu, paths, place)),
+
+    def workers() -> dict[str, tuple[float, ...]]:
+        in_graph = load_bundle(paths["front end in the graph"]).front_end
+        groups = [_synthesised(sizes.sounds, seconds) for seconds in _LENGTHS]
+        return worker_costs(in_graph, groups, sizes.seconds)
+
+    measures: dict[str, Callable[[], Any]] = {
+        "parity": lambda: measure_parity(paths, device, lambda: _sounds(sizes)),
+        "workers": workers,
+        "model": lambda: list(_speeds(sizes, device, gpu, paths)),
+        "engine": lambda: list(_runs(sizes, device, gpu, paths, place)),
     }
+    described = gpu and f"{gpu.name}, {gpu.memory_gb} GB, driver {gpu.driver}"
+    found = {"machine": describe_machine() | {"gpu": described}}
+    for part in parts:
+        say(part)
+        found[part] = measures[part]()
+    return found
 
 
-def _sounds(count: int, seconds: float = _LENGTHS[-1]) -> list[Floats]:
-    """Return synthesised one-shots at the default model's sample rate, at most so long."""
+def _sounds(sizes: Sizes) -> Iterator[Floats]:
+    """Yield the corpus's recordings where there is a corpus, else synthesised one-shots."""
+    corpus = corpus_directory()
+    if corpus is None:
+        yield from _synthesised(sizes.sounds)
+        return
+    decoder = Decoder(load_bundle().front_end)
+    items = (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[: sizes.recordings]
+    for item in items:
+        yield decoder.decode_path(os.fsencode(corpus / json.loads(item)["path"])).samples
+
+
+def _synthesised(count: int, seconds: float = _LENGTHS[-1]) -> list[Floats]:
+    """Return one-shots at the default model's sample rate, at most so long."""
     labels = ("Kick", "Snare", "HihatClosed", "TomMid", "Crash")
     return [
         render(labels[number % len(labels)], np.random.default_rng(number), 44_100, seconds)
@@ -189,21 +215,16 @@ def tables(found: dict[str, Any], command: str) -> str:
     today = datetime.now(UTC).date().isoformat()
     lines = [
         f"`{command}` on {today}: {gpu}; {machine['usable_cpus']} cores of {machine['cpu']}, "
-        f"{machine['memory_gb']} GB; {machine['system']}, Python {machine['python']}, {packages}.",
-        *("", "What the device says against the plain model on the CPU, on synthesised one-shots:", ""),
-        *_parity_table(found["parity"]),
-        *("", "What a worker computes for a file after decoding it, on one core:", ""),
-        *_worker_table(found["workers"]),
-        *("", f"The model alone (aim: {AIMS['model']:,} files/s):", ""),
-        *_model_table(found["model"]),
-        *("", f"Whole runs over short one-shots in the page cache (aim: {AIMS['engine']:,} files/s):", ""),
-        *_engine_table(found["engine"]),
+        f"{machine['memory_gb']} GB; {machine['system']}, Python {machine['python']}, {packages}."
     ]
+    for part, (title, table) in _TABLES.items():
+        if part in found:
+            lines += ["", title, "", *table(found[part])]
     return "\n".join(lines) + "\n"
 
 
 def _parity_table(found: list[Parity]) -> Iterator[str]:
-    yield "| model | sounds | same label | largest difference of a probability |"
+    yield "| model | sounds | same label | largest difference of a confidence |"
     yield "|---|---|---|---|"
     for row in found:
         yield f"| {row.model} | {row.sounds:,} | {100 * row.labels:.2f} % | {row.largest_difference:.1e} |"
@@ -241,6 +262,17 @@ def _engine_table(found: list[Run]) -> Iterator[str]:
         )
 
 
+_TABLES: dict[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
+    "parity": ("What the device says against the plain model on the CPU:", _parity_table),
+    "workers": ("What a worker computes for a file after decoding it, on one core:", _worker_table),
+    "model": (f"The model alone (aim: {AIMS['model']:,} files/s):", _model_table),
+    "engine": (
+        f"Whole runs over short one-shots in the page cache (aim: {AIMS['engine']:,} files/s):",
+        _engine_table,
+    ),
+}
+
+
 def _shown(value: float | None, form: str, unit: str = "") -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
 
@@ -263,13 +295,14 @@ def insert(page: Path, text: str) -> None:
 @click.command(help="Measure drumline on a GPU, and write the tables of docs/gpu.md.")
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--quick", is_flag=True, help="A few files and batches, to see that it works.")
+@click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), help="Measure this alone.")
 @click.option("--work", type=click.Path(file_okay=False), help="Where archives are made (default: $TMPDIR).")
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Page to write the tables into (default: docs/gpu.md with a GPU, none without).",
 )
-def main(device: Device, quick: bool, work: str | None, page: Path | None) -> None:
+def main(device: Device, quick: bool, parts: tuple[str, ...], work: str | None, page: Path | None) -> None:
     """Measure, print, and write the page; end with 5 when there is no such device."""
     try:
         open_session(load_bundle(), device)
@@ -278,14 +311,20 @@ def main(device: Device, quick: bool, work: str | None, page: Path | None) -> No
         sys.exit(error.exit_code)
     gpu = find_gpu() if device == "cuda" else None
     with tempfile.TemporaryDirectory(prefix="drumline-gpu-", dir=work) as place:
-        found = measure(QUICK if quick else Sizes(), device, gpu, Path(place))
-    arguments = [*(["--device", "cpu"] if device == "cpu" else []), *(["--quick"] if quick else [])]
-    text = tables(found, " ".join(["python -m bench.gpu", *arguments]))
+        found = measure(QUICK if quick else Sizes(), device, gpu, Path(place), parts or PARTS)
+    text = tables(found, _command(device, quick, parts))
     click.echo(text, nl=False)
-    if page is None and device == "cuda" and not quick:
+    if page is None and device == "cuda" and not (quick or parts):
         page = PAGE
     if page is not None:
         insert(page, text)
+
+
+def _command(device: Device, quick: bool, parts: tuple[str, ...]) -> str:
+    options = (
+        ["--device cpu"] * (device == "cpu") + ["--quick"] * quick + [f"--only {part}" for part in parts]
+    )
+    return " ".join(["python -m bench.gpu", *options])
 
 
 if __name__ == "__main__":

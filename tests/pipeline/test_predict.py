@@ -52,7 +52,7 @@ class FakeSession:
 @pytest.fixture
 def table() -> SlotTable:
     table = SlotTable.create(16, 1, (SAMPLES,), CLASSES, 2)
-    table.counters[Gauge.BATCH_ALLOWED] = LARGEST
+    table.counters[Gauge.BATCH_ALLOWED], table.counters[Gauge.SLOTS_ALLOWED] = LARGEST, 16
     for slot in range(16):
         reach = 1 + 3 * slot
         table.slots["features"][slot], table.slots["reach"][slot] = 99.0, reach
@@ -70,7 +70,8 @@ def queues() -> Iterator[Queues]:
 
 def running(table: SlotTable, queues: Queues, session: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(stage, "_open", lambda *_: session)
-    job = cast(Job, SimpleNamespace(settings=SimpleNamespace(batch_size=LARGEST)))
+    settings, bundle = SimpleNamespace(batch_size=LARGEST), SimpleNamespace(name="fake")
+    job = cast(Job, SimpleNamespace(settings=settings, bundle=bundle))
     thread = threading.Thread(target=stage.predict, args=(job, table, queues, no_lap), daemon=True)
     thread.start()
     return thread
