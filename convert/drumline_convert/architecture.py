@@ -222,9 +222,10 @@ def _fewer_frames(features: Any, architecture: Architecture) -> Any:
     """Average frames (batch, rows, frames) behind the attack: linear, as the DCT is, so it can come first."""
     from keras import layers
 
-    if architecture.decay_step == 1:
+    frames = features.shape[2]
+    matrix = time_matrix(frames, architecture.attack, architecture.decay_step)
+    if matrix.shape[1] == frames:
         return features
-    matrix = time_matrix(features.shape[2], architecture.attack, architecture.decay_step)
     layer = layers.Dense(matrix.shape[1], use_bias=False, trainable=False, name="frames")
     fewer = layer(features)
     layer.set_weights([matrix])

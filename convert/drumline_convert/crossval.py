@@ -39,37 +39,52 @@ def figures(
     Returns
     -------
     dict
-        ``folds`` and ``mean`` (see `drumline_convert.metrics.Metrics`; probabilities before calibration),
-        ``interval`` (95 % over families, of the figures of all folds together), ``ece_calibrated`` (mean over
-        the folds, each with a temperature fitted on the other folds),
+        ``folds`` and ``mean`` (see `drumline_convert.metrics.Metrics`; probabilities before calibration);
+        ``calibrated``, the same with a temperature fitted on the other folds, as a bundle decides, with
+        ``interval`` (95 % over families, all folds together) and ``ece_pooled`` (all folds together);
         ``classes`` (precision, recall, F1, support) and ``confused`` (labels most often called wrongly).
     """
     collapse = taxonomy.collapse
     canonical = collapse.argmax(axis=1)[fine]
-    plain, calibrated = [], []
+    probs = np.empty(logits.shape)
     for fold in range(int(fold_of.max()) + 1):
         inside = fold_of == fold
         temperature = fit_temperature(logits[~inside], canonical[~inside], collapse)
-        plain.append(evaluate(softmax(logits[inside]), fine[inside], collapse).to_json())
-        calibrated.append(evaluate(softmax(logits[inside], temperature), fine[inside], collapse).ece)
-    decided = (softmax(logits) @ collapse).argmax(axis=1)
+        probs[inside] = softmax(logits[inside], temperature)
+    decided = (probs @ collapse).argmax(axis=1)
     return {
-        "folds": plain,
-        "mean": {name: round(float(np.mean([fold[name] for fold in plain])), 4) for name in plain[0]},
-        "interval": _intervals(logits, fine, collapse, families),
-        "ece_calibrated": round(float(np.mean(calibrated)), 4),
+        **_by_fold(softmax(logits), fine, fold_of, collapse),
+        "calibrated": {
+            **_by_fold(probs, fine, fold_of, collapse),
+            "interval": _intervals(probs, fine, collapse, families),
+            "ece_pooled": round(evaluate(probs, fine, collapse).ece, 4),
+        },
         "classes": _class_table(decided, canonical, taxonomy.canonical),
         "confused": _confused(decided, canonical, labels, taxonomy.canonical),
     }
 
 
+def _by_fold(
+    probs: NDArray[np.float64],
+    fine: NDArray[np.intp],
+    fold_of: NDArray[np.intp],
+    collapse: NDArray[np.float32],
+) -> dict[str, Any]:
+    folds = [
+        evaluate(probs[fold_of == fold], fine[fold_of == fold], collapse).to_json()
+        for fold in range(int(fold_of.max()) + 1)
+    ]
+    mean = {name: round(float(np.mean([fold[name] for fold in folds])), 4) for name in folds[0]}
+    return {"folds": folds, "mean": mean}
+
+
 def _intervals(
-    logits: NDArray[np.float32],
+    probs: NDArray[np.float64],
     fine: NDArray[np.intp],
     collapse: NDArray[np.float32],
     families: Sequence[str],
 ) -> dict[str, list[float | None]]:
-    outcomes = Outcomes.of(softmax(logits), fine, collapse)
+    outcomes = Outcomes.of(probs, fine, collapse)
     samples = Resampling().of(families, lambda weights: measure(outcomes, weights))
     return {name: interval(values) for name, values in samples.items()}
 
@@ -112,13 +127,18 @@ def _confused(
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Return the figures as text: a line per fold and their mean."""
     names = list(metrics["mean"])
-    rows = [*enumerate(metrics["folds"], start=1), ("mean", metrics["mean"])]
+    calibrated = metrics["calibrated"]
+    rows = [*enumerate(calibrated["folds"], start=1), ("mean", calibrated["mean"])]
+    rows += [
+        (end, {name: calibrated["interval"][name][place] for name in names})
+        for place, end in enumerate(("low", "high"))
+    ]
+    rows.append(("plain", metrics["mean"]))
     lines = ["fold  " + "".join(name.rjust(15) for name in names)]
-    lines += [f"{fold!s:6}" + "".join(f"{values[name]:15.4f}" for name in names) for fold, values in rows]
-    for place, end in enumerate(("low", "high")):
-        lines.append(f"{end:6}" + "".join(_number(metrics["interval"][name][place]) for name in names))
-    lines.append("low, high: 95 % of the resamples of the families, all folds together")
-    lines.append(f"ECE after calibration, temperature from the other folds: {metrics['ece_calibrated']:.4f}")
+    lines += [f"{fold!s:6}" + "".join(_number(values[name]) for name in names) for fold, values in rows]
+    lines.append("each fold with a temperature from the other folds; low, high: 95 % of the resamples of the")
+    lines.append("families, all folds together; plain: the mean before calibration")
+    lines.append(f"ECE of all folds together: {calibrated['ece_pooled']:.4f}")
     return "\n".join(lines)
 
 

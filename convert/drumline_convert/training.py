@@ -63,7 +63,7 @@ class TrainingSettings:
     pretrain_epochs: int = 15
     frozen_epochs: int = 0
     validation: float = 0.0
-    members: int = 1
+    members: int = 2
     teachers: int = 0
     seed: int = 0
     fit: FitSettings = field(default_factory=FitSettings)

@@ -44,7 +44,7 @@ def made(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
         folds=2,
         augment=AugmentSettings(variants=3),
         architecture=Architecture(bands=16, stem=4, widths=(8, 8)),
-        training=TrainingSettings(epochs=2, sampling=SamplingSettings(batch_size=8)),
+        training=TrainingSettings(epochs=2, members=1, sampling=SamplingSettings(batch_size=8)),
     )
     lines: list[str] = []
     return Made(settings, make_model(settings, lines.append), lines)
@@ -100,7 +100,23 @@ def test_a_second_run_trains_nothing_again(made: Made, monkeypatch: pytest.Monke
     assert cross_validate(made.settings, made.lines.append)["mean"] == made.metrics["mean"]
     assert make_model(made.settings, made.lines.append)["mean"] == made.metrics["mean"]
     with pytest.raises(AssertionError, match="trained again"):
-        make_model(replace(made.settings, training=TrainingSettings(epochs=3)), made.lines.append)
+        make_model(replace(made.settings, training=TrainingSettings(epochs=3, members=1)), made.lines.append)
+
+
+def test_the_mean_of_networks_that_average_their_decays_converts(made: Made, tmp_path: Path) -> None:
+    from drumline_convert.export import check_parity, export_onnx
+    from drumline_convert.training import TrainingData, train
+
+    rng = np.random.default_rng(0)
+    features = rng.normal(0, 30, (8, 1, 40, 98)).astype(np.float32)
+    data = TrainingData(
+        features, np.arange(8), np.arange(8) % 4, np.ones(8, np.float32), np.eye(4, dtype=np.float32)
+    )
+    architecture = Architecture(bands=16, attack=32, decay_step=2, stem=4, widths=(8,))
+    settings = TrainingSettings(epochs=1, members=2, sampling=SamplingSettings(batch_size=4))
+    model = train(data, made.settings.front_end, architecture, settings)
+    export_onnx(model, made.settings.front_end, tmp_path / "mean.onnx")
+    assert check_parity(tmp_path / "mean.onnx", model, features[:, 0])["probabilities"] <= 1e-5
 
 
 def test_a_graph_that_differs_from_keras_is_refused(made: Made) -> None:

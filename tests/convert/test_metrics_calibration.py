@@ -112,6 +112,7 @@ def test_the_mean_over_folds_is_the_mean(taxonomy: TrainingTaxonomy, logits: np.
     assert value["mean"]["accuracy"] == pytest.approx(expected, abs=1e-4)
     assert sum(scores["support"] for scores in value["classes"].values()) == N
     assert all(entry["recordings"] <= entry["of"] for entry in value["confused"])
-    low, high = value["interval"]["accuracy"]
-    assert low < evaluate(softmax(logits), fine, taxonomy.collapse).accuracy < high
-    assert metrics_table(value).count("\n") == 9
+    assert value["calibrated"]["mean"]["ece"] < value["mean"]["ece"]
+    low, high = value["calibrated"]["interval"]["accuracy"]
+    assert low < value["calibrated"]["mean"]["accuracy"] < high
+    assert metrics_table(value).count("\n") == 11

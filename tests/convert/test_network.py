@@ -22,7 +22,7 @@ from drumline_convert.losses import LossSettings, classification_loss
 from drumline_convert.taxonomy import TrainingTaxonomy
 
 FRONT_END = FrontEnd()
-SMALL = Architecture(bands=16, stem=4, widths=(8,))
+SMALL = Architecture(bands=16, decay_step=1, stem=4, widths=(8,))
 
 
 def test_the_inverse_dct_gives_back_the_log_mel_bands() -> None:

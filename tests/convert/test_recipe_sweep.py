@@ -90,8 +90,9 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     assert sweep.folds == (0, 3)
 
 
-def test_the_shipped_sweep_tries_settings_that_there_are() -> None:
-    sweep = read_sweep(Path(recipe.__file__).with_name("parts.yml"))
+@pytest.mark.parametrize("name", ["parts.yml", "parts_of_features.yml"])
+def test_the_shipped_sweeps_try_settings_that_there_are(name: str) -> None:
+    sweep = read_sweep(Path(recipe.__file__).with_name(name))
     assert sweep.trials[0] == {}
     made = [with_values(SETTINGS, values) for values in sweep.trials]
     assert all(settings != SETTINGS for settings in made[1:])

@@ -13,6 +13,7 @@ from drumline.bundle import Bundle, load_bundle
 from drumline.frontend import FrontEnd
 from drumline_convert.provenance import read_training_set
 from drumline_convert.taxonomy import TrainingTaxonomy
+from drumline_convert.transfer import load_earlier
 
 DIRECTORY = Path(__file__).parents[2] / "models" / "mfcc-cnn"
 
@@ -76,3 +77,9 @@ def test_it_says_on_which_families_it_was_trained(bundle: Bundle) -> None:
     fitted_on = read("calibration.json")["fitted_on"]
     assert len(trained_on.families) == fitted_on["families"]
     assert len(trained_on.hashes) <= fitted_on["recordings"]
+
+
+def test_a_training_can_start_from_it(bundle: Bundle) -> None:
+    earlier = load_earlier(DIRECTORY)
+    assert earlier.path.stat().st_size <= 2_000_000
+    assert earlier.labels == bundle.labels

@@ -37,6 +37,7 @@ def tiny(corpus: Path, root: Path, **training: Any) -> ModelSettings:
         training=TrainingSettings(
             **{
                 "epochs": 1,
+                "members": 1,
                 "sampling": SamplingSettings(4),
                 "fit": FitSettings(0.01, average=0.9),
                 **training,

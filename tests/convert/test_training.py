@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 FRONT_END = FrontEnd(samples=8_000, n_mels=24, n_mfcc=12)
 COLLAPSE = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
 SMALL = Architecture(bands=12, stem=4, widths=(6,), code=8)
-SETTINGS = TrainingSettings(epochs=2, sampling=SamplingSettings(batch_size=16))
+SETTINGS = TrainingSettings(epochs=2, members=1, sampling=SamplingSettings(batch_size=16))
 
 
 def data(recordings: int = 64, seed: int = 0, front_end: FrontEnd = FRONT_END) -> TrainingData:
