@@ -7,6 +7,7 @@ import re
 import pytest
 
 from drumline.cli import COMMANDS, TRAINING_COMMANDS
+from drumline.cli.reference import reference
 from tests.making import CommandLine
 
 
@@ -18,6 +19,12 @@ def test_no_line_of_a_list_of_commands_is_cut(
     listed = command(*group, "--help").out.partition("Commands:\n")[2].splitlines()
     assert len(listed) >= 5
     assert [line for line in listed if not re.fullmatch(r"  [a-z-]+  +[A-Z].*[a-z]\.", line)] == []
+
+
+def test_quiet_means_one_thing_in_every_command() -> None:
+    said = re.findall(r"-q, --quiet +(.*)", reference())
+    assert len(said) >= 10
+    assert set(said) == {"Print warnings only."}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import Command, echo_json, json_option, path_type, safe_text
+from drumline.cli.common import Command, echo_json, json_option, path_type, quiet_option, safe_text
 from drumline.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ __all__ = ["tune_command"]
     "--repeats", type=click.IntRange(min=1), default=2, show_default=True, help="Runs of each value."
 )
 @click.option("--dry-run", is_flag=True, help="Measure and say what would be written; write nothing.")
-@click.option("-q", "--quiet", is_flag=True, help="Do not say what is being tried.")
+@quiet_option
 @json_option
 def tune_command(
     archive: Path | None,
@@ -87,7 +87,7 @@ def tune_command(
     before = config.values if config else {}
     if as_json:
         echo_json(_as_json(tuned, values, config_file, written=not dry_run))
-    else:
+    elif not quiet:
         _print(tuned, values, before, config_file, dry_run)
 
 
