@@ -174,6 +174,20 @@ def test_a_paused_run_goes_on_and_blames_no_file(tidy: Infer) -> None:
     assert len(running.stages("extract")) == 2
 
 
+@pytest.mark.parametrize("stage", ["write", "discover", "extract", "predict"])
+def test_a_stage_that_stayed_stopped_goes_on_with_the_run(
+    calm: Infer, undisturbed: Records, stage: str
+) -> None:
+    """It was forked between SIGSTOP and SIGCONT, and Linux told it of the first alone."""
+    running = calm.start(workers=2, **SLOW)
+    os.kill(running.stage(stage), signal.SIGSTOP)
+    running.signal(signal.SIGCONT)
+    result = running.wait()
+    assert result.code == 0, result.err
+    calm.run = Path(result.json()["run_directory"])
+    assert_equal(calm.records(), undisturbed)
+
+
 def test_a_terminal_that_is_closed_stops_the_run_in_order(calm: Infer, undisturbed: Records) -> None:
     ours, theirs = pty.openpty()
     running = half_way(calm, terminal=os.ttyname(theirs))

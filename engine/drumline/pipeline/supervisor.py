@@ -73,21 +73,25 @@ class Outcome:
 
 
 class _Signals:
-    """Counts requests to stop while the pipeline runs."""
+    """Counts requests to stop while the pipeline runs, and notes that it goes on after it was stopped."""
 
     def __init__(self) -> None:
         self.requests = 0
+        self.continued = False
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.requests += 1
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGCONT:
+            self.continued = True
+        else:
+            self.requests += 1
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Count SIGINT, SIGTERM and SIGHUP; only a main thread can."""
+        """Count SIGINT, SIGTERM and SIGHUP, and note SIGCONT; only a main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT)
         # A command started by nohup ignores SIGHUP, and goes on ignoring it.
         before = {number: signal.getsignal(number) for number in numbers}
         noted = [number for number in numbers if before[number] is not signal.SIG_IGN]
@@ -139,6 +143,9 @@ class _Supervisor:
         while self._stages["write"].running:
             if signals.requests:
                 self._stop_in_order(signals)
+            if signals.continued:
+                signals.continued = False
+                self._wake()
             self._tick()
         self._reap()
         self._show()
@@ -147,6 +154,12 @@ class _Supervisor:
         self._note_a_silent_model()
         counters = {place.name.lower(): int(self._table.counters[place]) for place in Gauge}
         return Outcome(counters, time.monotonic() - self._started, self._memory_facts())
+
+    def _wake(self) -> None:
+        """Let every stage go on: Linux may tell a child of a fork of SIGSTOP, and not of SIGCONT."""
+        for process in (*self._stages.values(), *self._workers.values()):
+            if process.running:
+                os.kill(process.pid, signal.SIGCONT)
 
     def _note_a_silent_model(self) -> None:
         counters, name = self._table.counters, self._job.bundle.name
