@@ -1,6 +1,7 @@
 """The pipeline alone: every stage, queue, slot, record and row, but nothing is read, analysed or predicted.
 
     python -m bench.alone --files 60000
+    python -m bench.alone --archive ARCHIVE --runs-root RUNS
 
 Workers copy the same features into each slot, the model says the same of each row. Walk, hand-over, batches,
 records, compression, index and cache are the real ones. Prints slots/s and the CPU time of a slot as JSON, by
@@ -27,7 +28,7 @@ from drumline.pipeline.slots import State
 from drumline.settings import InferSettings
 from drumline.staging import Staging
 
-__all__ = ["measure_alone"]
+__all__ = ["make_empty_files", "measure_alone"]
 
 _FILES_PER_DIRECTORY = 500
 
@@ -66,21 +67,24 @@ class _Model:
         return lambda: outputs
 
 
-def measure_alone(files: int) -> dict[str, Any]:
-    """Run the pipeline alone over empty files and return slots/s and CPU time per slot in µs."""
-    with tempfile.TemporaryDirectory(prefix="drumline-alone-") as place:
-        archive = Path(place) / "archive"
-        for number in range(files):
-            directory = archive / f"{number // _FILES_PER_DIRECTORY:05d}"
-            if number % _FILES_PER_DIRECTORY == 0:
-                directory.mkdir(parents=True)
-            (directory / f"{number:07d}.wav").touch()
-        settings = InferSettings(archive=archive, runs_root=Path(place) / "runs", dedup_hash=False)
-        profile = Profile(settings.worker_count)
-        summary = infer(settings, profile=profile)
+def make_empty_files(archive: Path, files: int) -> None:
+    """Make an archive of empty files."""
+    for number in range(files):
+        directory = archive / f"{number // _FILES_PER_DIRECTORY:05d}"
+        if number % _FILES_PER_DIRECTORY == 0:
+            directory.mkdir(parents=True)
+        (directory / f"{number:07d}.wav").touch()
+
+
+def measure_alone(archive: Path, runs_root: Path) -> dict[str, Any]:
+    """Run the pipeline alone over an archive and return slots/s and CPU time per slot in µs."""
+    settings = InferSettings(archive=archive, runs_root=runs_root, dedup_hash=False)
+    profile = Profile(settings.worker_count)
+    summary = infer(settings, profile=profile)
     stages = {name: stage["cpu_sec"] for name, stage in profile.report()["stages"].items()}
+    files = summary["counts"]["classified"]
     return {
-        "files": summary["counts"]["classified"],
+        "files": files,
         "slots_per_sec": summary["files_per_sec"],
         "cpu_us_per_slot": round(1e6 * sum(stages.values()) / files, 1),
         "cpu_us_by_stage": {name: round(1e6 * seconds / files, 1) for name, seconds in stages.items()},
@@ -89,11 +93,17 @@ def measure_alone(files: int) -> dict[str, Any]:
 
 @click.command(help="Measure the pipeline without reading, features and model.")
 @click.option("--files", type=click.IntRange(min=1), default=60_000, show_default=True)
-def main(files: int) -> None:
+@click.option("--archive", type=click.Path(path_type=Path), help="Of these files in place of empty ones.")
+@click.option("--runs-root", type=click.Path(path_type=Path), help="Where the run is to stay.")
+def main(files: int, archive: Path | None, runs_root: Path | None) -> None:
     """Measure and print."""
     extract._Worker._fill = _fill  # type: ignore[method-assign,assignment]
     predict._open = lambda job, _table: _Model(job.bundle)  # type: ignore[assignment,return-value]
-    click.echo(json.dumps(measure_alone(files)))
+    with tempfile.TemporaryDirectory(prefix="drumline-alone-") as place:
+        if archive is None:
+            archive = Path(place) / "archive"
+            make_empty_files(archive, files)
+        click.echo(json.dumps(measure_alone(archive, runs_root or Path(place) / "runs")))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ __all__ = [
     "evict",
     "interleaved",
     "median",
+    "ratio_text",
+    "ratios",
     "run_command",
     "seconds_text",
     "spread_text",
@@ -188,6 +190,17 @@ def spread_text(seconds: Sequence[float]) -> str:
 def seconds_text(seconds: Sequence[float]) -> str:
     """Return the median with its spread."""
     return f"{median(seconds):.2f} s{spread_text(seconds)}"
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return the ratio of each repetition, in which both sides met the same moment of the machine."""
+    return [mine / other for mine, other in zip(ours, theirs, strict=True)]
+
+
+def ratio_text(found: Sequence[float]) -> str:
+    """Return the median ratio, with the smallest and the largest in brackets."""
+    spread = f" ({min(found):.2f}–{max(found):.2f})" if len(found) > 1 else ""
+    return f"{median(found):.2f}×{spread}"
 
 
 def interleaved(repeats: int, *sides: Callable[[], float]) -> list[list[float]]:

@@ -3,10 +3,12 @@
     python -m bench.run --quick
     python -m bench.run
 
-Four measures, each can be asked for alone (``--only``):
+Five measures, each can be asked for alone (``--only``):
 
 - ``infer``: classification against `bench.peers`, on recordings of the corpus (synthesised ones without it);
-- ``rescan``: an unchanged archive again, against ``rsync -an`` of that tree to an equal copy, and others;
+- ``rescan``: an unchanged archive again, against ``rsync -an`` of that tree to an equal copy, and others; and
+  with a hundredth of its files changed;
+- ``million``: rescan and stats of a million files;
 - ``memory``: of all processes together, on a small and on a large archive;
 - ``rebuild``: by hardlink and by copy, against ``cp`` and ``rsync``.
 """
@@ -24,6 +26,7 @@ import click
 
 from bench.first_run import measure_infer
 from bench.measure import Outcome, median
+from bench.million import measure_million
 from bench.report import Measure, write_report
 from bench.trees import measure_rebuild, measure_rescan
 from bench.workshop import QUICK, Sizes, Workshop, say, verdict
@@ -77,6 +80,7 @@ def _memory_of(workshop: Workshop, files: int, pss_every: float) -> Outcome:
 MEASURES: dict[str, Callable[[Workshop], list[Measure]]] = {
     "infer": measure_infer,
     "rescan": measure_rescan,
+    "million": measure_million,
     "memory": measure_memory,
     "rebuild": measure_rebuild,
 }
@@ -101,6 +105,7 @@ def _sizes(usual: Sizes, **wanted: Any) -> Sizes:
 @click.option("--infer-files", type=click.IntRange(min=1), help="Files for the comparison with librosa.")
 @click.option("--rescan-files", type=click.IntRange(min=1), help="Files for rescan and rebuild.")
 @click.option("--memory-files", type=(int, int), help="Files of the small and of the large archive.")
+@click.option("--scale-files", type=(int, int), help="Files of the small and of the large archive.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Repetitions of every timing.")
 @click.option("--option", "options", multiple=True, help="For every infer, e.g. --workers=2.")
 @click.option("--work", type=click.Path(file_okay=False), help="Where archives are made (default: $TMPDIR).")

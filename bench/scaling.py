@@ -38,8 +38,8 @@ from drumline.machine import cpu_name, usable_cpus
 
 __all__ = ["Cost", "Model", "Prediction", "fit_cost", "predict"]
 
-_STAGES = ("discover", "extract", "predict", "write", "supervisor")
-_SINGLE = ("discover", "predict", "write")
+_STAGES = ("walk", "discover", "extract", "predict", "write", "supervisor")
+_SINGLE = ("walk", "discover", "predict", "write")
 _TINY, _REAL = (500, 2_000, 6_000, 10_000), (300, 900, 1_800)
 _ROUNDS = 2
 _TOLERANCE = 0.2

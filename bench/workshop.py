@@ -27,7 +27,7 @@ class Sizes:
         Files of the comparison with the plain way.
     rescan_files
         Files of the rescan and of the rebuild.
-    memory_files
+    memory_files, scale_files
         Files of the small and of the large archive.
     repeats
         Repetitions of every timing.
@@ -36,10 +36,13 @@ class Sizes:
     infer_files: int = 1_500
     rescan_files: int = 100_000
     memory_files: tuple[int, int] = (20_000, 200_000)
+    scale_files: tuple[int, int] = (100_000, 1_000_000)
     repeats: int = 3
 
 
-QUICK = Sizes(infer_files=300, rescan_files=8_000, memory_files=(1_000, 4_000), repeats=1)
+QUICK = Sizes(
+    infer_files=300, rescan_files=8_000, memory_files=(1_000, 4_000), scale_files=(1_000, 10_000), repeats=1
+)
 
 
 @dataclass(frozen=True, slots=True)

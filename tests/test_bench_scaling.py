@@ -16,7 +16,7 @@ from bench.scaling import Cost, Model, fit_cost, main, predict
 from bench.simulated import simulate
 
 FILES, SIZES = (500, 2_000, 10_000, 300, 1_800), (5e6, 2e7, 1e8, 5e7, 3e8)
-STAGES = ("discover", "extract", "predict", "write", "supervisor")
+STAGES = ("walk", "discover", "extract", "predict", "write", "supervisor")
 
 
 @given(
@@ -32,7 +32,14 @@ def test_a_cost_is_found_again(start: float, per_file: float, per_gb: float, mor
 
 
 def model(write: float = 1e-5) -> Model:
-    each = {"discover": 1e-5, "extract": 1e-3, "predict": 1e-4, "write": write, "supervisor": 0.0}
+    each = {
+        "walk": 0.0,
+        "discover": 1e-5,
+        "extract": 1e-3,
+        "predict": 1e-4,
+        "write": write,
+        "supervisor": 0.0,
+    }
     cpu = {stage: Cost(0.0, each[stage], 0.0) for stage in STAGES}
     return Model(cpu, Cost(1.0, 6e-4, 1.0), cpus=2, index_bytes=200.0, cache_bytes=100.0, tiny_bytes=1e4)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from drumline.cache import Cache, Failure, FileRow, KnownFile, Mode, cache_way_out
+from drumline.cache import Cache, Failure, FileRow, FrameRow, KnownFile, Mode, Split, cache_way_out
 from drumline.errors import OutputError
 from drumline.tally import Tally
 from tests.making import make_record, paths, records
@@ -83,7 +83,8 @@ def test_rows_come_back_as_they_were_stored(
         if each.hash is not None:
             twin = cache.twin(each.hash, KEY)
             assert twin is not None
-            assert rows[twin[1]].hash == each.hash
+            assert (twin.frame.id, twin.run) == (frame, "run")
+            assert rows[twin.line].hash == each.hash
     cache.close()
 
 
@@ -138,11 +139,49 @@ def test_a_frame_that_is_carried_over_lies_in_the_other_run(cache: Cache) -> Non
         cache.carry_frame(frame, new, 77)
     found = cache.frame(frame)
     assert found is not None
-    assert found[0] == (frame, new, 77, 10, 3)
+    assert found[0] == (frame, new, 77, 10, 3, None)
     assert found[1] == "new"
     assert cache.count_run_files(old) == 0
     total, carried = cache.tally(new)
     assert (total.records, total.failed, carried) == (3, 1, 2)
+
+
+def test_a_frame_that_is_split_leaves_the_rows_that_no_longer_hold_where_they_were(cache: Cache) -> None:
+    names = [b"a/0.wav", b"a/1.wav", b"b/2.wav", b"3.wav", b"b/4.wav"]
+    with cache.transaction():
+        scope = cache.scope(ARCHIVE, KEY)
+        old, new, newest = (cache.add_run(scope, name, "d") for name in ("old", "new", "newest"))
+        rows = [row(name, line, f"{line:016x}") for line, name in enumerate(names)]
+        frame = add(cache, scope, old, *rows)
+    for run, kept, dropped in ((new, 0b11101, [b"a/1.wav"]), (newest, 0b10100, [b"a/0.wav", b"3.wav"])):
+        before = cache.frame(frame)
+        assert before is not None
+        left = cache.frame_tally(frame).without(Tally(records=len(dropped), size=len(dropped)))
+        with cache.transaction():
+            cache.split_frame(scope, run, Split(before[0], kept, 70 + run, 7, left, dropped))
+    places = {}
+    for line in range(len(names)):
+        twin = cache.twin(f"{line:016x}", KEY)
+        assert twin is not None
+        places[line] = (twin.run, twin.frame.place(twin.line))
+    assert places == {0: ("new", 0), 1: ("old", 1), 2: ("newest", 0), 3: ("new", 2), 4: ("newest", 1)}
+    assert [cache.count_run_files(run) for run in (old, new, newest)] == [1, 2, 2]
+    assert cache.tally(newest) == (Tally(records=2, size=2), 2)
+    with cache.transaction():
+        for name in (b"a/0.wav", b"a/1.wav", b"3.wav"):
+            directory, last = os.path.split(name)
+            cache.forget_file(cache.directories(scope)[directory], last)
+        cache.drop_unused(scope, newest)
+    assert set(cache.frames(scope)) == {frame}
+    assert set(cache.runs(scope)) == {newest}
+
+
+def test_a_line_that_was_left_out_has_no_place() -> None:
+    frame = FrameRow(1, 1, 0, 10, 2, b"\x05")
+    assert [frame.place(line) for line in (0, 2)] == [0, 1]
+    for line in (-1, 1, 3, 600):
+        with pytest.raises(LookupError):
+            frame.place(line)
 
 
 def test_what_is_forgotten_is_gone_and_nothing_else(cache: Cache) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import zstandard
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drumline.errors import IndexFormatError, OutputError
@@ -22,6 +23,8 @@ from drumline.index import (
     Codec,
     IndexAppender,
     codec_of,
+    measured_frames,
+    parse_records,
     read_frame,
     read_frames,
     read_index,
@@ -96,6 +99,49 @@ def test_frames_follow_one_another_and_can_be_read_alone(tmp_path: Path, suffix:
             assert data == frame.data
             place += frame.length
     assert place == path.stat().st_size
+
+
+def test_frames_are_measured_without_unpacking_them(tmp_path: Path) -> None:
+    path = tmp_path / "index.jsonl.zst"
+    write_index(path, [*RECORDS] * FRAME_LINES)
+    whole = [(frame.offset, frame.length) for frame in read_frames(path)]
+    assert list(measured_frames(path)) == whole
+    assert [frame.offset for frame in read_frames(path, whole[-1][0])] == [whole[-1][0]]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    assert list(measured_frames(path)) == whole[:-1]
+    path.write_bytes(content + b"no frame at all")
+    assert list(measured_frames(path)) == whole
+
+
+@pytest.mark.parametrize("level", [1, 19])
+@pytest.mark.parametrize("checksum", [True, False])
+@given(data=st.binary(max_size=300) | st.integers(0, 400_000).map(bytes))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+def test_a_frame_of_any_writer_is_measured(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, level: int, checksum: bool
+) -> None:
+    path = tmp_path_factory.mktemp("measured") / "index.jsonl.zst"
+    frame = zstandard.ZstdCompressor(level=level, write_checksum=checksum).compress(data)
+    stream = zstandard.ZstdCompressor(level=level, write_checksum=checksum).compressobj()
+    other = stream.compress(data) + stream.flush()
+    path.write_bytes(frame + other + frame[:-1])
+    assert list(measured_frames(path)) == [(0, len(frame)), (len(frame), len(other))]
+
+
+def test_lines_that_are_parsed_together_fail_as_those_that_are_parsed_alone(tmp_path: Path) -> None:
+    good = [encode_record(record) for record in RECORDS]
+    assert parse_records(good, tmp_path) == RECORDS
+    assert parse_records([], tmp_path) == []
+    for bad in (
+        b"\n",
+        b"[]\n",
+        b'{"schema_version": 9}\n',
+        good[0][:-2] + b"\n",
+        good[0][:-1] + b"," + good[1],
+    ):
+        with pytest.raises(IndexFormatError):
+            parse_records([good[0], bad, *good[1:]], tmp_path)
 
 
 @each_compression

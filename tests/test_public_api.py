@@ -38,8 +38,13 @@ def test_the_command_line_starts_without_anything_heavy() -> None:
     }
 
 
+def test_the_walk_starts_before_numpy_and_sqlite_are_imported() -> None:
+    modules = _modules_after("import drumline.cli.infer, drumline.config, drumline.pipeline.infer")
+    assert not modules & {"numpy", "sqlite3", "rich", "onnxruntime"}
+
+
 def test_running_an_inference_needs_neither_librosa_nor_a_training_framework() -> None:
-    modules = _modules_after("import drumline.pipeline.infer, drumline.classify, drumline.pipeline.extract")
+    modules = _modules_after("import drumline.pipeline.run, drumline.classify, drumline.pipeline.extract")
     assert not modules & {"librosa", "tensorflow", "keras", "onnx", "drumline_convert", "onnxruntime"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,16 @@ def test_the_tally_of_all_is_the_sum_of_the_tallies(some: list[Record], others: 
     total.merge(other)
     assert counted(total) == counted(Tally.of(some + others))
     assert total.duration_sum == pytest.approx(Tally.of(some + others).duration_sum)
+
+
+@given(st.lists(records), st.lists(records))
+def test_taking_some_records_out_leaves_the_tally_of_the_others(
+    some: list[Record], others: list[Record]
+) -> None:
+    left, expected = Tally.of(some + others).without(Tally.of(others)), Tally.of(some)
+    assert counted(left) == counted(expected)
+    assert left.confidence_sum == pytest.approx(expected.confidence_sum)
+    assert left.duration_sum == pytest.approx(expected.duration_sum)
 
 
 @given(st.lists(records))
@@ -53,6 +64,11 @@ def test_every_record_is_counted_once_in_each_report(some: list[Record]) -> None
     assert sum(report["duration_histogram"]["counts"]) == classified
     histograms = report["confidence_histogram"]
     assert {label: sum(counts) for label, counts in histograms.items()} == report["labels"]
+
+
+def test_sparse_files_of_any_size_can_be_counted() -> None:
+    tally = Tally(records=3, size=3 * (2**63 - 1))
+    assert orjson.loads(orjson.dumps([tally.to_json(), tally.report()]))[1]["size_bytes"] == 2**63 - 1
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from drumline.errors import DrumlineError as DrumlineError
     from drumline.index import read_index as read_index
     from drumline.pipeline.infer import infer as infer
-    from drumline.pipeline.infer import preview as preview
+    from drumline.pipeline.run import preview as preview
     from drumline.rebuild import RebuildSettings as RebuildSettings
     from drumline.rebuild import execute as execute
     from drumline.rebuild import plan_rebuild as plan_rebuild
@@ -50,7 +50,7 @@ _HOME = {
     "load_bundle": "bundle",
     "open_run": "runs",
     "plan_rebuild": "rebuild",
-    "preview": "pipeline.infer",
+    "preview": "pipeline.run",
     "read_index": "index",
     "redecide": "records",
     "undo": "rebuild",

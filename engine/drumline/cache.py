@@ -5,10 +5,11 @@ changes probabilities: model, front end, hash algorithm …), and nothing is sha
 
     scope ─< run ─< frame >─ file >─ directory
 
-A file's row says where its record lies: frame and line. A frame lies in one run's index; when a whole frame
-is carried over to the next run, only the frame's row changes. `run.valid` is the length up to which the index
-is complete; it is committed with the rows, after the frame is on disk. The cache holds nothing that the
-indexes do not, so it can be deleted at any time: `drumline.recover` rebuilds it.
+A file's row says where its record lies: frame and line. A frame lies in one run's index; when it is carried
+over to the next run, only the frame's row changes. That is so also when some of its lines are left out, for
+those that stay keep their numbers: `frame.kept` has a bit for each number whose line is there. `run.valid` is
+the length up to which the index is complete; it is committed with the rows, after the frame is on disk. The
+cache holds nothing that the indexes do not, so it can be deleted at any time: `drumline.recover` rebuilds it.
 """
 
 from __future__ import annotations
@@ -37,13 +38,15 @@ __all__ = [
     "FrameRow",
     "KnownFile",
     "Mode",
+    "Split",
+    "Twin",
     "cache_errors",
     "cache_way_out",
     "connect",
     "file_row",
 ]
 
-CACHE_VERSION: Final = 2
+CACHE_VERSION: Final = 3
 
 Mode = Literal["write", "read", "look", "build"]
 """``write`` and ``read`` are for the processes of a run. ``look`` reads from outside: where nobody writes, no
@@ -69,7 +72,8 @@ CREATE TABLE IF NOT EXISTS run (
     valid INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS frame (
     id INTEGER PRIMARY KEY, run INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
-    lines INTEGER NOT NULL, failed INTEGER NOT NULL, carried INTEGER NOT NULL, tally BLOB NOT NULL);
+    lines INTEGER NOT NULL, failed INTEGER NOT NULL, carried INTEGER NOT NULL, tally BLOB NOT NULL,
+    kept BLOB);
 CREATE TABLE IF NOT EXISTS directory (
     id INTEGER PRIMARY KEY, scope INTEGER NOT NULL, path BLOB NOT NULL, UNIQUE (scope, path));
 CREATE TABLE IF NOT EXISTS file (
@@ -116,13 +120,67 @@ class FileRow(NamedTuple):
 
 
 class FrameRow(NamedTuple):
-    """Where a frame lies: `length` bytes from `offset` on in the index of `run`; and its line count."""
+    """Where a frame lies: `length` bytes from `offset` on in the index of `run`; and its line count.
+
+    `bits` has a bit for each line that is there, by the numbers that rows count by; None: all of them.
+    """
 
     id: int
     run: int
     offset: int
     length: int
     lines: int
+    bits: bytes | None = None
+
+    @property
+    def kept(self) -> int:
+        """The lines that are there, as a bit mask of the numbers that rows count by."""
+        return (1 << self.lines) - 1 if self.bits is None else int.from_bytes(self.bits, "little")
+
+    def place(self, line: int) -> int:
+        """Return where in the frame the line with this number stands.
+
+        Raises
+        ------
+        LookupError
+            When it is no longer there.
+        """
+        if line < 0 or not self.kept >> line & 1:
+            raise LookupError(f"frame {self.id} has no line {line}")
+        return (self.kept & ((1 << line) - 1)).bit_count()
+
+
+class Twin(NamedTuple):
+    """Where the record of a content lies: its frame, the name of the run, and the number of its line."""
+
+    frame: FrameRow
+    run: str
+    line: int
+
+
+class Split(NamedTuple):
+    """A frame that is carried over without some of its lines.
+
+    Parameters
+    ----------
+    frame
+        As it lies in the earlier run.
+    kept
+        The lines that still hold, as a bit mask.
+    offset, length
+        Where they lie in the new run.
+    tally
+        What can be counted about them.
+    dropped
+        Paths of the files whose lines were left out.
+    """
+
+    frame: FrameRow
+    kept: int
+    offset: int
+    length: int
+    tally: Tally
+    dropped: list[bytes]
 
 
 @contextmanager
@@ -281,7 +339,7 @@ class Cache:
     def frames(self, scope: int) -> dict[int, FrameRow]:
         """Return all frames of a scope by id."""
         sql = (
-            "SELECT f.id, f.run, f.offset, f.length, f.lines "
+            "SELECT f.id, f.run, f.offset, f.length, f.lines, f.kept "
             "FROM frame f JOIN run r ON r.id = f.run WHERE r.scope = ?"
         )
         return {row[0]: FrameRow(*row) for row in self._db.execute(sql, (scope,))}
@@ -289,11 +347,16 @@ class Cache:
     def frame(self, frame: int) -> tuple[FrameRow, str] | None:
         """Return a frame and the name of its run."""
         sql = (
-            "SELECT f.id, f.run, f.offset, f.length, f.lines, r.name "
+            "SELECT f.id, f.run, f.offset, f.length, f.lines, f.kept, r.name "
             "FROM frame f JOIN run r ON r.id = f.run WHERE f.id = ?"
         )
         row = self._db.execute(sql, (frame,)).fetchone()
-        return (FrameRow(*row[:5]), row[5]) if row else None
+        return (FrameRow(*row[:6]), row[6]) if row else None
+
+    def frame_tally(self, frame: int) -> Tally:
+        """Return the tally of one frame."""
+        row = self._db.execute("SELECT tally FROM frame WHERE id = ?", (frame,)).fetchone()
+        return Tally.from_json(orjson.loads(row[0]))
 
     def directories(self, scope: int) -> dict[bytes, int]:
         """Return directory path → id of a scope."""
@@ -313,17 +376,20 @@ class Cache:
         sql = "SELECT count(*) FROM file WHERE directory IN (SELECT id FROM directory WHERE scope = ?)"
         return self._one(sql, scope)
 
-    def twin(self, digest: str, inference_key: str) -> tuple[int, int] | None:
-        """Return (frame, line) of a record with this content by the same inference key.
+    def twin(self, digest: str, inference_key: str) -> Twin | None:
+        """Return where a record with this content by the same inference key lies.
 
         One with a prediction, where there is one; else one of a file that cost workers.
         """
+        # All in one statement: the writer may carry the frame over at any moment.
         sql = (
-            "SELECT f.frame, f.line FROM file f JOIN directory d ON d.id = f.directory JOIN scope s "
-            "ON s.id = d.scope WHERE f.hash = ? AND s.inference_key = ? ORDER BY f.failed LIMIT 1"
+            "SELECT m.id, m.run, m.offset, m.length, m.lines, m.kept, r.name, f.line FROM file f "
+            "JOIN directory d ON d.id = f.directory JOIN scope s ON s.id = d.scope "
+            "JOIN frame m ON m.id = f.frame JOIN run r ON r.id = m.run "
+            "WHERE f.hash = ? AND s.inference_key = ? ORDER BY f.failed LIMIT 1"
         )
         row = self._db.execute(sql, (digest, inference_key)).fetchone()
-        return (row[0], row[1]) if row else None
+        return Twin(FrameRow(*row[:6]), *row[6:]) if row else None
 
     def _directory_id(self, scope: int, path: bytes) -> int:
         known = self._directories.get((scope, path))
@@ -363,6 +429,31 @@ class Cache:
         self._db.execute(
             "UPDATE frame SET run = ?, offset = ?, carried = lines - failed WHERE id = ?",
             (run, offset, frame),
+        )
+
+    def split_frame(self, scope: int, run: int, split: Split) -> None:
+        """Say that a frame now lies in another run's index without the lines that no longer hold.
+
+        What those rows point to stays where it was, until they are replaced or forgotten.
+        """
+        number, lines, failed = split.frame.id, split.tally.records, split.tally.failed
+        columns = "run, offset, length, lines, failed, carried, tally, kept"
+        copied = f"INSERT INTO frame ({columns}) SELECT {columns} FROM frame WHERE id = ?"
+        rest = self._db.execute(copied, (number,)).lastrowid
+        self._db.executemany(
+            "UPDATE file SET frame = ? WHERE directory = ? AND name = ? AND frame = ?",
+            (
+                (rest, self._directory_id(scope, directory), name, number)
+                for directory, name in map(os.path.split, split.dropped)
+            ),
+        )
+        self._db.execute(
+            "UPDATE frame SET run = ?, offset = ?, length = ?, lines = ?, failed = ?, carried = ?, "
+            "tally = ?, kept = ? WHERE id = ?",
+            (
+                *(run, split.offset, split.length, lines, failed, lines - failed),
+                *(orjson.dumps(split.tally.to_json()), _bytes_of(split.kept), number),
+            ),
         )
 
     def move_frame(self, frame: int, offset: int) -> None:
@@ -416,13 +507,13 @@ class Cache:
     def live_frames(self, run: int) -> Iterator[tuple[FrameRow, int, list[FileRow]]]:
         """Iterate over a run's frames that rows point to: frame, carried count, and those rows by line."""
         sql = (
-            "SELECT m.id, m.run, m.offset, m.length, m.lines, m.carried, "
+            "SELECT m.id, m.run, m.offset, m.length, m.lines, m.kept, m.carried, "
             "d.path, f.name, f.size, f.mtime_ns, f.hash, f.failed, f.line "
             "FROM file f JOIN frame m ON m.id = f.frame JOIN directory d ON d.id = f.directory "
             "WHERE m.run = ? ORDER BY m.offset, f.line"
         )
-        for key, rows in groupby(self._db.execute(sql, (run,)), key=lambda row: row[:6]):
-            yield FrameRow(*key[:5]), key[5], [FileRow(*row[6:]) for row in rows]
+        for key, rows in groupby(self._db.execute(sql, (run,)), key=lambda row: row[:7]):
+            yield FrameRow(*key[:6]), key[6], [FileRow(*row[7:]) for row in rows]
 
     def drop_dead_frames(self, run: int) -> None:
         """Forget the frames of a run that no row points to."""
@@ -443,6 +534,10 @@ class Cache:
 
     def _one(self, sql: str, *values: object) -> int:
         return int(self._db.execute(sql, values).fetchone()[0])
+
+
+def _bytes_of(mask: int) -> bytes:
+    return mask.to_bytes(-(-mask.bit_length() // 8), "little")
 
 
 def connect(path: Path, mode: Mode) -> sqlite3.Connection:

@@ -48,6 +48,7 @@ STEPS: Final = {
     "cache.commit": "a transaction of the cache is committed",
     "cache.remove": "the old cache is removed, for a new one is whole",
     "cache.replace": "the new cache takes its place",
+    "walk.hand-over": "walk hands on directories",
     "discover.hand-over": "discover hands on files",
     "extract.read": "a worker reads a file",
     "extract.hand-over": "a worker hands on a file",

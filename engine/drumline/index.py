@@ -11,7 +11,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -40,7 +40,9 @@ __all__ = [
     "Inflated",
     "codec_of",
     "garbled",
+    "measured_frames",
     "parse_record",
+    "parse_records",
     "read_frame",
     "read_frames",
     "read_index",
@@ -66,6 +68,9 @@ _BUFFER_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 12
 _WINDOW_BYTES = 1 << 27
 _USUAL_BYTES = 16 << 20  # a frame of 512 records has some hundred kB
+# RFC 8878: a frame's header, and that of each of its blocks with a bit for the last one, kind and size.
+_LARGEST_HEADER, _BLOCK_HEADER = 18, 3
+_REPEATED_BYTE, _RESERVED_BLOCK = 1, 3
 _MAGIC: dict[str, bytes] = {"zstd": b"\x28\xb5\x2f\xfd", "gzip": b"\x1f\x8b\x08"}
 _SUFFIX = {"zstd": ".jsonl.zst", "gzip": ".jsonl.gz", "none": ".jsonl"}
 
@@ -167,6 +172,29 @@ class Codec:
             raise FrameError(str(error)) from error
         return self.inflate(read_pieces(BytesIO(raw)))
 
+    def measure(self, descriptor: int, offset: int) -> int:
+        """Return the length of the frame at `offset` of a file by the sizes that its blocks say they have.
+
+        0 where they cannot tell: at the end of the file, in a frame that is torn or damaged, with another
+        codec than zstd.
+        """
+        if self.compression != "zstd":
+            return 0
+        head = os.pread(descriptor, _LARGEST_HEADER, offset)
+        try:
+            place = offset + zstandard.frame_header_size(head)
+            checksum = 4 * zstandard.get_frame_parameters(head).has_checksum
+        except zstandard.ZstdError:
+            return 0
+        last = False
+        while not last:
+            block = int.from_bytes(os.pread(descriptor, _BLOCK_HEADER, place), "little")
+            last, kind, size = bool(block & 1), block >> 1 & 3, block >> 3
+            if kind == _RESERVED_BLOCK or not block:
+                return 0
+            place += _BLOCK_HEADER + (1 if kind == _REPEATED_BYTE else size)
+        return place + checksum - offset if place + checksum <= os.fstat(descriptor).st_size else 0
+
     def _decompressor(self) -> _Decompressor:
         """Return a decompressor that stops at the end of one frame."""
         if self.compression == "zstd":
@@ -201,13 +229,15 @@ def read_pieces(stream: IO[bytes]) -> Iterator[bytes]:
     return iter(partial(stream.read, _PIECE_BYTES), b"")
 
 
-def read_frames(path: Path) -> Iterator[Frame]:
+def read_frames(path: Path, start: int = 0) -> Iterator[Frame]:
     """Iterate over the whole frames of an index; one that is cut off at its end is left out.
 
     Parameters
     ----------
     path
         Index, in any compression.
+    start
+        Offset of the first frame that is wanted.
 
     Raises
     ------
@@ -223,12 +253,33 @@ def read_frames(path: Path) -> Iterator[Frame]:
     """
     codec = codec_of(path)
     with open_regular(path, _BUFFER_BYTES) as stream:
-        yield from _plain_frames(stream) if codec.compression == "none" else _frames(stream, codec)
+        stream.seek(start)
+        yield from (
+            _plain_frames(stream, start) if codec.compression == "none" else _frames(stream, codec, start)
+        )
 
 
-def _frames(stream: IO[bytes], codec: Codec) -> Iterator[Frame]:
-    offset = 0
+def measured_frames(path: Path) -> Iterator[tuple[int, int]]:
+    """Iterate over offset and length of the frames of an index, without unpacking them.
+
+    Ends where that cannot be told any more: at the end, at a torn or damaged frame, with another codec than
+    zstd at once.
+    """
+    codec, offset = codec_of(path), 0
+    with open_regular(path) as stream:
+        while length := codec.measure(stream.fileno(), offset):
+            yield offset, length
+            offset += length
+
+
+def _frames(stream: IO[bytes], codec: Codec, offset: int) -> Iterator[Frame]:
     while True:
+        if length := codec.measure(stream.fileno(), offset):
+            with suppress(FrameError):  # what is wrong is told below
+                data = codec.inflate_known(os.pread(stream.fileno(), length, offset)).data
+                yield Frame(offset, length, data)
+                offset += length
+                continue
         stream.seek(offset)  # within the buffer, mostly: decompressors are given more than they take
         try:
             data, length, whole = codec.inflate(read_pieces(stream))
@@ -244,8 +295,8 @@ def _frames(stream: IO[bytes], codec: Codec) -> Iterator[Frame]:
         offset += length
 
 
-def _plain_frames(stream: IO[bytes]) -> Iterator[Frame]:
-    offset, lines = 0, list[bytes]()
+def _plain_frames(stream: IO[bytes], offset: int) -> Iterator[Frame]:
+    lines = list[bytes]()
     for line in iter(lambda: stream.readline(MAX_LINE_BYTES), b""):
         if not line.endswith(b"\n"):
             if len(line) == MAX_LINE_BYTES:
@@ -374,6 +425,23 @@ def parse_record(line: bytes, path: Path) -> Record:
             "It was changed after drumline wrote it: 'drumline repair' keeps the sound records.",
         )
     return record  # type: ignore[no-any-return]
+
+
+def parse_records(lines: list[bytes], path: Path) -> list[Record]:
+    """Parse lines of an index all at once, in two thirds of the time; raise as `parse_record` does."""
+    try:
+        records = orjson.loads(b"[" + b",".join(lines) + b"]")
+    except orjson.JSONDecodeError:
+        records = []
+    short = all(len(line) <= MAX_LINE_BYTES for line in lines)
+    # A line may be no record although all of them together are a list.
+    if short and len(records) == len(lines) and all(map(_is_record, records)):
+        return records  # type: ignore[no-any-return]
+    return [parse_record(line, path) for line in lines]
+
+
+def _is_record(value: Any) -> bool:
+    return type(value) is dict and value.get("schema_version") == SCHEMA_VERSION and misfit(value) is None
 
 
 def _too_long(path: Path) -> IndexFormatError:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict, cast, get_args
 
 import orjson
@@ -284,8 +286,14 @@ def _types(schema: dict[str, Any]) -> frozenset[type]:
 FIELD_TYPES: Final[dict[str, frozenset[type]]] = {name: _types(schema) for name, schema in _FIELDS.items()}
 """Field → the Python types that its value may have."""
 
-_REQUIRED_TYPES: Final = tuple(item for item in FIELD_TYPES.items() if item[0] not in OPTIONAL_FIELDS)
+_REQUIRED: Final = tuple(name for name in FIELD_TYPES if name not in OPTIONAL_FIELDS)
 _LARGEST_WHOLE: Final = 2**63 - 1
+
+
+@lru_cache(maxsize=256)
+def _are_of_their_kinds(types: tuple[type, ...]) -> bool:
+    # Nearly all records of an index have the same types: each combination is looked at once.
+    return all(kind in FIELD_TYPES[name] for name, kind in zip(_REQUIRED, types, strict=True))
 
 
 def misfit(record: Mapping[str, Any]) -> str | None:
@@ -293,13 +301,12 @@ def misfit(record: Mapping[str, Any]) -> str | None:
 
     The kinds alone, which is quick; `json_schema` says more.
     """
-    for name, types in _REQUIRED_TYPES:
-        if name not in record or type(record[name]) not in types:
-            return name
+    if not _are_of_their_kinds(tuple(map(type, map(record.get, _REQUIRED, repeat(...))))):
+        return next(name for name in _REQUIRED if type(record.get(name, ...)) not in FIELD_TYPES[name])
     for name in ("size", "mtime_ns"):
         if abs(record[name]) > _LARGEST_WHOLE:
             return name
-    if not all(type(value) in _PYTHON_TYPES["number"] for value in (record["probs"] or {}).values()):
+    if not _PYTHON_TYPES["number"].issuperset(map(type, (record["probs"] or {}).values())):
         return "probs"
     for name in ("conf_top1", "assigned_conf"):
         if not 0 <= (record[name] or 0) <= 1:

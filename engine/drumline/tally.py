@@ -23,6 +23,9 @@ DURATION_EDGES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 """Upper edges of the duration histogram in seconds; one more bin holds what is longer."""
 
 
+_LARGEST = 2**63 - 1  # JSON knows larger numbers, its readers do not; three sparse files may add up to more
+
+
 @dataclass(slots=True)
 class Tally:
     """Counts over a set of records. Everything is a number that adds, so tallies merge in any order.
@@ -99,9 +102,24 @@ class Tally:
             else:
                 setattr(self, name, mine + others)
 
+    def without(self, other: Tally) -> Tally:
+        """Return this tally without what another counts, all of which is in this one."""
+        left = Tally()
+        for name in self.__slots__:
+            mine, others = getattr(self, name), getattr(other, name)
+            if isinstance(mine, dict):
+                values = {key: value - others.get(key, 0) for key, value in mine.items()}
+                setattr(left, name, type(mine)({key: value for key, value in values.items() if value}))
+            else:
+                setattr(left, name, mine - others)
+        # Of sums, what rounding leaves of a label that no record has any more is nothing.
+        left.confidence_sum = {key: left.confidence_sum.get(key, 0.0) for key in left.labels}
+        left.duration_sum = {key: left.duration_sum.get(key, 0.0) for key in left.labels}
+        return left
+
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain values, for the cache."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in self.__slots__} | {"size": min(self.size, _LARGEST)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Tally:
@@ -130,7 +148,7 @@ class Tally:
             "reasons": dict(self.reasons.most_common()),
             "errors": dict(self.errors.most_common()),
             "formats": dict(self.formats.most_common()),
-            "size_bytes": self.size,
+            "size_bytes": min(self.size, _LARGEST),
             "mean_confidence": _means(self.confidence_sum, self.labels),
             "confidence_histogram": confidences,
             "mean_duration_sec": _means(self.duration_sum, self.labels),

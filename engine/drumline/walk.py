@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal, NamedTuple
@@ -75,6 +76,9 @@ class Walk(Iterator[Directory]):
     ----------
     settings
         What of the archive is met.
+    enter
+        Whether the process may change its working directory, to the one that is being listed: then the system
+        need not follow the whole path to each file, which saves a tenth of the time.
 
     Attributes
     ----------
@@ -84,8 +88,8 @@ class Walk(Iterator[Directory]):
         Directories that could not be listed so far, by their path below the root, and why.
     """
 
-    def __init__(self, settings: WalkSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: WalkSettings, *, enter: bool = False) -> None:
+        self.settings, self._enter = settings, enter
         self.skipped_links = self.skipped_special = 0
         self.unreadable: list[tuple[bytes, str]] = []
         self._real_root = os.path.realpath(settings.root)
@@ -96,8 +100,10 @@ class Walk(Iterator[Directory]):
         return next(self._directories)
 
     def _walk(self) -> Iterator[Directory]:
+        is_wanted, look = self.settings.is_wanted, self._look
         for path, entries in self._listings():
-            yield Directory(path, [self._look(entry) for entry in entries if self._is_audio(entry)])
+            found = [look(entry) for entry in entries if is_wanted(entry.name)]
+            yield Directory(path, [entry for entry in found if entry])
 
     def counts(self) -> Iterator[int]:
         """Make the pass counting the files of each directory by their names alone, several times faster."""
@@ -111,27 +117,42 @@ class Walk(Iterator[Directory]):
             entries = self._entries(path)
             if entries is None:
                 continue
-            below = [os.path.join(path, entry.name) for entry in entries if self._is_directory(path, entry)]
-            pending.extend(reversed(below))
+            below = self._directories_of(path, entries)
+            pending.extend(os.path.join(path, entry.name) for entry in reversed(below))
             yield path, entries
 
     def _entries(self, path: bytes) -> list[os.DirEntry[bytes]] | None:
         try:
-            with os.scandir(os.path.join(self.settings.root, path)) as listing:
+            with os.scandir(self._place(os.path.join(self.settings.root, path))) as listing:
                 return sorted(listing, key=_BY_NAME)
         except OSError as error:
             self.unreadable.append((path, error.strerror or str(error)))
             return None
 
+    def _place(self, directory: bytes) -> bytes:
+        if self._enter:
+            with suppress(OSError):  # it may be listed all the same
+                os.chdir(directory)
+                return b"."
+        return directory
+
+    def _directories_of(self, path: bytes, entries: list[os.DirEntry[bytes]]) -> list[os.DirEntry[bytes]]:
+        try:  # nearly all entries are files, and nearly always the listing itself says so
+            found = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            found = [entry for entry in entries if self._is_directory(path, entry)]
+        return [entry for entry in found if self._is_entered(entry)]
+
     def _is_directory(self, parent: bytes, entry: os.DirEntry[bytes]) -> bool:
         try:
-            if not entry.is_dir(follow_symlinks=False):
-                return False
+            return entry.is_dir(follow_symlinks=False)
         except OSError as error:  # the file system does not say what it is, nor lets us look
             if not self.settings.is_wanted(entry.name):
                 path = os.path.join(parent, entry.name)
                 self.unreadable.append((path, error.strerror or str(error)))
             return False
+
+    def _is_entered(self, entry: os.DirEntry[bytes]) -> bool:
         if not self.settings.skip and self._device is None:
             return True
         identity = self._identity(entry)
@@ -147,17 +168,19 @@ class Walk(Iterator[Directory]):
             return None
         return (found.st_dev, found.st_ino)
 
-    def _is_audio(self, entry: os.DirEntry[bytes]) -> bool:
-        if not self.settings.is_wanted(entry.name):
-            return False
+    def _look(self, entry: os.DirEntry[bytes]) -> Entry | None:
         try:
-            if entry.is_file(follow_symlinks=False):
-                return True
-            if entry.is_symlink():
-                return self._is_wanted_link(entry)
-            self.skipped_special += not entry.is_dir(follow_symlinks=False)
-        except OSError:
-            return True  # it cannot even be told what it is: it gets its record
+            if not entry.is_file(follow_symlinks=False) and not self._is_followed(entry):
+                return None
+            found = entry.stat()
+        except OSError as error:  # also where it cannot even be told what it is: it gets its record
+            return Entry(entry.name, 0, 0, error.strerror or str(error))
+        return Entry(entry.name, found.st_size, mtime_of(found))
+
+    def _is_followed(self, entry: os.DirEntry[bytes]) -> bool:
+        if entry.is_symlink():
+            return self._is_wanted_link(entry)
+        self.skipped_special += not entry.is_dir(follow_symlinks=False)
         return False
 
     def _is_wanted_link(self, entry: os.DirEntry[bytes]) -> bool:
@@ -176,14 +199,6 @@ class Walk(Iterator[Directory]):
 
     def _leads_inside(self, path: bytes) -> bool:
         return os.path.realpath(path).startswith(os.path.join(self._real_root, b""))
-
-    @staticmethod
-    def _look(entry: os.DirEntry[bytes]) -> Entry:
-        try:
-            found = entry.stat()
-        except OSError as error:
-            return Entry(entry.name, 0, 0, error.strerror or str(error))
-        return Entry(entry.name, found.st_size, mtime_of(found))
 
 
 def _device(path: bytes) -> int | None:

@@ -24,8 +24,8 @@ import drumline.cli
 import drumline.cli.infer
 import drumline.cli.report
 import drumline.pipeline.extract
-import drumline.pipeline.infer
 import drumline.pipeline.predict
+import drumline.pipeline.run
 from tests.pipeline import mischief
 
 _PR_SET_CHILD_SUBREAPER = 36

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from drumline.pipeline.bound import StageTimes, name_bound, suggested_workers
+from drumline.pipeline.profile import STAGES
 from tests.pipeline.conftest import Infer
 from tests.pipeline.support import Records
 
@@ -34,7 +35,7 @@ def test_every_step_counts_every_file_that_it_was_for(calm: Infer, profiled: dic
     steps = {stage: report["steps"] for stage, report in profiled["stages"].items()}
     found = counts["discovered"]
     assert profiled["files_read"] == found
-    assert steps["discover"]["walk"]["files"] == found
+    assert steps["walk"]["walk"]["files"] == found
     assert steps["extract"]["hash"]["files"] == found
     assert steps["write"]["encode"]["files"] == steps["write"]["cache"]["files"] == found
     predicted = counts["classified"] - counts["known_content"]
@@ -56,9 +57,10 @@ def test_the_timeline_has_each_process_its_spans_and_the_queues(
 ) -> None:
     events = json.loads((calm.run / "profile.trace.json").read_bytes())["traceEvents"]
     names = {event["args"]["name"] for event in events if event["ph"] == "M"}
-    assert names == {"drumline", "supervisor", "discover", "extract 0", "extract 1", "predict", "write"}
+    single = {stage for stage in STAGES if stage != "extract"}
+    assert names == {"drumline", "extract 0", "extract 1", *single}
     spans = [event for event in events if event["ph"] == "X"]
-    assert {event["tid"] for event in spans} == set(range(6))
+    assert {event["tid"] for event in spans} == set(range(7))
     assert all(event["dur"] >= 0.0 and event["ts"] >= 0.0 for event in spans)
     assert any(
         event["ph"] == "C" and set(event["args"]) == {"extract", "predict", "write"} for event in events
@@ -112,7 +114,7 @@ def times(
     )
 
 
-IDLE = {stage: times(0.1, 0.1) for stage in ("supervisor", "discover", "extract", "predict", "write")}
+IDLE = {stage: times(0.08, 0.08) for stage in STAGES}
 
 
 @pytest.mark.parametrize(

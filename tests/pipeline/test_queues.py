@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drumline.pipeline.pipes import Stream
 from drumline.pipeline.queues import Lifeline, LifelineCut, Queues, SlotQueue
 from tests.pipeline.support import prompt
 
@@ -162,8 +163,9 @@ def test_who_waits_notices_within_a_second_that_the_supervisor_is_gone(wait: str
 
 
 def test_a_stage_keeps_only_the_ends_it_uses() -> None:
-    queues = Queues.create()
-    queues.keep(reads=queues.todo, writes=(queues.ready, queues.done))
+    lifeline = Lifeline()
+    queues = Queues.create(lifeline, Stream(lifeline))
+    queues.keep(reads=(queues.todo,), writes=(queues.ready, queues.done))
     ends = [(queue.reader >= 0, queue.writer >= 0) for queue in (queues.todo, queues.ready, queues.done)]
     assert ends == [(True, False), (False, True), (False, True)]
     assert (queues.free.reader, queues.free.writer) == (-1, -1)

@@ -276,7 +276,7 @@ def test_the_rebuilt_cache_says_what_the_lost_one_said(tidy: Infer) -> None:
     path = tidy.runs_root / "cache.sqlite"
     before = _content(path)
     delete(path)
-    assert tidy(die="after drumline.pipeline.infer:open_cache").code == -signal.SIGKILL
+    assert tidy(die="after drumline.pipeline.run:open_cache").code == -signal.SIGKILL
     assert _content(path) == before
 
 

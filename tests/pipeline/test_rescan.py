@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from drumline.verify import verify_run
 from tests.pipeline.conftest import Infer
 from tests.pipeline.support import assert_equal, last_run, path_of, runs_of, tree
 
@@ -50,6 +51,41 @@ def test_small_frames_are_written_anew_together_and_large_ones_copied(infer: Inf
     old = _frames(infer.run)
     infer.counts(no_workers=True, frame_lines=64)
     assert sorted(_frames(infer.run)) == sorted(old)
+
+
+def test_lines_that_hold_are_copied_as_they_are_where_others_of_their_frame_do_not(
+    tidy: Infer, sounds: list[Path]
+) -> None:
+    """They are neither parsed nor decided again, and stay together in their frame."""
+    tidy.counts("--fresh", frame_lines=16, flush=60.0)
+    before = set(_lines(last_run(tidy.runs_root)))
+    frames = len(_frames(last_run(tidy.runs_root)))
+    sounds[2].write_bytes(sounds[6].read_bytes() + b"\0")
+    sounds[20].unlink()
+    os.utime(sounds[25], ns=(0, sounds[25].stat().st_mtime_ns + LATER_NS))
+    counts = tidy.counts(broken="drumline.pipeline.write:redecide", frame_lines=16)
+    assert (counts["carried_over"], counts["classified"], counts["gone"]) == (len(sounds) - 3, 2, 1)
+    assert len(before & set(_lines(tidy.run))) == len(sounds) - 3
+    assert len(_frames(tidy.run)) <= frames + 2
+    assert_equal(tidy.records(), tidy.fresh_records())
+
+
+def _lines(run: Path) -> list[bytes]:
+    return [line for data in _frames(run) for line in data.splitlines()]
+
+
+def test_a_frame_may_lose_lines_again_and_again(tidy: Infer, sounds: list[Path]) -> None:
+    for number in range(6):
+        sounds[7 * number % len(sounds)].write_bytes(b"no sound %d" % number)
+        os.utime(sounds[11 * number % len(sounds)], ns=(0, number))
+        if number % 2:
+            sounds[13 * number % len(sounds)].unlink(missing_ok=True)
+        tidy.counts("--yes", frame_lines=16)
+        report = verify_run(tidy.run, archive=True, content=True)
+        assert report.ok, report.findings
+        assert not report.notes, report.notes
+    assert_equal(tidy.records(), tidy.fresh_records())
+    assert tidy.counts(no_workers=True, frame_lines=16)["classified"] == 0
 
 
 def test_rescans_add_up_over_many_runs(infer: Infer) -> None:

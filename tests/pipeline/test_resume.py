@@ -149,8 +149,9 @@ def finish(infer: Infer, undisturbed: Records) -> None:
 
 
 MOMENTS = [
-    "after drumline.pipeline.infer:make_job",
+    "after drumline.pipeline.run:make_job",
     "before drumline.walk:Walk._entries 3",
+    "before drumline.pipeline.walk:_Sender.send 1",
     "before drumline.pipeline.discover:_Dispatcher.hand_on 2",
     "before drumline.pipeline.predict:_start 2",
     "after drumline.pipeline.write:IndexAppender.append 3",
@@ -194,6 +195,8 @@ def test_a_kill_before_the_run_is_known_costs_an_empty_directory_at_most(
 
 CARRYING = [
     "after drumline.cache:Cache.carry_frame 1",
+    "after drumline.cache:Cache.split_frame 1",
+    "after drumline.pipeline.write:_Writer._copy_some 1",
     "after drumline.pipeline.write:IndexAppender.append 2",
     "after drumline.pipeline.write:_Writer._commit 1",
     "after drumline.cache:Cache.forget_file 1",

@@ -132,8 +132,8 @@ def test_a_storm_of_signals_does_no_harm(calm: Infer, undisturbed: Records) -> N
 @pytest.mark.parametrize(
     "place",
     [
-        "drumline.pipeline.infer:make_runs_root",
-        "drumline.pipeline.infer:make_job",
+        "drumline.pipeline.run:make_runs_root",
+        "drumline.pipeline.run:make_job",
         "drumline.pipeline.finish:write_json",
     ],
 )

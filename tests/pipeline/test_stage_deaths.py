@@ -32,16 +32,25 @@ def test_the_death_of_a_stage_ends_the_run_within_two_seconds(calm: Infer, stage
     running.gone(2.0)
 
 
-def test_the_death_of_discover_ends_the_run_within_two_seconds(calm: Infer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "place"),
+    [
+        ("walk", "drumline.pipeline.walk:_Sender.send"),
+        ("discover", "drumline.pipeline.discover:_refuse_an_empty_archive"),
+    ],
+)
+def test_the_death_of_a_stage_that_is_soon_done_ends_the_run_within_two_seconds(
+    calm: Infer, tmp_path: Path, stage: str, place: str
+) -> None:
     reached = tmp_path / "reached"
-    running = calm.start(mark=f"drumline.pipeline.discover:_refuse_an_empty_archive {reached} 60", **SLOW)
-    running.reach(reached.exists, "end of the walk")
+    running = calm.start(mark=f"{place} {reached} 60", **SLOW)
+    running.reach(reached.exists, "the place")
     killed = time.monotonic()
-    running.kill_stage("discover")
+    running.kill_stage(stage)
     result = running.wait()
     assert time.monotonic() - killed < prompt(2.0)
     assert result.code == 10
-    assert "the discover stage was ended by SIGKILL" in result.err
+    assert f"the {stage} stage was ended by SIGKILL" in result.err
     running.gone(2.0)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from drumline import helpers
 from drumline.errors import DrumlineError, IndexFormatError, OutputError, StageError
-from drumline.rebuild import collect, execution, helpers, place, undo
-from drumline.rebuild.helpers import Alone, Forked, helpers_for
+from drumline.helpers import Alone, Forked, helpers_for
+from drumline.rebuild import collect, execution, place, undo
 from tests.rebuild.archives import CLAP, KICK, SNARE, Archive
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -108,7 +109,8 @@ def test_helpers_go_when_the_main_process_is_killed_and_nothing_is_lost(many: Ar
     run = many.run()
     program = (
         "import sys, os, time, pathlib\n"
-        "from drumline.rebuild import execution, place, helpers, RebuildSettings, plan_rebuild, execute\n"
+        "from drumline import helpers\n"
+        "from drumline.rebuild import execution, place, RebuildSettings, plan_rebuild, execute\n"
         "copy = place.copy_bytes\n"
         "def slow(*what):\n"
         "    time.sleep(0.05); os.write(1, b'%d\\n' % os.getpid()); return copy(*what)\n"

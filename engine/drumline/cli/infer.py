@@ -173,13 +173,11 @@ def infer_command(
 
 
 def _infer(settings: InferSettings, *, profile: bool, quiet: bool, verbose: bool, as_json: bool) -> None:
-    from drumline.pipeline.profile import Profile
-
     if verbose:
         _show_settings(settings)
     if not quiet:
         _say_where_the_runs_go(settings)
-    measured = Profile(settings.worker_count) if profile else None
+    measured = _profile(settings) if profile else None
     try:
         summary = _run_or_ask(settings, quiet, measured)
         if as_json:
@@ -191,6 +189,12 @@ def _infer(settings: InferSettings, *, profile: bool, quiet: bool, verbose: bool
     finally:
         if measured and measured.directory:
             _show_profile(measured)
+
+
+def _profile(settings: InferSettings) -> Profile:
+    from drumline.pipeline.profile import Profile
+
+    return Profile(settings.worker_count)
 
 
 def _say_where_the_runs_go(settings: InferSettings) -> None:
@@ -248,7 +252,7 @@ def _show_settings(settings: InferSettings) -> None:
 
 
 def _show_preview(settings: InferSettings, quiet: bool, as_json: bool) -> None:
-    from drumline.pipeline.infer import preview
+    from drumline.pipeline.run import preview
 
     plan = preview(settings)
     if as_json:

@@ -16,7 +16,7 @@ _CROWDED = 0.2
 _BLOCKED = 0.3
 """Share of a worker's busy time without a CPU from which it is the disk that it waits for."""
 
-_SINGLE = ("discover", "predict", "write")
+_SINGLE = ("walk", "discover", "predict", "write")
 _MOST_WORKERS_PER_CPU = 4
 
 
@@ -59,7 +59,7 @@ class StageTimes:
 def name_bound(times: dict[str, StageTimes], cpus: int, elapsed_sec: float) -> str:
     """Say in one sentence what bounds the run."""
     if not times["extract"].processes:
-        busiest = max(("discover", "write"), key=lambda stage: times[stage].busy_sec)
+        busiest = max(("walk", "discover", "write"), key=lambda stage: times[stage].busy_sec)
         return f"Nothing had to be read: {_of(busiest, times)}."
     if _blocked(times["extract"]):
         return _waiting(times["extract"])

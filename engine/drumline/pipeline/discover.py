@@ -1,12 +1,12 @@
-"""Stage 1, discover: walk the archive, and queue what has to be read.
+"""Stage 2, discover (× 1): compare the archive with what is known, and queue what has to be read.
 
 Protocol
 --------
-Begins with all slots, and takes what comes back from `free`. A file that the cache does not know, or knows
-with another size or mtime, fills a slot and goes on `todo`. What the cache knows goes on `done` at once, and
-costs one slot for a whole frame of records: the writer carries them over. Files that are gone go on `done`
-too, last, when all others have been read: a file that was moved takes over the prediction of the one that
-is gone.
+Takes directories from `listings` as walk finds them. Begins with all slots, and takes what comes back from
+`free`. A file that the cache does not know, or knows with another size or mtime, fills a slot and goes on
+`todo`. What the cache knows goes on `done` at once, and costs one slot for a whole frame of records: the
+writer carries them over. Files that are gone go on `done` too, last, when all others have been read: a file
+that was moved takes over the prediction of the one that is gone.
 
 When the slots run out, `free` is empty and this stage waits: that is the only back-pressure there is, and
 it bounds the memory of the whole pipeline. When memory is short, the supervisor allows fewer slots in flight
@@ -22,22 +22,22 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from drumline.cache import Cache, Failure, KnownFile
 from drumline.errors import ArchiveError, FilesGoneError
 from drumline.failpoints import step
 from drumline.laps import Lap, Step, no_lap
-from drumline.pipeline.job import Job, Request
+from drumline.pipeline.job import Job
 from drumline.pipeline.queues import LifelineCut, Queues
 from drumline.pipeline.reading import Reading
 from drumline.pipeline.slots import PATH_MAX, Gauge, Kind, SlotTable, State
+from drumline.pipeline.walk import Walked, walk_settings
 from drumline.records import display_path
 from drumline.runs import started_ns
-from drumline.walk import Directory, Entry, Walk, WalkSettings
+from drumline.walk import Directory, Entry, Walk
 
-__all__ = ["Carried", "GoneDirectory", "GoneFile", "NewFile", "Survey", "discover", "make_survey"]
+__all__ = ["Carried", "GoneDirectory", "GoneFile", "NewFile", "Survey", "discover"]
 
 _CHUNK = 32
 """Slots filled and handed on at once."""
@@ -95,7 +95,7 @@ Finding = NewFile | Carried | GoneFile | GoneDirectory
 class Survey:
     """Compares an archive with what the cache knows of it.
 
-    Memory: an entry for each frame and each directory, a bit for each known file of a frame that is not
+    Memory: an entry for each frame and each directory, two bits for each known file of a frame that is not
     yet complete, a name for each file that is gone.
 
     Parameters
@@ -109,10 +109,10 @@ class Survey:
     retry_failed
         Whether a lasting failure is tried again.
     lap
-        Is told when a directory has been listed, and when it has been compared.
+        Is told when a directory has come, and when it has been compared.
     """
 
-    walk: Walk
+    walk: Walk | Walked
     cache: Cache | None
     scope: int
     run_id: int
@@ -122,14 +122,15 @@ class Survey:
     size: int = 0
     resumed: int = 0
     gone: int = 0
-    _masks: dict[int, int] = field(default_factory=dict)
+    _left: dict[int, int] = field(default_factory=dict)
+    _changed: dict[int, int] = field(default_factory=dict)
     _gone_files: list[GoneFile] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         frames = self.cache.frames(self.scope).values() if self.cache else ()
         runs = self.cache.runs(self.scope) if self.cache else {}
         started = {number: started_ns(name) for number, (name, _, _) in runs.items()}
-        self._whole = {frame.id: (1 << frame.lines) - 1 for frame in frames if frame.run != self.run_id}
+        self._whole = {frame.id: frame.kept for frame in frames if frame.run != self.run_id}
         self._started = {frame.id: started[frame.run] for frame in frames}
         self._now = time.time_ns()
         self._unvisited = self.cache.directories(self.scope) if self.cache else {}
@@ -138,10 +139,10 @@ class Survey:
     def present(self) -> Iterator[NewFile | Carried]:
         """Walk the archive: every file is in exactly one finding, or done already."""
         for directory in self.walk:
-            self.lap(Step.WALK, len(directory.files))
+            self.lap(Step.WAIT_INPUT, 0)
             yield from self._compare(directory)
             self.lap(Step.COMPARE, len(directory.files))
-        yield from (Carried(frame, lines) for frame, lines in self._masks.items())
+        yield from filter(None, [self._carried(frame) for frame in list(self._left)])
         self._keep_unreadable()
         if self.cache:
             self.gone += sum(map(self.cache.count_directory, self._unvisited.values()))
@@ -173,15 +174,15 @@ class Survey:
             self.files += 1
             self.size += entry.size
             row = known.pop(entry.name, None)
-            if row is None or not self._holds(row, entry):
+            holds = row is not None and self._holds(row, entry)
+            if not holds:
                 yield NewFile(directory.path, entry)
-            elif row.frame in self._whole:
-                yield from self._carry(row)
-            else:
-                self.resumed += 1
+            if row is not None and (carried := self._meet(row, holds)):
+                yield carried
         if number is not None:
             self._gone_files.extend(GoneFile(number, name) for name in known)
             self.gone += sum(map(self.walk.settings.is_wanted, known))
+            yield from filter(None, [self._meet(row, False) for row in known.values()])
 
     def _holds(self, row: KnownFile, entry: Entry) -> bool:
         same = row.size == entry.size and row.mtime_ns == entry.mtime_ns
@@ -196,33 +197,22 @@ class Survey:
             return False
         return self._started[row.frame] - 2 * _SECOND_NS <= row.mtime_ns <= self._now
 
-    def _carry(self, row: KnownFile) -> Iterator[Carried]:
-        lines = self._masks.get(row.frame, 0) | 1 << row.line
-        if lines == self._whole[row.frame]:
-            self._masks.pop(row.frame, None)
-            yield Carried(row.frame, lines)
-        else:
-            self._masks[row.frame] = lines
+    def _meet(self, row: KnownFile, holds: bool) -> Carried | None:
+        """Note that a known file was met, or is gone; returns its frame when it was the last one of it."""
+        frame, bit = row.frame, 1 << row.line
+        whole = self._whole.get(frame)
+        if whole is None:  # this very run wrote it
+            self.resumed += holds
+            return None
+        self._left[frame] = left = self._left.get(frame, whole) & ~bit
+        if not holds:
+            self._changed[frame] = self._changed.get(frame, 0) | bit
+        return None if left else self._carried(frame)
 
-
-def make_survey(request: Request, cache: Cache | None, scope: int, run_id: int, lap: Lap = no_lap) -> Survey:
-    """Make the survey of an archive; `cache` None: nothing is known."""
-    return Survey(Walk(_walk_settings(request)), cache, scope, run_id, request.settings.retry_failed, lap)
-
-
-def _walk_settings(request: Request) -> WalkSettings:
-    settings = request.settings
-    formats = frozenset(name.encode() for name in settings.supported_formats)
-    skip = _identity(settings.runs_root)
-    return WalkSettings(request.archive, formats, skip, settings.follow_links, settings.one_file_system)
-
-
-def _identity(directory: Path) -> frozenset[tuple[int, int]]:
-    try:
-        found = os.stat(directory)
-    except OSError:
-        return frozenset()
-    return frozenset({(found.st_dev, found.st_ino)})
+    def _carried(self, frame: int) -> Carried | None:
+        """Return the lines of a frame that were met and still hold; None when none does."""
+        lines = self._whole[frame] & ~self._left.pop(frame) & ~self._changed.pop(frame, 0)
+        return Carried(frame, lines) if lines else None
 
 
 def _is_below(path: bytes, root: bytes) -> bool:
@@ -356,12 +346,13 @@ class _Dispatcher:
 
 
 def discover(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
-    """Walk the archive and hand on every file, known or not; then name what is gone."""
-    cache = Cache(job.cache_path, "read")
-    survey = make_survey(job, cache, job.scope, job.run_id, lap)
+    """Hand on every file of the archive, known or not; then name what is gone."""
+    cache, settings = Cache(job.cache_path, "read"), walk_settings(job.settings)
+    walked = Walked(settings, queues.listings)
+    survey = Survey(walked, cache, job.scope, job.run_id, job.settings.retry_failed, lap)
     known = cache.count_files(job.scope)
     reading = Reading(job.archive, job.settings.storage)
-    dispatcher = _Dispatcher(job, reading, table, queues, Walk(_walk_settings(job)).counts(), lap)
+    dispatcher = _Dispatcher(job, reading, table, queues, Walk(settings).counts(), lap)
     lap(Step.START, 0)
     for findings in _chunks(reading.ordered(survey.present(), _path_to_read)):
         dispatcher.dispatch(findings)

@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from drumline.audio import WHOLE_FILE_BYTES, AudioError, Decoder, Waveform
-from drumline.cache import Cache
+from drumline.cache import Cache, Twin
 from drumline.content import hasher
 from drumline.errors import DrumlineError
 from drumline.failpoints import step
@@ -142,7 +142,7 @@ class _Twins:
         self._key = job.inference_key
         self._runs_root = job.settings.runs_root
         self._retry = job.settings.retry_failed
-        self._frames: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._frames: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
 
     def find(self, digest: str) -> Record | None:
         """Return a record of a file with this content, whose prediction can be taken over."""
@@ -150,9 +150,8 @@ class _Twins:
             place = self._cache.twin(digest, self._key)
             if place is None:
                 return None
-            frame, line = place
-            record = parse_record(self._lines(frame)[line], self._runs_root)
-        except (DrumlineError, OSError, IndexError, sqlite3.Error):
+            record = parse_record(self._lines(place)[place.frame.place(place.line)], self._runs_root)
+        except (DrumlineError, OSError, LookupError, sqlite3.Error):
             return None  # the run was removed by hand, or the cache is damaged: the file is simply read
         return record if record["hash"] == digest and self._counts(record) else None
 
@@ -162,22 +161,21 @@ class _Twins:
             return bool(record["probs"])
         return error["type"] in WORKER_ERRORS and not self._retry
 
-    def _lines(self, frame: int) -> list[bytes]:
-        if frame not in self._frames:
-            self._frames[frame] = self._read(frame)
+    def _lines(self, twin: Twin) -> list[bytes]:
+        key = twin.run, twin.frame.offset
+        if key not in self._frames:
+            self._frames[key] = self._read(twin)
             if len(self._frames) > _CACHED_FRAMES:
                 self._frames.popitem(last=False)
-        self._frames.move_to_end(frame)
-        return self._frames[frame]
+        self._frames.move_to_end(key)
+        return self._frames[key]
 
-    def _read(self, frame: int) -> list[bytes]:
-        found = self._cache.frame(frame)
-        if found is None:
-            return []
-        row, run = found
-        path = open_run(self._runs_root / run).index_path
+    def _read(self, twin: Twin) -> list[bytes]:
+        path = open_run(self._runs_root / twin.run).index_path
         with open(path, "rb") as stream:
-            return split_lines(read_frame(stream.fileno(), row.offset, row.length, codec_of(path)))
+            return split_lines(
+                read_frame(stream.fileno(), twin.frame.offset, twin.frame.length, codec_of(path))
+            )
 
 
 class _Worker:

@@ -36,12 +36,12 @@ def finish(job: Job, cache: Cache, outcome: Outcome) -> dict[str, Any]:
         When the archive went away meanwhile, or the index does not hold exactly one record for each file
         that was found.
     """
-    tally, carried = cache.tally(job.run_id)
+    (tally, carried), rows = cache.tally(job.run_id), cache.count_run_files(job.run_id)
     _refuse_an_archive_that_went_away(job, tally)
-    if tally.records != cache.count_run_files(job.run_id):
+    if tally.records != rows:
         _drop_superseded(job, cache)
-        tally, carried = cache.tally(job.run_id)
-    _assert_one_record_per_file(tally, cache.count_run_files(job.run_id), outcome)
+        (tally, carried), rows = cache.tally(job.run_id), cache.count_run_files(job.run_id)
+    _assert_one_record_per_file(tally, rows, outcome)
     summary = _summary(job, tally, carried, outcome)
     write_json(job.run.summary_path, summary)
     with cache.transaction():
@@ -124,7 +124,7 @@ def _rewrite(
     rows: list[FileRow],
 ) -> None:
     lines = split_lines(read_frame(descriptor, frame.offset, frame.length, job.codec))
-    live = [lines[row.line] for row in rows]
+    live = [lines[frame.place(row.line)] for row in rows]
     data = job.codec.compress(b"".join(live))
     tally = Tally.of(parse_record(line, job.run.index_path) for line in live)
     numbered = [row._replace(line=place) for place, row in enumerate(rows)]

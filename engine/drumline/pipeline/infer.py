@@ -1,32 +1,23 @@
-"""`infer`: one classification of an archive, from settings to summary."""
+"""`infer`: classify an archive. Its walk starts at once, and everything else is imported beside it."""
 
 from __future__ import annotations
 
 import os
-import sqlite3
-import tempfile
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from drumline.cache import Cache, cache_errors
-from drumline.errors import ArchiveError, BundleError, OutputError, RuntimeMissingError
-from drumline.laps import Lap, Step
-from drumline.lock import exclusive
-from drumline.pipeline.discover import NewFile, make_survey
-from drumline.pipeline.finish import discard_if_empty, finish
-from drumline.pipeline.job import Job, Request, model_facts
-from drumline.pipeline.prepare import check_request, make_job, make_runs_root
-from drumline.pipeline.profile import Profile, recorded, saved
-from drumline.pipeline.supervisor import Outcome, supervise
+from drumline.pipeline.walk import walking
 from drumline.progress import Progress
-from drumline.records import display_path
-from drumline.recover import agrees, open_cache, rebuild_cache
-from drumline.runs import CACHE_NAME, LOCK_NAME
-from drumline.settings import InferSettings
+from drumline.steps import Lap, no_lap
 
-__all__ = ["infer", "preview"]
+if TYPE_CHECKING:
+    from drumline.pipeline.profile import Profile
+    from drumline.settings import InferSettings
+
+__all__ = ["infer"]
 
 
 def infer(
@@ -55,80 +46,19 @@ def infer(
     -----
     Forks: call it from a process that runs no other threads at that moment.
     """
-    progress = progress or Progress()
+    settings = replace(settings, runs_root=Path(os.path.abspath(settings.runs_root)))
+    with _measured(profile) as lap, walking(settings, profile) as walk:
+        from drumline.pipeline.run import run  # as long as it takes to walk past tens of thousands of files
+
+        return run(settings, walk, progress or Progress(), profile, lap)
+
+
+@contextmanager
+def _measured(profile: Profile | None) -> Iterator[Lap]:
+    if profile is None:
+        yield no_lap
+        return
+    from drumline.pipeline.profile import recorded, saved
+
     with saved(profile), recorded(profile, "supervisor") as lap:
-        return _infer(settings, progress, profile, lap)
-
-
-def _infer(settings: InferSettings, progress: Progress, profile: Profile | None, lap: Lap) -> dict[str, Any]:
-    request = check_request(_absolute(settings))
-    make_runs_root(request.settings)
-    lock = exclusive(
-        request.settings.runs_root / LOCK_NAME,
-        f"the runs root {display_path(settings.runs_root)!r}",
-        f"infer of {display_path(request.archive)}",
-    )
-    with lock, cache_errors(request.cache_path):
-        with closing(open_cache(request.cache_path, request.settings.runs_root, progress.note)) as cache:
-            job = make_job(request, cache)
-        lap(Step.PREPARE, 0)
-        # No SQLite connection may live through a fork.
-        outcome = _supervise(job, progress, profile)
-        lap(Step.SUPERVISE, 0)
-        with closing(Cache(request.cache_path)) as cache:
-            summary = finish(job, cache, outcome)
-        lap(Step.FINISH, 0)
-        return summary
-
-
-def _supervise(job: Job, progress: Progress, profile: Profile | None) -> Outcome:
-    if profile:
-        profile.directory = job.run.directory
-    try:
-        return supervise(job, progress, profile)
-    except (ArchiveError, BundleError, RuntimeMissingError):
-        discard_if_empty(job)
-        raise
-
-
-def _absolute(settings: InferSettings) -> InferSettings:
-    return replace(settings, runs_root=Path(os.path.abspath(settings.runs_root)))
-
-
-def preview(settings: InferSettings) -> dict[str, Any]:
-    """Return what `infer` would read and what it would carry over; writes nothing."""
-    request = check_request(_absolute(settings))
-    with tempfile.TemporaryDirectory() as directory, cache_errors(request.cache_path):
-        cache = None if settings.fresh else _known(request, Path(directory) / CACHE_NAME)
-        scope = cache.find_scope(request.archive, request.inference_key) if cache else None
-        survey = make_survey(request, cache if scope is not None else None, scope or 0, run_id=0)
-        new = [finding.entry.size for finding in survey.present() if isinstance(finding, NewFile)]
-        if cache:
-            cache.close()
-    return {
-        "archive_root": display_path(request.archive),
-        "runs_root": display_path(request.settings.runs_root),
-        "model": model_facts(request.bundle),
-        "counts": {
-            "discovered": survey.files,
-            "to_read": len(new),
-            "to_read_bytes": sum(new),
-            "carried_over": survey.files - len(new),
-            "gone": survey.gone,
-            "unreadable_directories": len(survey.walk.unreadable),
-        },
-    }
-
-
-def _known(request: Request, temporary: Path) -> Cache | None:
-    """Open what `infer` would know; where it would make the cache anew first, so is a temporary one."""
-    runs_root = request.settings.runs_root
-    if not runs_root.is_dir():
-        return None
-    with suppress(OutputError, sqlite3.DatabaseError):
-        cache = Cache(request.cache_path, "look")
-        if agrees(cache, runs_root):
-            return cache
-        cache.close()
-    rebuild_cache(temporary, runs_root)
-    return Cache(temporary, "read")
+        yield lap

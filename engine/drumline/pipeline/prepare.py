@@ -7,6 +7,7 @@ import platform
 import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import Any, Final
 
 from drumline import __version__
@@ -15,7 +16,6 @@ from drumline.cache import Cache
 from drumline.durable import output_errors
 from drumline.errors import ArchiveError, IndexFormatError, OutputError, StageError
 from drumline.failpoints import step
-from drumline.inference import check_runtime
 from drumline.machine import address_space_limit
 from drumline.pipeline.job import Job, Request, decision_key, inference_key, model_facts
 from drumline.records import display_path
@@ -55,7 +55,7 @@ def check_request(settings: InferSettings) -> Request:
     """
     archive = _archive(settings)
     _check_address_space()
-    check_runtime()
+    _check_runtime()
     bundle = load_bundle(
         settings.model_path, label_map=settings.label_map, canonical_map=settings.canonical_map
     )
@@ -74,6 +74,14 @@ def check_request(settings: InferSettings) -> Request:
         inference_key=inference_key(settings, bundle),
         decision_key=decision_key(settings, decisions),
     )
+
+
+def _check_runtime() -> None:
+    """See early that there is a runtime; that it is whole, predict sees, which a rescan may not need."""
+    if find_spec("onnxruntime") is None:
+        from drumline.inference import check_runtime
+
+        check_runtime()
 
 
 def _check_address_space() -> None:
@@ -218,5 +226,10 @@ def _run_info(request: Request) -> dict[str, Any]:
         },
         "inference_key": request.inference_key,
         "decision_key": request.decision_key,
-        "platform": {"python": platform.python_version(), "system": platform.platform()},
+        "platform": {"python": platform.python_version(), "system": _system()},
     }
+
+
+def _system() -> str:
+    # platform.platform() searches the interpreter's file for the C library's version, which takes 10 ms.
+    return f"{platform.system()}-{platform.release()}-{platform.machine()}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sqlite3
 import sys
 import time
 import traceback
@@ -20,10 +19,9 @@ from dataclasses import dataclass
 import orjson
 
 from drumline import errors
-from drumline.cache import cache_way_out
 from drumline.errors import DrumlineError, OutputError, StageError
 from drumline.machine import end_with_parent
-from drumline.pipeline.queues import LifelineCut
+from drumline.pipeline.pipes import LifelineCut
 
 __all__ = ["Reports", "StageProcess"]
 
@@ -148,16 +146,23 @@ def _run(name: str, body: Callable[[], None], reports: Reports, supervisor: int)
         code = 0
     except LifelineCut:
         code = 0
-    except DrumlineError as error:
-        reports.send(name, error)
-    except sqlite3.DatabaseError as error:
-        reports.send(
-            name, OutputError(f"the {name} stage cannot use the cache: {error}", cache_way_out(error))
-        )
-    except BaseException:
-        reports.send(name, StageError(f"the {name} stage failed:\n{traceback.format_exc(limit=-4)}", _REPORT))
+    except BaseException as error:
+        reports.send(name, _reported(name, error))
     finally:
         os._exit(code)
+
+
+def _reported(name: str, error: BaseException) -> DrumlineError:
+    """Return what the supervisor is to say of an error that ended a stage."""
+    import sqlite3  # here, for walk starts before anything else is imported
+
+    from drumline.cache import cache_way_out
+
+    if isinstance(error, DrumlineError):
+        return error
+    if isinstance(error, sqlite3.DatabaseError):
+        return OutputError(f"the {name} stage cannot use the cache: {error}", cache_way_out(error))
+    return StageError(f"the {name} stage failed:\n{traceback.format_exc(limit=-4)}", _REPORT)
 
 
 _FORK_WAY_OUT = "Use fewer --workers, or raise the limits of processes and memory."

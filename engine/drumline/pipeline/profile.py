@@ -25,7 +25,7 @@ from drumline.pipeline.bound import StageTimes, name_bound, suggested_workers
 __all__ = ["PROFILE_NAME", "STAGES", "TRACE_NAME", "Profile", "recorded", "saved"]
 
 PROFILE_NAME, TRACE_NAME = "profile.json", "profile.trace.json"
-STAGES = ("supervisor", "discover", "extract", "predict", "write")
+STAGES = ("supervisor", "walk", "discover", "extract", "predict", "write")
 _MOST_SAMPLES = 2048
 _WAITING = (Step.WAIT_INPUT, Step.WAIT_OUTPUT, Step.SUPERVISE)
 

@@ -7,9 +7,6 @@ atomic in the kernel, so numbers are never torn, no lock exists that a killed pr
 end of the stream is known when every writer has closed (or died). A slot number is on one queue at most, so
 back-pressure comes from the finite number of slots. There are no more slots than a pipe holds numbers
 (`SlotQueue.capacity`), so writers do not wait for readers, and no circle of waiting can close.
-
-Whoever waits on a queue waits on the *lifeline* too: a pipe whose only writer is the supervisor. When the
-supervisor is gone, even by SIGKILL, the wait ends with `LifelineCut` and the stage exits: no orphans.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drumline.errors import StageError
+from drumline.pipeline.pipes import Lifeline, LifelineCut, Pipe, Stream, pipe_errors
 
 __all__ = ["Lifeline", "LifelineCut", "Queues", "SlotQueue"]
 
@@ -33,40 +30,8 @@ _SMALLEST_PIPE = 16_384  # macOS; Linux tells
 _ATOMIC_NUMBERS = select.PIPE_BUF // _NUMBER_BYTES
 
 
-class LifelineCut(Exception):  # noqa: N818  (a signal, not a mistake)
-    """The supervisor is gone."""
-
-
-class Lifeline:
-    """A pipe that ends when the supervisor does."""
-
-    def __init__(self) -> None:
-        self.reader, self.writer = os.pipe()
-
-    def hold(self) -> None:
-        """Keep only the end that notices (called in a stage)."""
-        os.close(self.writer)
-
-    def close(self) -> None:
-        """Close both ends (called in the supervisor, after the stages have ended)."""
-        os.close(self.reader)
-        os.close(self.writer)
-
-
-class SlotQueue:
-    """A queue of slot numbers between processes that were forked from one another.
-
-    Parameters
-    ----------
-    lifeline
-        Ends every wait when the supervisor is gone.
-    """
-
-    def __init__(self, lifeline: Lifeline) -> None:
-        self.reader, self.writer = os.pipe()
-        os.set_blocking(self.reader, False)
-        os.set_blocking(self.writer, False)
-        self._lifeline = lifeline
+class SlotQueue(Pipe):
+    """A queue of slot numbers."""
 
     @property
     def capacity(self) -> int:
@@ -113,43 +78,15 @@ class SlotQueue:
                 continue  # another reader was faster
         return 0
 
-    def _wait(self, descriptor: int, event: int, timeout: float | None) -> bool:
-        poll = select.poll()
-        poll.register(descriptor, event)
-        poll.register(self._lifeline.reader, 0)
-        ready = dict(poll.poll(None if timeout is None else timeout * 1000))
-        if self._lifeline.reader in ready:
-            raise LifelineCut
-        return bool(ready)
-
-    def use(self, *, read: bool = False, write: bool = False) -> None:
-        """Keep only the ends that this process uses, so that the end of the stream can be seen."""
-        if not read:
-            self.close_reader()
-        if not write:
-            self.close_writer()
-
-    def close_reader(self) -> None:
-        """Stop reading."""
-        self.reader = _close(self.reader)
-
-    def close_writer(self) -> None:
-        """Stop writing."""
-        self.writer = _close(self.writer)
-
-
-def _close(descriptor: int) -> int:
-    if descriptor >= 0:
-        os.close(descriptor)
-    return -1
-
 
 @dataclass(frozen=True)
 class Queues:
-    """The four queues of a pipeline.
+    """The queues of a pipeline.
 
     Parameters
     ----------
+    listings
+        walk → discover: directories with their files.
     todo
         discover → extract: files to read.
     ready
@@ -161,29 +98,28 @@ class Queues:
     """
 
     lifeline: Lifeline
+    listings: Stream
     todo: SlotQueue
     ready: SlotQueue
     done: SlotQueue
     free: SlotQueue
 
     @classmethod
-    def create(cls) -> Queues:
-        """Make the pipes."""
-        try:
-            lifeline = Lifeline()
-            return cls(lifeline, *(SlotQueue(lifeline) for _ in range(4)))
-        except OSError as error:
-            way_out = "Raise the limit of open files (ulimit -n)."
-            raise StageError(f"cannot make pipes: {error.strerror}", way_out) from error
+    def create(cls, lifeline: Lifeline, listings: Stream) -> Queues:
+        """Make the pipes that are not there yet."""
+        with pipe_errors():
+            return cls(lifeline, listings, *(SlotQueue(lifeline) for _ in range(4)))
 
-    def keep(self, *, reads: SlotQueue | None = None, writes: Sequence[SlotQueue] = ()) -> None:
+    def keep(self, *, reads: Sequence[Pipe] = (), writes: Sequence[Pipe] = ()) -> None:
         """Close, in a stage, every end that it does not use."""
         self.lifeline.hold()
-        for queue in (self.todo, self.ready, self.done, self.free):
-            queue.use(read=queue is reads, write=queue in writes)
+        for queue in self._all():
+            queue.use(read=queue in reads, write=queue in writes)
+
+    def _all(self) -> tuple[Pipe, ...]:
+        return (self.listings, self.todo, self.ready, self.done, self.free)
 
     def close(self) -> None:
         """Close every end (called in the supervisor, after the stages have ended)."""
-        self.lifeline.close()
-        for queue in (self.todo, self.ready, self.done, self.free):
+        for queue in self._all():
             queue.use()

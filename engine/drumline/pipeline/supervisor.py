@@ -2,11 +2,11 @@
 
 Protocol
 --------
-Order of ends: discover leaves when the archive is walked. When no slot waits for extraction any more, the
-supervisor closes `todo`; the workers leave; it closes `ready` and `done`; predict leaves, then write. Each
-stage sees the end of its stream only when nothing can come any more.
+Order of ends: walk leaves when it has met the whole archive, discover when all of it is compared. When no
+slot waits for extraction any more, the supervisor closes `todo`; the workers leave; it closes `ready` and
+`done`; predict leaves, then write. Each stage sees the end of its stream only when nothing can come any more.
 
-Workers and predict start when the first file has to be read, so a rescan that finds nothing new costs two
+Workers and predict start when the first file has to be read, so a rescan that finds nothing new costs three
 processes.
 
 How much may be under way follows the memory that is left (`drumline.memory`): the supervisor looks four times
@@ -43,16 +43,19 @@ from drumline.machine import give_way
 from drumline.pipeline.assemble import assigned_labels
 from drumline.pipeline.discover import discover
 from drumline.pipeline.job import Job
-from drumline.pipeline.process import Reports, StageProcess
+from drumline.pipeline.pipes import Pipe
+from drumline.pipeline.process import StageProcess
 from drumline.pipeline.profile import Profile, recorded
-from drumline.pipeline.queues import Queues, SlotQueue
+from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import NO_SLOT, Gauge, Kind, SlotTable, State
+from drumline.pipeline.walk import Walking
 from drumline.pipeline.write import write
 from drumline.progress import Progress, Snapshot
 
 __all__ = ["Outcome", "supervise"]
 
 _TICK_SEC = 0.02  # how late the supervisor may notice something; a tick costs 50 µs
+_RESCAN_TICK_SEC = 0.005  # while nothing has to be read, the run may be over at any moment
 _TRIES = 2
 # Ctrl-C is to end within 2 s: a file at hand gets half of it, and what is predicted the rest to be written.
 _WORKERS_MAY_FINISH_SEC = 1.0
@@ -105,11 +108,11 @@ class _Signals:
 
 
 class _Supervisor:
-    def __init__(self, job: Job, progress: Progress, profile: Profile | None) -> None:
+    def __init__(self, job: Job, walking: Walking, progress: Progress, profile: Profile | None) -> None:
         self._job, self._progress, self._profile = job, progress, profile
         settings = job.settings
         self._workers_wanted = settings.worker_count
-        self._queues, self._reports = Queues.create(), Reports()
+        self._queues, self._reports = Queues.create(walking.lifeline, walking.listings), walking.reports
         # Two batches under way, one being gathered, and for each worker a chunk at hand and one waiting.
         wanted = 3 * settings.batch_size + 32 * self._workers_wanted + 64
         row, labels = job.bundle.row_shape, len(job.bundle.labels)
@@ -125,7 +128,7 @@ class _Supervisor:
         )
         self._thrift = memory.Thrift(memory.Ration(slots, settings.batch_size, self._workers_wanted))
         self._allow()
-        self._stages: dict[str, StageProcess] = {}
+        self._stages: dict[str, StageProcess] = {"walk": walking.process}
         self._workers: dict[int, StageProcess] = {}
         self._timed_out: set[int] = set()
         self._idle_deaths, self._progress_mark = 0, -1
@@ -136,10 +139,11 @@ class _Supervisor:
     def run(self, signals: _Signals) -> Outcome:
         """Run the stages until write has ended."""
         queues = self._queues
-        self._start("write", write, queues.done, (queues.free,))
-        self._start("discover", discover, queues.free, (queues.todo, queues.done))
-        # Only discover reads it: when discover has left, write is told by a broken pipe.
+        self._start("discover", discover, (queues.listings, queues.free), (queues.todo, queues.done))
+        # Only discover reads these: when discover has left, walk and write are told by a broken pipe.
+        queues.listings.use()
         queues.free.close_reader()
+        self._start("write", write, (queues.done,), (queues.free,))
         while self._stages["write"].running:
             if signals.requests:
                 self._stop_in_order(signals)
@@ -173,8 +177,8 @@ class _Supervisor:
         self,
         name: str,
         stage: Callable[[Job, SlotTable, Queues, Lap], None],
-        reads: SlotQueue,
-        writes: tuple[SlotQueue, ...],
+        reads: tuple[Pipe, ...],
+        writes: tuple[Pipe, ...],
     ) -> None:
         def body() -> None:
             self._behave()
@@ -194,7 +198,7 @@ class _Supervisor:
         def body() -> None:
             self._behave()
             queues = self._queues
-            queues.keep(reads=queues.todo, writes=(queues.ready, queues.done))
+            queues.keep(reads=(queues.todo,), writes=(queues.ready, queues.done))
             try:
                 with recorded(self._profile, "extract", number) as lap:
                     extract(self._job, self._table, queues, lap, number)
@@ -204,9 +208,7 @@ class _Supervisor:
         self._workers[number] = StageProcess.start("extract", body, self._reports)
 
     def _tick(self) -> None:
-        poll = select.poll()
-        poll.register(self._reports.reader, select.POLLIN)
-        poll.poll(_TICK_SEC * 1000)
+        self._wait_for_news()
         self._reap()
         if self._table.counters[Gauge.QUEUED] and "predict" not in self._stages:
             self._start_extraction()
@@ -239,11 +241,17 @@ class _Supervisor:
             "workers": self._workers_started,
         }
 
+    def _wait_for_news(self) -> None:
+        """Wait a moment, less when a process reports."""
+        poll = select.poll()
+        poll.register(self._reports.reader, select.POLLIN)
+        poll.poll(1000 * (_TICK_SEC if "predict" in self._stages else _RESCAN_TICK_SEC))
+
     def _start_extraction(self) -> None:
         from drumline.pipeline.predict import predict
 
         self._start_workers()
-        self._start("predict", predict, self._queues.ready, (self._queues.done,))
+        self._start("predict", predict, (self._queues.ready,), (self._queues.done,))
 
     def _start_workers(self) -> None:
         while self._workers_started < self._thrift.allowed.workers:
@@ -426,7 +434,6 @@ class _Supervisor:
             process.kill()
             process.wait()
         self._queues.close()
-        self._reports.close()
 
 
 def _cause(process: StageProcess) -> str:
@@ -436,8 +443,8 @@ def _cause(process: StageProcess) -> str:
     return f"exit code {code}"
 
 
-def supervise(job: Job, progress: Progress, profile: Profile | None = None) -> Outcome:
-    """Run the pipeline of a job to its end.
+def supervise(job: Job, walking: Walking, progress: Progress, profile: Profile | None = None) -> Outcome:
+    """Run the pipeline of a job to its end; its walk is under way.
 
     Raises
     ------
@@ -450,7 +457,7 @@ def supervise(job: Job, progress: Progress, profile: Profile | None = None) -> O
     """
     signals = _Signals()
     with signals.noted():
-        supervisor = _Supervisor(job, progress, profile)
+        supervisor = _Supervisor(job, walking, progress, profile)
         try:
             return supervisor.run(signals)
         finally:

@@ -7,8 +7,9 @@ collected into frames. A flush appends the frames to the index, waits until they
 commits their rows to the cache together with the length up to which the index is valid. After a kill, the
 index is cut to that length: what was past it is done again, and nothing is there twice.
 
-Whole frames of an earlier run with the same decisions are copied byte for byte. Otherwise the lines that
-still hold are decided again and written into new frames.
+Frames of an earlier run with the same decisions are copied byte for byte; where some of their lines no longer
+hold, the bytes of the others are. Otherwise the lines that still hold are decided again and written into new
+frames.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from drumline.cache import Cache, FileRow, FrameRow, file_row
+from drumline.cache import Cache, FileRow, FrameRow, Split, file_row
 from drumline.durable import output_errors
 from drumline.errors import IndexFormatError
 from drumline.failpoints import step
@@ -32,7 +33,7 @@ from drumline.pipeline.assemble import Assembler
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import Gauge, Kind, SlotTable, State
-from drumline.records import Record, display_path, encode_record, redecide
+from drumline.records import Record, display_path, encode_record, redecide, relative_path
 from drumline.runs import open_run
 from drumline.tally import Tally
 
@@ -90,6 +91,16 @@ class _Source:
             self._forget(frame, path, error)
         return SourceFrame(frame, os.pread(descriptor, frame.length, frame.offset), data, path)
 
+    def lines(self, source: SourceFrame) -> list[tuple[int, bytes]]:
+        """Return a frame's lines, each with the number that the cache counts by."""
+        frame, lines = source.row, split_lines(source.data)
+        if len(lines) != frame.lines:
+            error = IndexFormatError(f"a frame has {len(lines)} lines, not {frame.lines}", "")
+            self._forget(frame, source.path, error)
+        kept = frame.kept
+        numbers = [number for number in range(kept.bit_length()) if kept >> number & 1]
+        return list(zip(numbers, lines, strict=True))
+
     def _forget(self, frame: FrameRow, path: Path, error: IndexFormatError) -> NoReturn:
         with self._cache.transaction():
             self._cache.forget_frame(frame.id)
@@ -117,6 +128,7 @@ class _Writer:
         self._pending = _Lines()
         self._frames: list[tuple[int, int, _Lines]] = []
         self._carried: list[tuple[int, int]] = []
+        self._split: list[Split] = []
         self._gone: list[tuple[int, bytes | None]] = []
         self._flushed = time.monotonic()
         self._interval = _FIRST_FLUSH_SEC
@@ -165,12 +177,12 @@ class _Writer:
         fields = self._table.slots[slot]
         source = self._source.read(int(fields["frame"]))
         mask = int.from_bytes(fields["lines"].tobytes(), "little")
-        if self._may_be_copied(source.row, mask):
+        if not self._may_be_copied(source.row, mask):
+            self._decide_again(source, mask)
+        elif mask == source.row.kept:
             self._carried.append((source.row.id, self._index.append(source.raw)))
         else:
-            lines = enumerate(split_lines(source.data))
-            held = [parse_record(line, source.path) for number, line in lines if mask >> number & 1]
-            self._add([self._redecided(record) for record in held], carried=True)
+            self._split.append(self._copy_some(source, mask))
         self._table.counters[Gauge.CARRIED] += mask.bit_count()
         self._lap(Step.CARRY, mask.bit_count())
 
@@ -178,9 +190,22 @@ class _Writer:
         return redecide(record, self._job.decisions, self._job.settings.top_k)
 
     def _may_be_copied(self, frame: FrameRow, mask: int) -> bool:
-        whole = mask == (1 << frame.lines) - 1
         # Small frames, from slow hours, are written anew together, or they would stay small for ever.
-        return whole and frame.run in self._job.carriable and frame.lines >= FRAME_LINES // 2
+        return frame.run in self._job.carriable and mask.bit_count() >= FRAME_LINES // 2
+
+    def _decide_again(self, source: SourceFrame, mask: int) -> None:
+        lines = self._source.lines(source)
+        held = [parse_record(line, source.path) for number, line in lines if mask >> number & 1]
+        self._add([self._redecided(record) for record in held], carried=True)
+
+    def _copy_some(self, source: SourceFrame, mask: int) -> Split:
+        """Copy the lines of `mask` as bytes; what is left out is parsed, to be taken out of the counts."""
+        lines = self._source.lines(source)
+        left_out = [parse_record(line, source.path) for number, line in lines if not mask >> number & 1]
+        frame = self._job.codec.compress(b"".join(line for number, line in lines if mask >> number & 1))
+        tally = self._cache.frame_tally(source.row.id).without(Tally.of(left_out))
+        place = self._index.append(frame)
+        return Split(source.row, mask, place, len(frame), tally, list(map(relative_path, left_out)))
 
     def _forget(self, slot: int, kind: int) -> None:
         fields = self._table.slots[slot]
@@ -193,20 +218,20 @@ class _Writer:
 
     def due(self) -> bool:
         """Whether enough is waiting, or has waited long enough, to be put on disk."""
-        waiting = len(self._carried) + len(self._gone)
+        waiting = len(self._carried) + len(self._split) + len(self._gone)
         return bool(self._frames) or waiting >= _CHANGES_PER_FLUSH or self.patience() == 0.0
 
     def flush(self, *, partly: bool = False) -> None:
         """Put frames on disk and commit their rows; `partly` leaves a frame that is not full for later."""
         if not partly:
             self._close_frame()
-        if self._frames or self._carried or self._gone:
+        if self._frames or self._carried or self._split or self._gone:
             self._index.sync()
             self._lap(Step.WRITE, 0)
             self._commit()
             self._lap(Step.CACHE, sum(len(lines.rows) for *_, lines in self._frames))
             self._interval = _LATER_FLUSH_SEC
-        self._frames, self._carried, self._gone = [], [], []
+        self._frames, self._carried, self._split, self._gone = [], [], [], []
         self._flushed = time.monotonic()
 
     def _commit(self) -> None:
@@ -214,6 +239,8 @@ class _Writer:
         with self._cache.transaction():
             for number, place in self._carried:
                 self._cache.carry_frame(number, job.run_id, place)
+            for split in self._split:
+                self._cache.split_frame(job.scope, job.run_id, split)
             for place, length, lines in self._frames:
                 self._cache.add_frame(
                     job.scope, job.run_id, place, length, lines.carried, lines.tally, lines.rows

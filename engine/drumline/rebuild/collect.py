@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from drumline.errors import IndexFormatError
-from drumline.index import GARBLED, garbled, parse_record, read_frames, split_lines
+from drumline.helpers import helpers_for
+from drumline.index import GARBLED, garbled, parse_records, read_frames, split_lines
 from drumline.rebuild.actions import Problem, Progress
-from drumline.rebuild.helpers import helpers_for
 from drumline.rebuild.labelling import Labeller
 from drumline.rebuild.names import collision_key, flat_name, is_safe, label_directory
 from drumline.rebuild.plan import Plan
@@ -135,8 +135,10 @@ class Reader:
         found, line = Found(), b""
         first = lines[0] << _FRAME_SHIFT
         try:
-            for place, line in enumerate(split_lines(lines[1]), first):
-                self._read(place, parse_record(line, self._path), found)
+            texts = split_lines(lines[1])
+            for place, record in enumerate(parse_records(texts, self._path)):
+                line = texts[place]
+                self._read(first + place, record, found)
             found.tally.report()  # whatever it cannot count must not reach the sum
         except GARBLED as error:
             raise IndexFormatError(

@@ -17,9 +17,9 @@ from typing import Any
 from drumline import __version__
 from drumline.durable import output_errors
 from drumline.errors import Interrupted
+from drumline.helpers import helpers_for
 from drumline.rebuild.actions import Action, Failure, Progress, report_to
 from drumline.rebuild.clearing import Clearing
-from drumline.rebuild.helpers import helpers_for
 from drumline.rebuild.log import rebuild_line
 from drumline.rebuild.manifests import STATS, SUMMARY, Reports
 from drumline.rebuild.place import Placer, Staged

@@ -173,16 +173,20 @@ class _CacheCheck:
             return
         if len(lines) != frame.lines:
             self._problem(where, f"has {len(lines)} lines, not {frame.lines}")
+        if frame.kept.bit_count() != frame.lines:
+            self._problem(where, f"has {frame.lines} lines, but numbers for {frame.kept.bit_count()}")
         for row in rows:
-            self._check_row(row, lines)
+            self._check_row(row, frame, lines)
 
-    def _check_row(self, row: FileRow, lines: list[bytes]) -> None:
+    def _check_row(self, row: FileRow, frame: FrameRow, lines: list[bytes]) -> None:
         path = os.path.join(row.directory, row.name)
-        if not 0 <= row.line < len(lines):
-            self._problem(path, f"points at line {row.line} of {len(lines)}")
+        try:
+            line = lines[frame.place(row.line)]
+        except LookupError:
+            self._problem(path, f"points at line {row.line}, which is not in its frame")
             return
         try:
-            expected = file_row(parse_record(lines[row.line], self._run.index_path), row.line)
+            expected = file_row(parse_record(line, self._run.index_path), row.line)
         except (DrumlineError, *GARBLED):
             self._problem(path, "points at a line that is no record")
             return

@@ -1,8 +1,9 @@
 """Helpers: processes that do the heavy part of a task while the main process prepares the next ones.
 
-Reading: the main process unpacks frames of the index, helpers turn them into rows of the plan. Placing: the
-main process announces batches, helpers make the names; that costs the kernel more time than all that Python
-does for it, and several processes can ask it to at the same time.
+Counting: the main process finds frames of the index, helpers unpack and count them. Reading: the main process
+unpacks frames, helpers turn them into rows of a rebuild's plan. Placing: the main process announces batches,
+helpers make the names; that costs the kernel more time than all that Python does for it, and several
+processes can ask it to at the same time.
 
 The main process gives a task only to a helper that is idle, so a helper is always there to read it, and its
 answer is read before it gets another: no pipe ever fills from both sides. A helper that reads the end of its
@@ -166,16 +167,12 @@ def _answer(connection: Connection) -> Any:
 
 
 def _died() -> StageError:
-    return StageError(
-        "a helper process of the rebuild died", "Give the same command again: it goes on where it stopped."
-    )
+    return StageError("a helper process died", "Give the same command again: it goes on where it stopped.")
 
 
 def _failed(error: Exception) -> StageError:
     cause = "".join(traceback.format_exception_only(error)).strip()
-    return StageError(
-        f"a helper process of the rebuild failed: {cause}", "This is a fault of drumline: please report it."
-    )
+    return StageError(f"a helper process failed: {cause}", "This is a fault of drumline: please report it.")
 
 
 def _serve(connection: Connection, others: list[Connection], work: Callable[[Any], Any]) -> None:

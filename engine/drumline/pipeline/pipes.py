@@ -1,0 +1,148 @@
+"""Pipes between stages, and what ends every wait on them.
+
+Protocol
+--------
+Whoever waits on a pipe waits on the *lifeline* too: a pipe whose only writer is the supervisor. When the
+supervisor is gone, even by SIGKILL, the wait ends with `LifelineCut` and the stage exits: no orphans.
+
+A `Stream` carries messages of any length from one process to one other, each behind its length. Its writer
+waits while the pipe is full.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from drumline.errors import StageError
+
+__all__ = ["Lifeline", "LifelineCut", "Pipe", "Stream", "pipe_errors"]
+
+_LENGTH_BYTES = 4
+_PIECE_BYTES = 1 << 16
+
+
+@contextmanager
+def pipe_errors() -> Iterator[None]:
+    """Turn the system's refusal to make pipes into a `StageError`."""
+    try:
+        yield
+    except OSError as error:
+        way_out = "Raise the limit of open files (ulimit -n)."
+        raise StageError(f"cannot make pipes: {error.strerror}", way_out) from error
+
+
+class LifelineCut(Exception):  # noqa: N818  (a signal, not a mistake)
+    """The supervisor is gone."""
+
+
+class Lifeline:
+    """A pipe that ends when the supervisor does."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+
+    def hold(self) -> None:
+        """Keep only the end that notices (called in a stage)."""
+        os.close(self.writer)
+
+    def close(self) -> None:
+        """Close both ends (called in the supervisor, after the stages have ended)."""
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+class Pipe:
+    """A pipe between processes that were forked from one another.
+
+    Parameters
+    ----------
+    lifeline
+        Ends every wait when the supervisor is gone.
+    """
+
+    def __init__(self, lifeline: Lifeline) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        os.set_blocking(self.writer, False)
+        self._lifeline = lifeline
+
+    def _wait(self, descriptor: int, event: int, timeout: float | None) -> bool:
+        poll = select.poll()
+        poll.register(descriptor, event)
+        poll.register(self._lifeline.reader, 0)
+        ready = dict(poll.poll(None if timeout is None else timeout * 1000))
+        if self._lifeline.reader in ready:
+            raise LifelineCut
+        return bool(ready)
+
+    def use(self, *, read: bool = False, write: bool = False) -> None:
+        """Keep only the ends that this process uses, so that the end of the stream can be seen."""
+        if not read:
+            self.close_reader()
+        if not write:
+            self.close_writer()
+
+    def close_reader(self) -> None:
+        """Stop reading."""
+        self.reader = _close(self.reader)
+
+    def close_writer(self) -> None:
+        """Stop writing."""
+        self.writer = _close(self.writer)
+
+
+class Stream(Pipe):
+    """A queue of messages with one reader and one writer."""
+
+    def __init__(self, lifeline: Lifeline) -> None:
+        super().__init__(lifeline)
+        self._received = bytearray()
+
+    def send(self, message: bytes) -> None:
+        """Append a message; waits while the pipe is full.
+
+        Raises
+        ------
+        BrokenPipeError
+            When its reader has left.
+        """
+        left = memoryview(len(message).to_bytes(_LENGTH_BYTES, "little") + message)
+        while left:
+            try:
+                left = left[os.write(self.writer, left) :]
+            except BlockingIOError:
+                self._wait(self.writer, select.POLLOUT, None)
+
+    def receive(self) -> bytes | None:
+        """Take a message, waiting for it; None at the end of the stream."""
+        length = self._take(_LENGTH_BYTES)
+        return None if length is None else self._take(int.from_bytes(length, "little"))
+
+    def wait_for_supervisor(self) -> NoReturn:
+        """Wait until the supervisor is gone, or kills this process: it knows what happened to the writer."""
+        while True:
+            self._wait(self._lifeline.reader, 0, None)
+
+    def _take(self, size: int) -> bytes | None:
+        while len(self._received) < size:
+            try:
+                piece = os.read(self.reader, _PIECE_BYTES)
+            except BlockingIOError:
+                self._wait(self.reader, select.POLLIN, None)
+                continue
+            if not piece:
+                return None
+            self._received += piece
+        taken = bytes(self._received[:size])
+        del self._received[:size]
+        return taken
+
+
+def _close(descriptor: int) -> int:
+    if descriptor >= 0:
+        os.close(descriptor)
+    return -1

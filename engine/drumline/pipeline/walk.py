@@ -1,0 +1,269 @@
+"""Stage 1, walk (× 1): look at every file of the archive, ahead of discover.
+
+Protocol
+--------
+Walks the archive and sends what it finds on `listings`: many small directories in one message, but no
+directory waits long for its message. When the pipe is full, it waits: that is how far ahead it goes. The last
+message says that it is the last. A stream that ends without it ends because this stage was killed: discover
+waits then, and the supervisor ends the run.
+
+A process of its own, for in a rescan the system's looks at the files take as long as all else together. And
+it is the first: it starts before most of drumline has been imported, and walks meanwhile. So this module
+imports little, and what it needs of a run is known from the settings alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+
+from drumline.errors import StageError
+from drumline.failpoints import step
+from drumline.machine import give_way, open_files_limit
+from drumline.pipeline.pipes import Lifeline, Stream, pipe_errors
+from drumline.pipeline.process import Reports, StageProcess
+from drumline.steps import Lap, Step, no_lap
+from drumline.walk import Directory, Entry, Walk, WalkSettings
+
+if TYPE_CHECKING:
+    from drumline.pipeline.profile import Profile
+    from drumline.settings import InferSettings
+
+__all__ = ["Walked", "Walking", "walk", "walk_settings", "walking"]
+
+_FILES_AT_ONCE = 512
+_WAIT_SEC = 0.01
+
+_FEWEST_OPEN_FILES = 24
+"""Pipes, processes, lock and cache; what else a stage opens takes the places of the pipes that it closes."""
+
+
+def walk_settings(settings: InferSettings) -> WalkSettings:
+    """Return what of the archive is met: all but our own output."""
+    root = os.path.realpath(os.fsencode(settings.archive))
+    formats = frozenset(name.encode() for name in settings.supported_formats)
+    skip = _identity(settings.runs_root)
+    return WalkSettings(root, formats, skip, settings.follow_links, settings.one_file_system)
+
+
+def _identity(directory: Path) -> frozenset[tuple[int, int]]:
+    try:
+        found = os.stat(directory)
+    except OSError:
+        return frozenset()
+    return frozenset({(found.st_dev, found.st_ino)})
+
+
+class Message(NamedTuple):
+    """What walk sends at once.
+
+    Parameters
+    ----------
+    directories
+        Directories with their files.
+    skipped_links, skipped_special
+        What was skipped so far.
+    unreadable
+        What else could not be listed, and why.
+    last
+        Whether it is the last message.
+    """
+
+    directories: list[Directory]
+    skipped_links: int
+    skipped_special: int
+    unreadable: list[tuple[bytes, str]]
+    last: bool
+
+    def encode(self) -> bytes:
+        """Return it as bytes: a head in JSON, names with a NUL behind each, and columns of numbers."""
+        files = [entry for directory in self.directories for entry in directory.files]
+        names = b"".join(entry.name + b"\0" for entry in files)
+        paths = b"".join(directory.path + b"\0" for directory in self.directories)
+        errors = [(place, entry.error) for place, entry in enumerate(files) if entry.error]
+        unreadable = [(path.decode("latin-1"), error) for path, error in self.unreadable]
+        sizes = (len(paths), len(names), len(self.directories), len(files))
+        head = orjson.dumps(
+            [*sizes, errors, self.skipped_links, self.skipped_special, unreadable, self.last],
+            option=orjson.OPT_APPEND_NEWLINE,
+        )
+        counts = array("q", [len(directory.files) for directory in self.directories])
+        times = array("q", [entry.mtime_ns for entry in files])
+        columns = counts, array("q", [entry.size for entry in files]), times
+        return b"".join([head, paths, names, *(column.tobytes() for column in columns)])
+
+    @classmethod
+    def decode(cls, message: bytes) -> Message:
+        """Build from what `encode` gave."""
+        start = message.index(b"\n") + 1
+        head = orjson.loads(message[:start])
+        paths_size, names_size, directories, files, errors, links, special, unreadable, last = head
+        numbers_at = start + paths_size + names_size
+        paths = message[start : start + paths_size].split(b"\0")[:directories]
+        names = message[start + paths_size : numbers_at].split(b"\0")[:files]
+        numbers = array("q", message[numbers_at:])
+        sizes, times = numbers[directories : directories + files], numbers[directories + files :]
+        entries = list(map(Entry, names, sizes, times))
+        for place, error in errors:
+            entries[place] = entries[place]._replace(error=error)
+        rest = iter(entries)
+        found = [
+            Directory(path, list(islice(rest, count))) for path, count in zip(paths, numbers, strict=False)
+        ]
+        return cls(found, links, special, [(path.encode("latin-1"), why) for path, why in unreadable], last)
+
+
+class _Sender:
+    """Collects directories into messages."""
+
+    def __init__(self, found: Walk, stream: Stream) -> None:
+        self._found, self._stream = found, stream
+        self._directories: list[Directory] = []
+        self._files = self._unreadable = 0
+        self._sent = 0.0
+
+    def add(self, directory: Directory) -> None:
+        self._directories.append(directory)
+        self._files += len(directory.files)
+
+    def due(self) -> bool:
+        """Whether enough is waiting, or has waited long enough."""
+        return self._files >= _FILES_AT_ONCE or time.monotonic() - self._sent > _WAIT_SEC
+
+    def send(self, *, last: bool = False) -> None:
+        found, unreadable = self._found, self._found.unreadable[self._unreadable :]
+        message = Message(self._directories, found.skipped_links, found.skipped_special, unreadable, last)
+        with step("walk.hand-over"):
+            self._stream.send(message.encode())
+        self._directories, self._files = [], 0
+        self._unreadable += len(unreadable)
+        self._sent = time.monotonic()
+
+
+class Walked(Iterator[Directory]):
+    """The directories that walk sends, with what `drumline.walk.Walk` tells beside them.
+
+    Parameters
+    ----------
+    settings
+        What walk was asked for.
+    stream
+        Where its messages come from.
+    """
+
+    def __init__(self, settings: WalkSettings, stream: Stream) -> None:
+        self.settings = settings
+        self.skipped_links = self.skipped_special = 0
+        self.unreadable: list[tuple[bytes, str]] = []
+        self._stream = stream
+        self._directories = self._received()
+
+    def __next__(self) -> Directory:
+        return next(self._directories)
+
+    def _received(self) -> Iterator[Directory]:
+        last = False
+        while not last:
+            received = self._stream.receive()
+            if received is None:
+                self._stream.wait_for_supervisor()
+            message = Message.decode(received)
+            self.skipped_links, self.skipped_special = message.skipped_links, message.skipped_special
+            self.unreadable += message.unreadable
+            yield from message.directories
+            last = message.last
+
+
+def walk(settings: WalkSettings, listings: Stream, lap: Lap) -> None:
+    """Walk the archive and send what is there."""
+    found = Walk(settings, enter=True)
+    sender = _Sender(found, listings)
+    lap(Step.START, 0)
+    with suppress(BrokenPipeError):  # discover has left: the run ends
+        for directory in found:
+            sender.add(directory)
+            lap(Step.WALK, len(directory.files))
+            if sender.due():
+                sender.send()
+                lap(Step.WAIT_OUTPUT, 0)
+        sender.send(last=True)
+    lap(Step.HAND_ON, 0)
+
+
+@dataclass(frozen=True)
+class Walking:
+    """A walk under way, with what it shares with the stages that are started later.
+
+    Parameters
+    ----------
+    process
+        The stage.
+    reports
+        Where stages say why they end.
+    lifeline, listings
+        See `drumline.pipeline.pipes`.
+    """
+
+    process: StageProcess
+    reports: Reports
+    lifeline: Lifeline
+    listings: Stream
+
+
+@contextmanager
+def walking(settings: InferSettings, profile: Profile | None) -> Iterator[Walking]:
+    """Walk the archive in a process of its own, which ends with the context at the latest.
+
+    Raises
+    ------
+    StageError
+        When it cannot be started, or so few files may be open that a run could not go on.
+    """
+    _check_open_files()
+    with pipe_errors():
+        lifeline, reports = Lifeline(), Reports()
+        listings = Stream(lifeline)
+
+    def body() -> None:
+        if settings.nice:
+            give_way()
+        lifeline.hold()
+        listings.use(write=True)
+        with _recorded(profile) as lap:
+            walk(walk_settings(settings), listings, lap)
+
+    process = StageProcess.start("walk", body, reports)
+    try:
+        yield Walking(process, reports, lifeline, listings)
+    finally:
+        process.kill()
+        process.wait()
+        listings.use()
+        lifeline.close()
+        reports.close()
+
+
+def _check_open_files() -> None:
+    limit = open_files_limit()
+    if limit is not None and limit < _FEWEST_OPEN_FILES:
+        raise StageError(
+            f"no more than {limit} files may be open, and a run needs {_FEWEST_OPEN_FILES}",
+            "Raise the limit of open files (ulimit -n).",
+        )
+
+
+def _recorded(profile: Profile | None) -> AbstractContextManager[Lap]:
+    if profile is None:
+        return nullcontext(no_lap)
+    from drumline.pipeline.profile import recorded
+
+    return recorded(profile, "walk")
