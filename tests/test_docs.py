@@ -81,7 +81,11 @@ def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
         )
-        assert (run.returncode, "drumline: " in run.stderr) == (0, False), f"{line}\n{run.stderr}"
+        # On a busy machine, progress is told.
+        complaints = re.sub(
+            r"^drumline: (\w+: )?[\d,]+ (of .*)?files.*\n", "", run.stderr, flags=re.MULTILINE
+        )
+        assert (run.returncode, "drumline: " in complaints) == (0, False), f"{line}\n{run.stderr}"
 
 
 def test_every_make_target_that_a_page_names_exists() -> None:
