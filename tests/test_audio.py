@@ -425,11 +425,23 @@ def test_ffmpeg_is_not_started_for_what_it_cannot_read(fake_ffmpeg, tmp_path: Pa
         (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(200), b"kick.wav"),
         (b"\xff\xf1" + bytes(200), b"kick.wav"),
         (b"no mark that anybody knows", b"kick.DSF"),
+        (b"no mark that anybody knows", b"kick.tak"),
+        (bytes(700) + b"\xff\xfb", b"kick.mp3"),
         (wav_of_codec(0x0160), b"kick.wav"),
         (wav_of_codec(0x0160, before=b"JUNK\x03\0\0\0abc\0"), b"kick.wav"),
         (wav_of_codec(0x0160, before=b"JUNK\0\x20\0\0" + bytes(0x2000)), b"kick.wav"),
     ],
-    ids=["m4a", "wma", "adts", "by its name", "wma in wav", "after a chunk", "after a long chunk"],
+    ids=[
+        "m4a",
+        "wma",
+        "adts",
+        "by its name",
+        "a name of the user's",
+        "mpeg behind zeros",
+        "wma in wav",
+        "after a chunk",
+        "after a long chunk",
+    ],
 )
 def test_ffmpeg_is_started_for_what_it_may_read(
     fake_ffmpeg, tmp_path: Path, data: bytes, name: bytes

@@ -2,7 +2,7 @@
 
 Starting it costs a thousand times what refusing a file costs, and tens of megabytes beside it. Most files
 that libsndfile refuses in an archive of samples are no audio at all, so it is started only for what carries
-the mark of a format that it reads, or such a format's extension.
+the mark of a format that it reads, or an extension whose format has no mark or is none of libsndfile's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from drumline.machine import end_with_parent
-from drumline.settings import FFMPEG_FORMATS
+from drumline.settings import SOUNDFILE_FORMATS
 
 __all__ = ["HEAD_BYTES", "Decoded", "Ffmpeg", "FfmpegError", "may_be_read"]
 
@@ -28,7 +28,8 @@ HEAD_BYTES = 4096
 
 _TIMEOUT_S, _MARGIN_S = 10.0, 1.0
 _OUTPUT_BYTES, _LOG_BYTES = 64 << 20, 1 << 16
-_EXTENSIONS = tuple(f".{name}".encode() for name in FFMPEG_FORMATS)
+# Files of these names begin with a mark. MPEG audio need not: decoders look for the first frame.
+_MARKED = frozenset(SOUNDFILE_FORMATS) - {"mp1", "mp2", "mp3", "mpa", "mpga"}
 _MARKS: dict[int, tuple[bytes, ...]] = {
     0: (
         b"fLaC",
@@ -106,9 +107,10 @@ def may_be_read(head: bytes, path: bytes) -> bool:
     head
         The first `HEAD_BYTES` of the file, all of it where it is shorter.
     path
-        Its name decides where its bytes do not: some formats have no mark.
+        Where its extension is that of a format without a mark, or of one that libsndfile does not know,
+        the bytes need not say anything.
     """
-    if path.lower().endswith(_EXTENSIONS):
+    if os.fsdecode(os.path.splitext(path)[1][1:].lower()) not in _MARKED:
         return True
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         return _wave_may_be_read(head)
