@@ -78,7 +78,7 @@ def make_empty_files(archive: Path, files: int) -> None:
 
 def measure_alone(archive: Path, runs_root: Path) -> dict[str, Any]:
     """Run the pipeline alone over an archive and return slots/s and CPU time per slot in µs."""
-    settings = InferSettings(archive=archive, runs_root=runs_root, dedup_hash=False)
+    settings = InferSettings(archive=archive, runs_root=runs_root, dedup_hash=False).settled()
     profile = Profile(settings.worker_count)
     summary = infer(settings, profile=profile)
     stages = {name: stage["cpu_sec"] for name, stage in profile.report()["stages"].items()}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from drumline.machine import mount_of
 from drumline.settings import InferSettings
-from drumline.storage import STORAGES, storage_of
+from drumline.storage import storage_of
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 
@@ -34,13 +35,28 @@ def machine(root: Path, archive: Path, kind: str, *, disk: str = "sda", spins: s
 
 
 @linux
-@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "9p"])
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse", "fuse.sshfs", "9p"])
 def test_a_network_file_system_is_known_by_its_name(tmp_path: Path, kind: str) -> None:
     archive = tmp_path / "My Samples"
     (archive / "below").mkdir(parents=True)
     root = machine(tmp_path / "machine", archive, kind)
     assert storage_of(bytes(archive / "below"), root) == "network"
     assert storage_of(bytes(tmp_path), root) == "hdd"
+
+
+@linux
+@pytest.mark.parametrize("kind", ["fuseblk", "fuse.mergerfs", "fuse.gocryptfs"])
+def test_a_program_that_answers_from_a_disk_of_this_machine_is_no_network(tmp_path: Path, kind: str) -> None:
+    assert storage_of(bytes(tmp_path), machine(tmp_path / "machine", tmp_path, kind)) != "network"
+
+
+@linux
+def test_of_mounts_at_one_point_the_last_counts(tmp_path: Path) -> None:
+    root = machine(tmp_path / "machine", tmp_path, "autofs")
+    with (root / "proc/self/mountinfo").open("a") as mounts:
+        mounts.write(f"31 30 0:50 / {tmp_path} rw - nfs4 server:/samples rw\n")
+    assert mount_of(bytes(tmp_path / "kicks"), root) == (str(tmp_path), "nfs4", "server:/samples")
+    assert storage_of(bytes(tmp_path), root) == "network"
 
 
 @linux
@@ -63,8 +79,13 @@ def test_a_disk_says_whether_it_spins_and_a_virtual_one_is_not_believed(
 
 def test_where_nothing_is_known_it_is_read_as_from_an_ssd(tmp_path: Path) -> None:
     assert storage_of(bytes(tmp_path), tmp_path) == "ssd"
-    assert storage_of(b"/no/such/place") in STORAGES
-    assert storage_of(bytes(tmp_path)) in STORAGES
+
+
+@linux
+def test_a_place_that_is_not_there_has_the_storage_of_what_is_above(tmp_path: Path) -> None:
+    root = machine(tmp_path / "machine", tmp_path, "cifs")
+    assert storage_of(bytes(tmp_path / "no/such/place"), root) == "network"
+    assert storage_of(b"/no/such/place", root) == "ssd"
 
 
 def test_on_a_network_more_workers_wait_at_once_unless_their_number_is_given() -> None:
@@ -73,3 +94,12 @@ def test_on_a_network_more_workers_wait_at_once_unless_their_number_is_given() -
 
     assert workers(io="network") == 4 * workers(io="ssd") == 4 * workers(io="hdd")
     assert workers(io="network", workers=3) == 3
+
+
+def test_settled_settings_stay_as_they_are_whatever_is_mounted_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter(["network", "ssd"])
+    monkeypatch.setattr("drumline.settings.storage_of", lambda _archive: next(found))
+    settings = InferSettings(archive=Path("a")).settled()
+    assert settings.io == "network"
+    assert settings.settled().worker_count == InferSettings(archive=Path("a"), io="network").worker_count
+    assert next(found) == "ssd"

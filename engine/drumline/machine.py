@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import resource
 import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 __all__ = [
+    "Mount",
     "address_space_limit",
     "cpu_flags",
     "cpu_name",
@@ -19,6 +22,7 @@ __all__ = [
     "filesystem_type",
     "free_space",
     "give_way",
+    "mount_of",
     "open_files_limit",
     "usable_cpus",
 ]
@@ -26,6 +30,7 @@ __all__ = [
 _PR_SET_PDEATHSIG = 1
 _NICEST = 19
 _CGROUP = Path("/sys/fs/cgroup")
+_OCTAL = re.compile(r"\\([0-7]{3})")
 _CPU_QUOTA_V1 = _CGROUP / "cpu/cpu.cfs_quota_us", _CGROUP / "cpu/cpu.cfs_period_us"
 
 
@@ -38,18 +43,46 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(int(signal.SIGKILL)))
 
 
+class Mount(NamedTuple):
+    """Where a file system is mounted, its kind as Linux names it, and what is mounted."""
+
+    point: str
+    kind: str
+    source: str
+
+
+def mount_of(path: bytes, root: Path = Path("/")) -> Mount | None:
+    """Return the mount that a path is on; None where the system does not tell.
+
+    Parameters
+    ----------
+    path
+        Any path, which need not exist.
+    root
+        Where proc is found.
+    """
+    place = os.fsdecode(os.path.realpath(path))
+    above = [mount for mount in _mounts(root) if f"{place}/".startswith(f"{mount.point.rstrip('/')}/")]
+    # Of several at one point, the last hides the others: an automounter's place, and what it mounts there.
+    return max(reversed(above), key=lambda mount: len(mount.point), default=None)
+
+
+def _mounts(root: Path) -> list[Mount]:
+    halves = (line.partition(" - ") for line in _lines(root / "proc/self/mountinfo"))
+    return [
+        Mount(_unescaped(mount.split()[4]), *map(_unescaped, details.split()[:2]))
+        for mount, _, details in halves
+    ]
+
+
+def _unescaped(text: str) -> str:
+    return _OCTAL.sub(lambda found: chr(int(found[1], 8)), text)
+
+
 def filesystem_type(path: bytes) -> str:
     """Return the kind of file system that holds an existing path, as Linux names it; empty where unknown."""
-    try:
-        device = os.stat(path).st_dev
-    except OSError:
-        return ""
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in _lines(Path("/proc/self/mountinfo")):
-        mount, _, kind = line.partition(" - ")
-        if mount.split()[2:3] == [wanted]:
-            return kind.split()[0]
-    return ""
+    mount = mount_of(path) if os.path.exists(path) else None
+    return "" if mount is None else mount.kind
 
 
 def give_way() -> None:
@@ -97,7 +130,7 @@ def cpu_flags() -> frozenset[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(errors="replace").splitlines()
+        return path.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         return []
 

@@ -7,7 +7,7 @@ checked by the same rules and complain in the same words.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -207,8 +207,12 @@ class InferSettings:
 
     @property
     def storage(self) -> Storage:
-        """What the archive lies on."""
+        """What the archive lies on; asks the system each time, unless `settled`."""
         return storage_of(bytes(self.archive)) if self.io == "auto" else self.io
+
+    def settled(self) -> InferSettings:
+        """Return the same with `io` decided, so that a mount that comes or goes later changes nothing."""
+        return replace(self, io=self.storage)
 
     def decision_settings(
         self,

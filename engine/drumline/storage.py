@@ -11,7 +11,9 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, get_args
+
+from drumline.machine import Mount, mount_of
 
 __all__ = ["STORAGES", "Io", "Storage", "storage_of"]
 
@@ -25,15 +27,15 @@ _NETWORK_TYPES: Final = frozenset(
         *("davfs", "afpfs", "webdav"),
     }
 )
-_ANSWERED: Final = "fuse."  # by a program, for each file; most of them ask a network
+_ANSWERED: Final = re.compile(r"fuse(\..*)?")  # by a program, for each file; most of them ask a network …
+_ANSWERED_HERE: Final = frozenset(  # … but these, which ask a disk of this machine
+    f"fuse.{name}"
+    for name in (
+        *("bindfs", "cryfs", "encfs", "exfat", "fuse-overlayfs", "gocryptfs", "mergerfs"),
+        *("ntfs-3g", "squashfuse", "unionfs"),
+    )
+)
 _VIRTUAL: Final = re.compile(r"(vd|xvd)[a-z]+\d*")  # these always say that they spin, whatever is behind them
-_OCTAL: Final = re.compile(r"\\([0-7]{3})")
-
-
-class _Mount(NamedTuple):
-    point: str
-    kind: str
-    source: str
 
 
 def storage_of(path: bytes, root: Path = Path("/")) -> Storage:
@@ -46,35 +48,18 @@ def storage_of(path: bytes, root: Path = Path("/")) -> Storage:
     root
         Where proc and sys are found.
     """
-    mount = _mount_of(os.fsdecode(os.path.realpath(path)), root)
-    if mount is not None and (mount.kind in _NETWORK_TYPES or mount.kind.startswith(_ANSWERED)):
+    mount = mount_of(path, root)
+    if mount is not None and _asks_a_network(mount.kind):
         return "network"
     return "hdd" if _spins(path, mount, root) else "ssd"
 
 
-def _mount_of(path: str, root: Path) -> _Mount | None:
-    """Return the mount with the longest point above a path."""
-    above = [mount for mount in _mounts(root) if f"{path}/".startswith(f"{mount.point.rstrip('/')}/")]
-    return max(above, key=lambda mount: len(mount.point), default=None)
+def _asks_a_network(kind: str) -> bool:
+    answered = _ANSWERED.fullmatch(kind) and kind not in _ANSWERED_HERE
+    return kind in _NETWORK_TYPES or bool(answered)
 
 
-def _mounts(root: Path) -> list[_Mount]:
-    try:
-        lines = (root / "proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
-        return []
-    halves = (line.partition(" - ") for line in lines)
-    return [
-        _Mount(_unescaped(mount.split()[4]), *map(_unescaped, details.split()[:2]))
-        for mount, _, details in halves
-    ]
-
-
-def _unescaped(text: str) -> str:
-    return _OCTAL.sub(lambda found: chr(int(found[1], 8)), text)
-
-
-def _spins(path: bytes, mount: _Mount | None, root: Path) -> bool:
+def _spins(path: bytes, mount: Mount | None, root: Path) -> bool:
     if sys.platform != "linux":
         return False
     try:

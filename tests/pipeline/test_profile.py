@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from drumline.machine import usable_cpus
 from drumline.pipeline.bound import StageTimes, name_bound, suggested_workers
 from drumline.pipeline.profile import STAGES
 from tests.pipeline.conftest import Infer
@@ -143,3 +144,11 @@ def test_the_bound_is_what_is_busy_all_the_time(stages: dict[str, StageTimes], e
 def test_as_many_workers_are_suggested_as_keep_up(stages: dict[str, StageTimes], workers: int) -> None:
     assert suggested_workers({**IDLE, **stages}, 4, 1000) == workers
     assert suggested_workers(IDLE, 4, 0) is None
+
+
+def test_a_mount_that_comes_while_a_run_starts_changes_nothing_in_the_middle_of_it(infer: Infer) -> None:
+    options = ("--runs-root", infer.runs_root, "--model", infer.model, "--json", "--quiet", "--profile")
+    result = infer.server.start("infer", infer.archive, *options, storages=["ssd"]).wait()
+    assert result.code == 0, result.err
+    assert result.json()["storage"] == "ssd"
+    assert result.json()["profile"]["workers"] == usable_cpus()

@@ -173,6 +173,7 @@ def infer_command(
 
 
 def _infer(settings: InferSettings, *, profile: bool, quiet: bool, verbose: bool, as_json: bool) -> None:
+    settings = settings.settled()
     if verbose:
         _show_settings(settings)
     if not quiet:
@@ -240,7 +241,7 @@ def _show_settings(settings: InferSettings) -> None:
     from drumline.bundle import load_bundle
     from drumline.runs import CACHE_NAME
 
-    plain = settings.to_json() | {"workers": settings.worker_count, "io": settings.storage}
+    plain = settings.to_json() | {"workers": settings.worker_count}
     written = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
     for line in written.splitlines():
         click.echo(safe_text(line), err=True)

@@ -46,14 +46,14 @@ key, for what they gave is carried over to a run with others."""
 
 
 def check_request(settings: InferSettings) -> Request:
-    """Check settings against the disk and the bundle.
+    """Check settings against the disk and the bundle; from here on they say what the archive lies on.
 
     Raises
     ------
     DrumlineError
         When the archive, the bundle or the labels are not what they should be.
     """
-    archive = _archive(settings)
+    archive, settings = _archive(settings), settings.settled()
     _check_address_space()
     _check_runtime()
     bundle = load_bundle(
