@@ -117,6 +117,21 @@ def test_a_file_has_one_row_that_of_its_last_record(cache: Cache) -> None:
     assert cache.count_run_files(run) == 2
 
 
+def test_one_of_thousands_of_equal_files_is_found_without_reading_the_others(cache: Cache) -> None:
+    steps: list[None] = []
+    with cache.transaction():
+        scope = cache.scope(ARCHIVE, KEY)
+        run = cache.add_run(scope, "run", "decisions")
+        failed = row(b"a/failed.wav", 0, "1234")._replace(failed=Failure.LASTING)
+        add(cache, scope, run, failed, *(row(b"a/%d.wav" % line, line, "1234") for line in range(1, 3000)))
+    cache._db.set_progress_handler(lambda: steps.append(None), 1)
+    twin = cache.twin("1234", KEY)
+    cache._db.set_progress_handler(None, 1)
+    assert twin is not None
+    assert twin.line > 0
+    assert len(steps) < 500
+
+
 def test_scopes_share_nothing_but_content(cache: Cache) -> None:
     with cache.transaction():
         one, other = cache.scope(ARCHIVE, KEY), cache.scope(b"/other", KEY)
