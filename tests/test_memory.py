@@ -17,7 +17,9 @@ FULL = Ration(slots=320, batch=64, workers=8)
 def machine(root: Path, available: int, **groups: dict[str, object]) -> Path:
     """Write the proc and sys of a machine; groups by path, with dots for slashes."""
     (root / "proc/self").mkdir(parents=True)
-    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:  {available // 1024} kB\n")
+    (root / "proc/meminfo").write_text(
+        f"MemTotal: {64_000 * MB // 1024} kB\nMemAvailable:  {available // 1024} kB\n"
+    )
     for path, files in groups.items():
         directory = root / "sys/fs/cgroup" / path.replace("__", "/")
         directory.mkdir(parents=True, exist_ok=True)
@@ -68,10 +70,17 @@ def test_less_memory_never_allows_more_and_something_is_always_allowed(
         assert 1 <= low <= high <= most
 
 
-def test_the_table_takes_a_quarter_of_what_is_left_and_holds_a_handful_at_least() -> None:
-    assert affordable_slots(Memory(400 * MB), 20_000) == 5_000
-    assert affordable_slots(Memory(0), 20_000) == 4
+def test_the_table_takes_a_quarter_of_all_memory_and_holds_a_handful_at_least() -> None:
+    assert affordable_slots(Memory(None, total=400 * MB), 20_000) == 5_000
+    assert affordable_slots(Memory(None, limit=40 * MB, total=400 * MB), 20_000) == 500
+    assert affordable_slots(Memory(0, total=1), 20_000) == 4
     assert affordable_slots(Memory(None), 20_000) > 1 << 32
+
+
+def test_a_shortage_that_may_pass_takes_nothing_from_the_table() -> None:
+    short = Memory(20 * MB, limit=600 * MB, in_use=599 * MB, total=8_000 * MB)
+    assert affordable_slots(short, 20_000) == 600 * MB // 4 // 20_000
+    assert ration(short, FULL, 0) == Ration(4, 1, 1)
 
 
 def test_what_is_allowed_falls_at_once_and_comes_back_step_by_step() -> None:
@@ -87,9 +96,24 @@ def test_what_is_allowed_falls_at_once_and_comes_back_step_by_step() -> None:
     assert thrift.short_sec > 0.0
 
 
+def test_workers_that_are_withheld_count_as_short_once_one_was_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("drumline.memory.time.monotonic", lambda: next(clock))
+    thrift = Thrift(FULL, lambda: Memory(9_000 * MB, 600 * MB, 400 * MB))
+    assert (thrift.allowed.slots, thrift.allowed.workers) == (FULL.slots, 1)
+    short = []
+    for running in (0, 1, 7, 8):
+        thrift.look(running)
+        short.append(thrift.short_sec)
+    assert short == [0.0, 1.0, 2.0, 2.0]
+
+
 def test_groups_of_version_2_count_up_to_the_root_without_what_can_be_taken_back(tmp_path: Path) -> None:
     inner = {"memory__max": 500 * MB, "memory__current": 450 * MB}
-    inner["memory__stat"] = f"anon 1\ninactive_file {100 * MB}\nslab_reclaimable {50 * MB}"
+    cache = f"inactive_file {70 * MB}\nactive_file {30 * MB}\nslab_reclaimable {50 * MB}"
+    inner["memory__stat"] = f"anon 1\n{cache}"
     outer = {"memory__max": 700 * MB, "memory__current": 460 * MB}
     outer["memory__stat"] = f"inactive_file {10 * MB}"
     machine(tmp_path, 900 * MB, user__app=inner, user=outer)
@@ -103,9 +127,28 @@ def test_groups_of_version_2_count_up_to_the_root_without_what_can_be_taken_back
 
 def test_groups_of_version_1_count_also_where_only_their_own_part_is_mounted(tmp_path: Path) -> None:
     group = {"memory__limit_in_bytes": 300 * MB, "memory__usage_in_bytes": 250 * MB}
-    machine(tmp_path, 900 * MB, memory={**group, "memory__stat": f"total_inactive_file {150 * MB}"})
+    machine(
+        tmp_path,
+        900 * MB,
+        memory={**group, "memory__stat": f"total_inactive_file {90 * MB}\ntotal_active_file {60 * MB}"},
+    )
     (tmp_path / "proc/self/cgroup").write_text("9:cpu:/x\n4:memory,hugetlb:/docker/abc\n0::/docker/abc\n")
-    assert read_memory(tmp_path) == Memory(900 * MB // 1024 * 1024, 300 * MB, 100 * MB)
+    assert read_memory(tmp_path) == Memory(
+        900 * MB // 1024 * 1024, 300 * MB, 100 * MB, total=64_000 * MB // 1024 * 1024
+    )
+
+
+@pytest.mark.parametrize(
+    ("most", "high", "limit"),
+    [("max", 400 * MB, 400 * MB), (600 * MB, 400 * MB, 400 * MB), (300 * MB, "max", 300 * MB)],
+)
+def test_where_a_group_is_slowed_down_is_a_limit_as_well(
+    tmp_path: Path, most: object, high: object, limit: int
+) -> None:
+    group = {"memory__max": most, "memory__high": high, "memory__current": 100 * MB}
+    machine(tmp_path, 900 * MB, app=group)
+    (tmp_path / "proc/self/cgroup").write_text("0::/app\n")
+    assert read_memory(tmp_path)[1:3] == (limit, 100 * MB)
 
 
 @pytest.mark.parametrize("limit", ["max", str((1 << 63) - 4096), ""])
@@ -117,7 +160,10 @@ def test_a_group_without_a_limit_is_none(tmp_path: Path, limit: str) -> None:
 
 
 def test_this_machine_tells_what_it_has() -> None:
-    assert (read_memory().free or 1) > 0
+    memory = read_memory()
+    assert memory.available is not None
+    assert memory.total is not None
+    assert 0 < memory.available <= memory.total
 
 
 def test_a_machine_without_proc_is_asked_in_another_way(tmp_path: Path) -> None:

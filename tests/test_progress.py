@@ -19,6 +19,7 @@ from drumline.progress import (
     Snapshot,
     duration_text,
     make_progress,
+    withheld_text,
 )
 
 CALM: dict[str, Any] = {
@@ -33,6 +34,8 @@ CALM: dict[str, Any] = {
     "waiting": {"extract": 12, "predict": 3, "write": 1},
     "slots": 320,
     "slots_allowed": 320,
+    "workers": 8,
+    "workers_wanted": 8,
     "elapsed_sec": 2.0,
 }
 
@@ -97,9 +100,29 @@ def test_nothing_done_yet_gives_no_time_left() -> None:
 
 
 def test_lines_and_panel_say_while_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    short, text = snapshot(slots_allowed=12), "memory is short: 12 of 320 slots in use"
+    short, text = snapshot(slots_allowed=12), "memory is short: 12 of 320 slots"
     assert [text in line for line in plain(snapshot(), short, snapshot())] == [False, True, False]
-    assert "(at most 12 files at once: memory is short)" in panel(monkeypatch, short)
+    shown = panel(monkeypatch, short)
+    assert "(at most 12 files at once)" in shown
+    assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("slots", "workers", "text"),
+    [
+        ((320, 320), (8, 8), ""),
+        ((320, 320), (0, 8), ""),
+        ((320, 320), (2, 8), "2 of 8 workers"),
+        ((1_200, 3_200), (2, 8), "1,200 of 3,200 slots and 2 of 8 workers"),
+    ],
+)
+def test_workers_that_memory_has_no_room_for_are_told_of_once_one_was_needed(
+    slots: tuple[int, int], workers: tuple[int, int], text: str
+) -> None:
+    assert withheld_text(slots, workers) == text
+    line = plain(snapshot(slots_allowed=slots[0], slots=slots[1], workers=workers[0]))[0]
+    assert ("memory is short" in line) == bool(text)
+    assert line.endswith(text)
 
 
 def test_a_remark_has_a_line_of_its_own() -> None:

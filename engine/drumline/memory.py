@@ -38,17 +38,25 @@ class Memory(NamedTuple):
         What the machine can give without swapping; None where it does not tell.
     limit, in_use
         Of the tightest control group; None and 0 without one. What can be taken back at once is not in use.
+    total
+        What the machine has; None where it does not tell.
     """
 
     available: int | None
     limit: int | None = None
     in_use: int = 0
+    total: int | None = None
 
     @property
     def free(self) -> int | None:
         """What can still be had; None where nothing tells."""
         left = None if self.limit is None else max(0, self.limit - self.in_use)
         return min((amount for amount in (self.available, left) if amount is not None), default=None)
+
+    @property
+    def most(self) -> int | None:
+        """What there would be if nobody else had any; None where nothing tells."""
+        return min((amount for amount in (self.total, self.limit) if amount is not None), default=None)
 
     @property
     def comfort(self) -> int:
@@ -94,10 +102,14 @@ def ration(memory: Memory, full: Ration, running: int) -> Ration:
 
 
 def affordable_slots(memory: Memory, slot_bytes: int) -> int:
-    """Return how many slots may be allocated: they take a quarter of what is left at most."""
-    if memory.free is None:
+    """Return how many slots a table may have: a quarter of all memory at most.
+
+    What is left at the moment does not count, for that may pass: a slot costs nothing until it is used, and
+    `ration` says how many are.
+    """
+    if memory.most is None:
         return _UNLIMITED
-    return max(_FEWEST_SLOTS, memory.free // _TABLE_SHARE // slot_bytes)
+    return max(_FEWEST_SLOTS, memory.most // _TABLE_SHARE // slot_bytes)
 
 
 class Thrift:
@@ -124,9 +136,9 @@ class Thrift:
         return time.monotonic() - self._looked >= _LOOK_SEC
 
     def look(self, running: int) -> Ration:
-        """Return what is allowed from now on, while `running` workers run."""
+        """Return what is allowed from now on, while `running` workers run; without any, none is missed."""
         now = time.monotonic()
-        if self.allowed.slots < self._full.slots:
+        if self.allowed.slots < self._full.slots or 0 < running < self._full.workers:
             self.short_sec += now - self._looked
         self._looked = now
         found = ration(self._read(), self._full, running)
@@ -140,23 +152,39 @@ class Thrift:
 def read_memory(root: Path = Path("/")) -> Memory:
     """Return what there is; `root` is where proc and sys are found."""
     limit, in_use = min(_groups(root), key=lambda group: group[0] - group[1], default=(None, 0))
-    return Memory(_available(root), limit, in_use)
+    available, total = _machine(root)
+    return Memory(available, limit, in_use, total)
 
 
-def _available(root: Path) -> int | None:
-    for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return _available_elsewhere()
+def _machine(root: Path) -> tuple[int | None, int | None]:
+    """Return what the machine has left, and what it has."""
+    lines = (line.split() for line in _lines(root / "proc/meminfo"))
+    told = {words[0]: int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
+    if "MemAvailable:" in told:
+        return told["MemAvailable:"], told.get("MemTotal:")
+    return _machine_elsewhere()
 
 
-def _available_elsewhere() -> int | None:
+def _machine_elsewhere() -> tuple[int | None, int | None]:
     import psutil  # type: ignore[import-untyped]
 
     try:
-        return int(psutil.virtual_memory().available)
+        memory = psutil.virtual_memory()
     except (OSError, RuntimeError, psutil.Error):
-        return None
+        return None, None
+    return int(memory.available), int(memory.total)
+
+
+class _Names(NamedTuple):
+    """The files of a memory group, and what stands before the names in its statistics."""
+
+    limits: tuple[str, ...]
+    usage: str
+    prefix: str
+
+
+_VERSION_2: Final = _Names(("memory.max", "memory.high"), "memory.current", "")
+_VERSION_1: Final = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_")
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
@@ -165,30 +193,35 @@ def _groups(root: Path) -> Iterator[tuple[int, int]]:
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            names = "memory.max", "memory.current", "inactive_file"
-            yield from _limited(mounted, path, *names)
+            yield from _limited(mounted, path, _VERSION_2)
         elif "memory" in controllers.split(","):
-            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-            yield from _limited(mounted / "memory", path, *names)
+            yield from _limited(mounted / "memory", path, _VERSION_1)
 
 
-def _limited(mounted: Path, path: str, limit: str, usage: str, cache: str) -> Iterator[tuple[int, int]]:
+def _limited(mounted: Path, path: str, names: _Names) -> Iterator[tuple[int, int]]:
     group = mounted / path.lstrip("/")
     for place in (group, *group.parents):
         # Inside a container, the path is the host's and only its last part, or none, is mounted.
         if not place.is_relative_to(mounted):
             return
-        try:
-            most, used = int((place / limit).read_text()), int((place / usage).read_text())
-        except (OSError, ValueError):
-            continue
-        if most < _UNLIMITED:
-            yield most, max(0, used - _reclaimable(place, cache))
+        limits = [limit for name in names.limits if (limit := _number(place / name)) is not None]
+        limit, used = min(limits, default=_UNLIMITED), _number(place / names.usage)
+        if used is not None and limit < _UNLIMITED:
+            yield limit, max(0, used - _reclaimable(place, names.prefix))
 
 
-def _reclaimable(group: Path, cache: str) -> int:
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _reclaimable(group: Path, prefix: str) -> int:
+    """Return what a group gives back when memory is needed: page cache, and the kernel's notes on files."""
     numbers = dict(line.split() for line in _lines(group / "memory.stat") if line.count(" ") == 1)
-    return sum(int(numbers.get(name, 0)) for name in (cache, "slab_reclaimable"))
+    names = (f"{prefix}inactive_file", f"{prefix}active_file", "slab_reclaimable")
+    return sum(int(numbers.get(name, 0)) for name in names)
 
 
 def _lines(path: Path) -> list[str]:

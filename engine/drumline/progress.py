@@ -13,7 +13,15 @@ from collections import deque
 from contextlib import suppress
 from typing import Any, NamedTuple, TextIO
 
-__all__ = ["PanelProgress", "PlainProgress", "Progress", "Snapshot", "make_progress"]
+__all__ = [
+    "PanelProgress",
+    "PlainProgress",
+    "Progress",
+    "Snapshot",
+    "duration_text",
+    "make_progress",
+    "withheld_text",
+]
 
 _RATE_WINDOW_SEC = 5.0
 _PLAIN_SEC = 5.0
@@ -28,7 +36,8 @@ class Snapshot(NamedTuple):
 
     `done` = `carried` + `written`, of `found` files so far (all of them once `found_all`); `failed` are among
     the written; `labels` counts assigned labels; `waiting` how many of the `slots` wait for each stage;
-    `slots_allowed` how many may be in flight with the memory there is.
+    `slots_allowed` how many may be in flight with the memory there is, and `workers` of the `workers_wanted`
+    were started with it (none before a file has to be read).
     """
 
     found: int
@@ -42,6 +51,8 @@ class Snapshot(NamedTuple):
     waiting: dict[str, int]
     slots: int
     slots_allowed: int
+    workers: int
+    workers_wanted: int
     elapsed_sec: float
 
 
@@ -118,10 +129,11 @@ class PlainProgress(Progress):
     def _show(self, snapshot: Snapshot, rates: Rates) -> None:
         of = f"{snapshot.found:,}" if snapshot.found_all else f"{snapshot.found:,}+"
         left = "" if rates.seconds_left is None else f", {duration_text(rates.seconds_left)} left"
+        short = f", {text}" if (text := _short_text(snapshot)) else ""
         failures = f", {snapshot.failed:,} failed" if snapshot.failed else ""
         self._remark(
             f"{snapshot.done:,} of {of} files, {rates.files_per_sec:,.0f} files/s, "
-            f"{rates.bytes_per_sec / 1e6:,.1f} MB/s{failures}{left}{_short_text(snapshot)}"
+            f"{rates.bytes_per_sec / 1e6:,.1f} MB/s{failures}{left}{short}"
         )
 
 
@@ -163,6 +175,8 @@ class PanelProgress(Progress):
             *_label_lines(snapshot),
             _queue_line(snapshot),
         ]
+        if short := _short_text(snapshot):
+            lines.append(Text(short, style="yellow"))
         if self._note:
             lines.append(Text(self._note, style="bold yellow"))
         return Panel(
@@ -224,16 +238,26 @@ def _queue_line(snapshot: Snapshot) -> Any:
     from rich.text import Text
 
     waiting = "   ".join(f"{_DONE_TO_FILES[stage]} {count:,}" for stage, count in snapshot.waiting.items())
-    line = Text(f"waiting to be  {waiting}   (at most {snapshot.slots_allowed:,} files at once", style="dim")
-    if snapshot.slots_allowed < snapshot.slots:
-        line.append(": memory is short", style="yellow")
-    return line.append(")")
+    return Text(f"waiting to be  {waiting}   (at most {snapshot.slots_allowed:,} files at once)", style="dim")
 
 
 def _short_text(snapshot: Snapshot) -> str:
-    if snapshot.slots_allowed >= snapshot.slots:
-        return ""
-    return f", memory is short: {snapshot.slots_allowed} of {snapshot.slots} slots in use"
+    slots, workers = (snapshot.slots_allowed, snapshot.slots), (snapshot.workers, snapshot.workers_wanted)
+    withheld = withheld_text(slots, workers)
+    return f"memory is short: {withheld}" if withheld else ""
+
+
+def withheld_text(slots: tuple[int, int], workers: tuple[int, int]) -> str:
+    """Say what there is less of than is wanted; empty where nothing is.
+
+    Parameters
+    ----------
+    slots, workers
+        How many there are, and how many are wanted. Without any worker, none was needed yet.
+    """
+    parts = [f"{slots[0]:,} of {slots[1]:,} slots"] if slots[0] < slots[1] else []
+    parts += [f"{workers[0]:,} of {workers[1]:,} workers"] if 0 < workers[0] < workers[1] else []
+    return " and ".join(parts)
 
 
 def duration_text(seconds: float) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -144,3 +146,17 @@ def test_memory_of_a_slot_that_is_held_back_goes_back_and_its_neighbours_keep_th
     assert table.count(State.FREE) == 20
     table.slots["features"][3] = 2.0
     assert (table.slots["features"][3] == 2.0).all()
+
+
+class RefusingMemory(mmap.mmap):
+    """Shared memory of which the kernel takes nothing back, as in some sandboxes."""
+
+    def madvise(self, *_advice: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def test_memory_that_the_system_does_not_take_back_stays() -> None:
+    table = replace(make(), block=RefusingMemory(-1, mmap.PAGESIZE))
+    table.slots["features"] = 1.0
+    table.give_back([3, 4])
+    assert table.slots["features"].all()

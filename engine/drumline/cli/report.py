@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from drumline.cli.common import misc_note, safe_text, shell_word, short_path, stdout_console
-from drumline.progress import duration_text
+from drumline.progress import duration_text, withheld_text
 from drumline.wording import counted
 
 __all__ = ["memory_text", "show_summary"]
@@ -50,12 +50,11 @@ def show_summary(summary: dict[str, Any], misc: str) -> None:
 
 def memory_text(memory: dict[str, Any]) -> str:
     """Say how a run made do with little memory; empty where there was enough."""
-    if not memory or memory["fewest_slots"] >= memory["slots"]:
+    if not memory:
         return ""
-    return (
-        f"Memory was short for {duration_text(memory['short_sec'])}: down to {memory['fewest_slots']:,}"
-        f" of {counted(memory['slots'], 'slot')} and {counted(memory['workers'], 'worker')}"
-    )
+    slots, workers = memory["fewest_slots"], memory["workers"]
+    withheld = withheld_text((slots, memory["slots_wanted"]), (workers, memory["workers_wanted"]))
+    return f"Memory was short for {duration_text(memory['short_sec'])}: {withheld}" if withheld else ""
 
 
 def _labels(summary: dict[str, Any]) -> Any:

@@ -287,18 +287,19 @@ class _Dispatcher:
 
     def _free_slots(self, wanted: int) -> list[int]:
         """Return up to `wanted` free slots, at least one; waits for it."""
+        self._heed_allowance()
         if not self._free:
             self.hand_on()
             self._lap(Step.COMPARE, 0)
             while not self._free:
-                self._free = self._look_ahead() or self._returned()
+                self._free = self._look_ahead() or self._returned(_HEED_SEC if self._held else None)
                 self._heed_allowance()
             self._lap(Step.WAIT_OUTPUT, 0)  # looking ahead is what it does meanwhile
         slots, self._free = self._free[:wanted], self._free[wanted:]
         return slots
 
-    def _returned(self) -> list[int]:
-        slots = self._queues.free.get(_CHUNK, timeout=_HEED_SEC if self._held else None)
+    def _returned(self, timeout: float | None) -> list[int]:
+        slots = self._queues.free.get(_CHUNK, timeout)
         if slots is None:  # only the writer's death ends `free` before this stage does
             raise LifelineCut
         return slots
@@ -332,7 +333,8 @@ class _Dispatcher:
         """Wait until all files that were queued have been read."""
         self.hand_on()
         while self._table.count(State.TODO, State.CLAIMED):
-            self._free += self._queues.free.get(_CHUNK, timeout=_GLANCE_SEC) or []
+            self._free += self._returned(_GLANCE_SEC)
+            self._heed_allowance()
         self._lap(Step.WAIT_OUTPUT, 0)
 
     def hand_on(self) -> None:

@@ -52,8 +52,7 @@ class Profile:
     directory
         The run directory; None until there is one.
     memory
-        Slots in the table, the fewest that memory allowed in flight, for how long it allowed fewer than all,
-        and extract workers that it had room for.
+        As ``memory`` in summary.json: slots and workers that were wanted, and those that memory had room for.
     """
 
     def __init__(self, workers: int) -> None:

@@ -50,6 +50,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, get_args
@@ -297,7 +298,7 @@ class SlotTable:
         self.slots["state"][slot] = State.DONE
 
     def give_back(self, slots: list[int]) -> None:
-        """Give the memory of free slots back to the system, where it takes that: they read as zeros.
+        """Give the memory of free slots back to the system: they read as zeros, or stay where it refuses.
 
         What a slot shares with its neighbours' pages stays. Memory comes again when the slot is filled.
         """
@@ -308,7 +309,8 @@ class SlotTable:
             begin = self.offset + slot * size
             first, end = -(-begin // page) * page, (begin + size) // page * page
             if first < end:
-                self.block.madvise(mmap.MADV_REMOVE, first, end - first)
+                with suppress(OSError):  # as a sandbox or an old kernel may
+                    self.block.madvise(mmap.MADV_REMOVE, first, end - first)
 
     def count(self, *states: State) -> int:
         """Return how many slots are in one of these states."""

@@ -115,9 +115,10 @@ class _Supervisor:
         self._queues, self._reports = Queues.create(walking.lifeline, walking.listings), walking.reports
         # Two batches under way, one being gathered, and for each worker a chunk at hand and one waiting.
         wanted = 3 * settings.batch_size + 32 * self._workers_wanted + 64
+        self._slots_wanted = min(wanted, self._queues.free.capacity)
         row, labels = job.bundle.row_shape, len(job.bundle.labels)
         affordable = memory.affordable_slots(memory.read_memory(), SlotTable.slot_bytes(row, labels))
-        slots = min(wanted, self._queues.free.capacity, affordable)
+        slots = min(self._slots_wanted, affordable)
         self._labels = assigned_labels(job)
         self._table = SlotTable.create(
             slots,
@@ -221,7 +222,7 @@ class _Supervisor:
 
     def _heed_memory(self) -> None:
         if self._thrift.due():
-            self._thrift.look(len(self._workers))
+            self._thrift.look(self._workers_started)
             self._allow()
             if self._profile:
                 self._profile.memory = self._memory_facts()
@@ -236,9 +237,11 @@ class _Supervisor:
         thrift = self._thrift
         return {
             "slots": len(self._table.slots),
+            "slots_wanted": self._slots_wanted,
             "fewest_slots": thrift.fewest_slots,
             "short_sec": round(thrift.short_sec, 3),
             "workers": self._workers_started,
+            "workers_wanted": self._workers_wanted,
         }
 
     def _wait_for_news(self) -> None:
@@ -417,6 +420,8 @@ class _Supervisor:
             waiting=self._waiting(),
             slots=len(self._table.slots),
             slots_allowed=self._thrift.allowed.slots,
+            workers=self._workers_started,
+            workers_wanted=self._workers_wanted,
             elapsed_sec=time.monotonic() - self._started,
         )
 
