@@ -19,8 +19,9 @@ _JSON = "cleaning.json"
 
 def check_cleaning_output(out: Path) -> None:
     """Raise `OutputError` when something other than an older report is in the way."""
-    check_output(out / _JSON, "report of a cleaning", _is_report)
-    check_output(out / _HTML, "report of a cleaning", lambda stream: b"Doubtful labels" in stream.read())
+    kind, option = "report of a cleaning", "--report"
+    check_output(out / _JSON, kind, _is_report, option)
+    check_output(out / _HTML, kind, lambda stream: b"Doubtful labels" in stream.read(), option)
 
 
 def _is_report(stream: BinaryIO) -> bool:

@@ -12,7 +12,7 @@ from drumline.wording import counted
 from drumline_convert.cli_common import manifest_argument, out_option, taxonomy_of, taxonomy_option
 
 if TYPE_CHECKING:
-    from drumline_convert.cleaning import Cleaning
+    from drumline_convert.cleaning import Cleaning, CleaningSettings
     from drumline_convert.manifest import Row
 
 __all__ = ["clean_command"]
@@ -28,7 +28,7 @@ _SHOWN = 10
         "drumline dataset clean manifest.jsonl --held-out build/model/held_out.npz --dry-run",
         "drumline dataset clean manifest.jsonl --held-out build/model/held_out.npz --out cleaned.jsonl",
         "drumline dataset clean manifest.jsonl --held-out one.npz --second two.npz --relabel 0.98 "
-        "--overrides corrections.jsonl",
+        "--overrides doubts.jsonl",
     ),
 )
 @manifest_argument
@@ -47,7 +47,7 @@ _SHOWN = 10
     show_default=True,
     help="Directory of cleaning.html, to listen by, and cleaning.json.",
 )
-@click.option("--overrides", type=path_type(), help="File for what is relabelled: corrections by hash.")
+@click.option("--overrides", type=path_type(), help="New file for what is relabelled: corrections by hash.")
 @click.option(
     "--doubt",
     type=click.FloatRange(0, 1, min_open=True),
@@ -91,6 +91,7 @@ def clean_command(
     from drumline_convert.corpus import open_manifest, recordings_of
 
     labels, how = taxonomy_of(taxonomy), CleaningSettings(**settings)
+    _check_usage(manifest, out, overrides, how)
     rows = open_manifest(manifest, labels).rows
     cleaning = find_doubts(recordings_of(rows, labels), labels, held_out, how, second)
     names = {"manifest": safe_text(str(manifest)), "held_out": safe_text(str(held_out))}
@@ -101,6 +102,21 @@ def clean_command(
         echo_json(value)
     else:
         _print(cleaning, value, None if dry_run else out)
+
+
+def _check_usage(manifest: Path, out: Path, overrides: Path | None, settings: CleaningSettings) -> None:
+    from drumline.errors import UsageError
+
+    if out.exists() and manifest.exists() and out.samefile(manifest):
+        raise UsageError(
+            f"--out {str(out)!r} is the manifest itself",
+            "Give another path: the labels that it states are kept.",
+        )
+    if overrides is not None and settings.relabel is None:
+        raise UsageError(
+            "--overrides takes what is relabelled, and without --relabel nothing is",
+            "Give --relabel 0.98, or leave --overrides out.",
+        )
 
 
 def _write(

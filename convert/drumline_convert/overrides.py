@@ -10,7 +10,7 @@ content that somebody listened to, cannot become a row.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from drumline.rebuild.labelling import Override, read_overrides
 from drumline.records import Record, absolute_path, display_path, relative_path
 from drumline.runs import Run
 from drumline_convert.content import MANIFEST_HASH, hash_file
-from drumline_convert.manifest import Manifest, Row, has_fields
+from drumline_convert.manifest import Manifest, Row
 from drumline_convert.taxonomy import TrainingTaxonomy
 
 __all__ = ["MergeSettings", "Merged", "check_overrides_output", "merge_overrides", "write_overrides"]
@@ -79,20 +79,22 @@ def merge_overrides(
     settings
         What is said of new rows.
     into
-        A manifest that is to hold them, too.
+        A manifest that is to hold them, too; they may name hashes of its rows as well.
 
     Raises
     ------
     ConfigError
-        When the corrections are wrong, name a label that is not in the taxonomy, or a hash that no file of
-        the index has.
+        When the corrections are wrong, name a label that is not in the taxonomy, or a hash that neither a
+        file of the index nor a row of the manifest has.
     """
     corrections = read_overrides(overrides, _own_labels(settings.taxonomy))
-    found = _corrected_files(corrections, run, overrides)
     old = list(into) if into else []
-    label_of = {entry.hash: _label(entry.label, settings.taxonomy) for entry in found}
-    rows = [_relabelled(row, label_of, settings.weight) for row in old]
     known = {row.hash for row in old}
+    found = _corrected_files(corrections, run, overrides, known)
+    named = [(digest, entry.label) for digest, entry in corrections.items() if digest in known]
+    named += [(entry.hash, entry.label) for entry in found]
+    label_of = {digest: _label(label, settings.taxonomy) for digest, label in named}
+    rows = [_relabelled(row, label_of, settings.weight) for row in old]
     unknown = [entry for entry in found if entry.hash not in known]
     there = [entry for entry in unknown if entry.there]
     new = _on_their_sides([_new(entry, run, settings) for entry in there], old)
@@ -102,8 +104,9 @@ def merge_overrides(
 
 
 def check_overrides_output(path: Path) -> None:
-    """Raise `OutputError` when something other than corrections stands where they are to be written."""
-    check_output(path, "file of corrections", lambda stream: has_fields(stream, ("hash", "correct_label")))
+    """Raise `OutputError` when anything stands where corrections are to be written."""
+    # Older corrections, too: whether a person has gone through them, no file says.
+    check_output(path, "empty file", lambda stream: False, "--overrides")
 
 
 def write_overrides(path: Path, label_of: Mapping[str, str]) -> None:
@@ -138,7 +141,9 @@ def _own_labels(taxonomy: TrainingTaxonomy) -> DecisionSettings:
     return DecisionSettings({label: label for label in labels}, misc=taxonomy.labels.misc)
 
 
-def _corrected_files(corrections: Mapping[str, Override], run: Run, overrides: Path) -> list[_Corrected]:
+def _corrected_files(
+    corrections: Mapping[str, Override], run: Run, overrides: Path, known: Container[str]
+) -> list[_Corrected]:
     first: dict[str, Record] = {}
     with record_errors(run.index_path):
         for record in read_index(run.index_path):
@@ -146,14 +151,16 @@ def _corrected_files(corrections: Mapping[str, Override], run: Run, overrides: P
             if digest is not None and digest in corrections:
                 first[digest] = min(first.get(digest, record), record, key=relative_path)
     for digest, override in corrections.items():
-        if digest not in first:
+        if digest not in first and digest not in known:
             raise ConfigError(
                 f"{str(overrides)!r}, line {override.line}: no file of the index has the hash {digest!r}",
-                "Take the hashes from the index's field 'hash', or remove the line.",
+                "Take the hashes from the index's field 'hash' or from the manifest, or remove the line.",
             )
     algorithm = run.info.get("settings", {}).get("hash_algorithm", MANIFEST_HASH)
     return [
-        _corrected(first[digest], digest, entry.label, algorithm) for digest, entry in corrections.items()
+        _corrected(first[digest], digest, override.label, algorithm)
+        for digest, override in corrections.items()
+        if digest in first
     ]
 
 

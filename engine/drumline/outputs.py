@@ -13,7 +13,7 @@ from drumline.inputs import open_regular
 __all__ = ["check_apart", "check_output", "check_outside", "lies_in", "upwards"]
 
 
-def check_output(path: Path, kind: str, is_kind: Callable[[BinaryIO], bool]) -> None:
+def check_output(path: Path, kind: str, is_kind: Callable[[BinaryIO], bool], option: str = "--out") -> None:
     """Raise `OutputError` unless nothing, an empty file, or a file of the same kind stands at `path`.
 
     Parameters
@@ -24,6 +24,8 @@ def check_output(path: Path, kind: str, is_kind: Callable[[BinaryIO], bool]) -> 
         What it writes, for the message: ``"manifest"``.
     is_kind
         Tells of an open file, which is not empty, whether it is such a one.
+    option
+        What the path was given with.
     """
     if not os.path.lexists(path):
         return
@@ -31,14 +33,14 @@ def check_output(path: Path, kind: str, is_kind: Callable[[BinaryIO], bool]) -> 
         with open_regular(path) as stream:
             ours = os.fstat(stream.fileno()).st_size == 0 or is_kind(stream)
     except OSError as error:
-        raise _in_the_way(path, error.strerror or str(error)) from error
+        raise _in_the_way(path, error.strerror or str(error), option) from error
     if not ours:
-        raise _in_the_way(path, f"it is no {kind}")
+        raise _in_the_way(path, f"it is no {kind}", option)
 
 
-def _in_the_way(path: Path, why: str) -> OutputError:
+def _in_the_way(path: Path, why: str, option: str) -> OutputError:
     return OutputError(
-        f"{str(path)!r} exists already and is not replaced: {why}", "Give another path with --out."
+        f"{str(path)!r} exists already and is not replaced: {why}", f"Give another path with {option}."
     )
 
 

@@ -19,6 +19,7 @@ from drumline_convert.taxonomy import TrainingTaxonomy
 from tests.making import CommandLine
 
 SURE, UNSURE = 9.0, 4.0
+CLEAN = ("dataset", "clean", "manifest.jsonl", "--held-out", "held_out.npz")
 
 
 @pytest.fixture
@@ -172,15 +173,48 @@ def test_nothing_is_written_when_something_else_is_in_the_way(
     command: CommandLine, manifest: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    for option in ("--out", "--overrides"):
-        outcome = command(
-            *("dataset", "clean", "manifest.jsonl", "--held-out", "held_out.npz", option, "notes.txt")
-        )
-        assert outcome.code != 0
+    (tmp_path / "heard").mkdir()
+    (tmp_path / "heard" / "cleaning.json").write_text("mine")
+    for option, path in (("--out", "notes.txt"), ("--overrides", "notes.txt"), ("--report", "heard")):
+        outcome = command(*CLEAN, "--relabel", "0.95", option, path)
+        assert outcome.code == 8
         assert "exists already" in outcome.err
+        assert f"Give another path with {option}." in outcome.err
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "cleaning").exists()
     assert not (tmp_path / "cleaned.jsonl").exists()
+
+
+def test_corrections_of_a_person_are_never_replaced(
+    command: CommandLine, manifest: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "corrections.jsonl").write_text('{"hash": "5f1c07c0b1a3d2e4", "correct_label": "Tom"}\n')
+    before = (tmp_path / "corrections.jsonl").read_bytes()
+    outcome = command(*CLEAN, "--relabel", "0.95", "--overrides", "corrections.jsonl")
+    assert outcome.code == 8
+    assert "corrections.jsonl' exists already and is not replaced" in outcome.err
+    assert (tmp_path / "corrections.jsonl").read_bytes() == before
+    assert not (tmp_path / "cleaned.jsonl").exists()
+
+
+def test_corrections_are_not_asked_for_where_nothing_is_relabelled(
+    command: CommandLine, manifest: Path, tmp_path: Path
+) -> None:
+    outcome = command(*CLEAN, "--overrides", "doubts.jsonl")
+    assert outcome.code == 2
+    assert "--relabel" in outcome.err
+    assert not (tmp_path / "doubts.jsonl").exists()
+
+
+def test_a_manifest_is_not_cleaned_in_place(command: CommandLine, manifest: Path, tmp_path: Path) -> None:
+    before = manifest.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(manifest)
+    for same in ("./manifest.jsonl", "link.jsonl"):
+        outcome = command(*CLEAN, "--out", same)
+        assert outcome.code == 2
+        assert "is the manifest itself" in outcome.err
+    assert manifest.read_bytes() == before
+    assert not (tmp_path / "cleaning").exists()
 
 
 def test_logits_that_are_none_are_named(command: CommandLine, manifest: Path) -> None:

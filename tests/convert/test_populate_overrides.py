@@ -177,6 +177,16 @@ def test_a_recording_of_the_manifest_is_relabelled_on_its_side(
     assert (result.rows[2].label, result.rows[2].split) == ("HihatOpen", "train")
 
 
+def test_a_correction_may_name_a_recording_that_only_the_manifest_has(
+    archive: Path, tmp_path: Path, taxonomy: TrainingTaxonomy
+) -> None:
+    run = run_of(archive, tmp_path, "xxh3_64", "a/kick.wav")
+    old = rows_of(archive, "b/kick.wav", "c/hat.wav")
+    result = merged(tmp_path, run, taxonomy, {old[0].hash: "Snare"}, old)
+    assert (result.added, result.relabelled, result.gone) == (0, 1, ())
+    assert result.rows == (replace(old[0], label="Snare"), old[1])
+
+
 def test_a_new_row_stands_on_its_familys_side(
     archive: Path, tmp_path: Path, taxonomy: TrainingTaxonomy
 ) -> None:
