@@ -242,8 +242,8 @@ class _Hearing:
 
 
 def _hearing(recordings: Sequence[Recording], taxonomy: TrainingTaxonomy, path: Path) -> _Hearing:
-    predictions = predictions_of_held_out(recordings, path, taxonomy)
     held = read_held_out(recordings, path)
+    predictions = predictions_of_held_out(recordings, held, taxonomy)
     collapse = collapse_of(predictions.taxonomy, taxonomy)
     fine = np.nan_to_num(predictions.probs, nan=0.0)
     heard = (fine @ collapse).argmax(axis=1)

@@ -39,6 +39,7 @@ from drumline_convert.predictions import (
     predictions_of_bundles,
     predictions_of_held_out,
     predictions_of_index,
+    read_held_out,
     refuse_leaks,
 )
 from drumline_convert.progress import PhaseProgress
@@ -183,7 +184,10 @@ def _predictions(
     bundles = [load_bundle(model) for model in settings.models]
     found = predictions_of_bundles(truth.rows, bundles, on_rows) if bundles else []
     found += [predictions_of_index(truth.rows, source) for source in settings.indexes]
-    found += [predictions_of_held_out(truth.rows, path, truth.taxonomy) for path in settings.held_out]
+    found += [
+        predictions_of_held_out(truth.rows, read_held_out(truth.rows, path), truth.taxonomy)
+        for path in settings.held_out
+    ]
     return found
 
 

@@ -405,12 +405,16 @@ def _stored_held_out(path: Path) -> dict[str, Any]:
     return held
 
 
-def predictions_of_held_out(rows: Sequence[Recording], path: Path, taxonomy: TrainingTaxonomy) -> Predictions:
-    """Take held-out logits by content hash; each fold is calibrated by a temperature from the other folds.
+def predictions_of_held_out(
+    rows: Sequence[Recording], held: HeldOut, taxonomy: TrainingTaxonomy
+) -> Predictions:
+    """Take held-out logits of these rows; each fold is calibrated by a temperature from the other folds.
 
-    Raises as `read_held_out`.
+    Raises
+    ------
+    ConfigError
+        When the model decides between other canonical labels than the taxonomy.
     """
-    held = read_held_out(rows, path)
     labels = Taxonomy(held.labels, taxonomy.labels.canonical_of, taxonomy.labels.misc)
     plain = np.full((len(rows), len(held.labels)), np.nan)
     probs = plain.copy()
@@ -423,7 +427,7 @@ def predictions_of_held_out(rows: Sequence[Recording], path: Path, taxonomy: Tra
         taxonomy=labels,
         probs=probs,
         plain=plain,
-        failed={place: f"{rows[place].path}: not in {path.name}" for place in missing},
+        failed={place: f"{rows[place].path}: not among the held-out logits" for place in missing},
         trained_on=TrainingSet(frozenset(), frozenset()),
     )
 

@@ -21,7 +21,7 @@ from drumline_convert.corpus import recordings_of
 from drumline_convert.evaluation import EvaluationSettings, evaluate_manifest
 from drumline_convert.manifest import Row, write_manifest
 from drumline_convert.metrics import FIGURES, softmax
-from drumline_convert.predictions import predictions_of_held_out, save_held_out
+from drumline_convert.predictions import predictions_of_held_out, read_held_out, save_held_out
 from drumline_convert.provenance import TrainingSet, training_set_of, write_training_set
 from drumline_convert.report import write_report
 from drumline_convert.taxonomy import TrainingTaxonomy
@@ -135,9 +135,10 @@ def test_the_same_seed_gives_the_same_report(place: Place) -> None:
         return place.evaluate(models=(load_bundle().path,), resampling=Resampling(50, seed))
 
     assert evaluated(0) == evaluated(0)
-    one, other = (evaluated(seed)["models"][0]["figures"]["fine_accuracy"] for seed in (0, 1))
-    assert one["value"] == other["value"]
-    assert one["interval"] != other["interval"]
+    one, other = (evaluated(seed)["models"][0]["figures"] for seed in (0, 1))
+    assert [each["value"] for each in one.values()] == [each["value"] for each in other.values()]
+    # Not by one figure: shares of few families have few values, and two seeds may meet in one.
+    assert [each["interval"] for each in one.values()] != [each["interval"] for each in other.values()]
 
 
 def test_the_report_needs_no_other_file_and_shows_every_figure(place: Place, tmp_path: Path) -> None:
@@ -213,7 +214,8 @@ def test_held_out_logits_are_calibrated_by_the_other_folds(
         logits[place_of, taxonomy.fine_index(row.label)] += 9.0 if folds[place_of] else 0.0
     hashes = [row.hash for row in place.rows]
     save_held_out(tmp_path / "held.npz", "folds", taxonomy.fine, hashes, folds, logits)
-    found = predictions_of_held_out(recordings_of(place.rows, taxonomy), tmp_path / "held.npz", taxonomy)
+    recordings = recordings_of(place.rows, taxonomy)
+    found = predictions_of_held_out(recordings, read_held_out(recordings, tmp_path / "held.npz"), taxonomy)
     assert found.plain is not None
     np.testing.assert_allclose(found.plain, softmax(logits), atol=1e-5)
     # Fold 0 is as sure as fold 1 allows to be, and the other way round.
