@@ -21,7 +21,6 @@ from drumline_convert.gates import (
     fit_head,
     gated_graph,
     passing_threshold,
-    refuse_one_kind,
     write_gated,
 )
 from drumline_convert.labelled import Said, Truth, rows_of, truth_of
@@ -56,7 +55,8 @@ def make_held_out_gate(
     BundleError
         When the bundle names members or has a gate.
     ConfigError
-        When the logits are of other labels, of one fold alone, or of one kind of sound.
+        When the logits are of other labels or of one fold alone, or those of all folds but one are of one
+        kind of sound.
     """
     bundle = load_bundle(name)
     check_gateless(bundle, None)
@@ -64,7 +64,7 @@ def make_held_out_gate(
     held = read_held_out(rows, held_out)
     _check(held, bundle, held_out)
     truth = truth_of([rows[place] for place in held.places.tolist()], bundle.taxonomy)
-    refuse_one_kind([held_out.name], truth)
+    _refuse_a_fold_with_all_of_a_kind(held, truth, held_out)
     gate, limits = _by_other_folds(held, truth, recall)
     said = Said(held.logits, np.asarray(bundle.calibrator(held.logits), np.float32), None)
     head = fit_head(held.logits, truth.is_drum)
@@ -95,6 +95,18 @@ def _check(held: HeldOut, bundle: Bundle, path: Path) -> None:
             f"{str(path)!r} holds one fold only: nothing is left to measure on",
             "Cross-validate with at least two folds.",
         )
+
+
+def _refuse_a_fold_with_all_of_a_kind(held: HeldOut, truth: Truth, path: Path) -> None:
+    for fold in sorted(set(held.folds.tolist())):
+        others = truth.is_drum[held.folds != fold]
+        drums, rest = int(others.sum()), int((~others).sum())
+        if not drums or not rest:
+            raise ConfigError(
+                f"without fold {fold}, {str(path)!r} has {drums:,} kit drums and {rest:,} other sounds: "
+                "no gate can be fitted for that fold",
+                "Cross-validate with other folds, so that each leaves both kinds, or add recordings.",
+            )
 
 
 def _by_other_folds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,22 @@ def test_a_head_is_fitted_on_held_out_logits_and_measured_by_the_other_folds(
     assert made.gate.threshold == report["threshold"]
     refused = command("gate", bundle.path, *options, "--model", bundle.path)
     assert refused.code == 2
+
+
+def test_a_fold_that_holds_all_sounds_of_one_kind_is_named(
+    bundle: Bundle, manifest: Path, tmp_path: Path
+) -> None:
+    rows = [
+        replace(row, family="misc" if bundle.taxonomy.canonical_of[row.label] == "misc" else row.family)
+        for row in read_manifest(manifest)
+    ]
+    folds = [2 if row.family == "misc" else int(row.family[-1]) % 2 for row in rows]
+    held_out = held_out_logits(tmp_path / "h.npz", bundle, rows, folds)
+    write_manifest(tmp_path / "misc.jsonl", rows)
+    with pytest.raises(ConfigError, match=r"without fold 2, .* 0 other sounds") as refused:
+        make_held_out_gate(bundle.path, tmp_path / "gated", tmp_path / "misc.jsonl", held_out)
+    assert "other folds" in refused.value.way_out
+    assert not (tmp_path / "gated").exists()
 
 
 def test_held_out_logits_of_one_fold_or_of_other_labels_are_refused(
