@@ -375,3 +375,14 @@ def test_a_database_of_another_kind_is_left_as_it_is(tmp_path: Path) -> None:
             Cache(path, mode)
     assert path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["cache.sqlite"]
+
+
+def test_a_prediction_is_known_by_its_inference_key_and_a_failure_is_none(tmp_path: Path) -> None:
+    with closing(Cache(tmp_path / "cache.sqlite")) as cache:
+        scopes = {key: cache.scope(b"/archive", key) for key in ("failed", "sound")}
+        for key, scope in scopes.items():
+            run = cache.add_run(scope, key, "decision")
+            cache.add_frame(scope, run, 0, 1, 0, Tally(records=2, failed=2 if key == "failed" else 1), ())
+        assert cache.has_prediction("sound")
+        assert not cache.has_prediction("failed")
+        assert not cache.has_prediction("never used")

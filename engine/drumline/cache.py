@@ -392,6 +392,14 @@ class Cache:
         row = self._db.execute(sql, (digest, inference_key)).fetchone()
         return Twin(FrameRow(*row[:6]), *row[6:]) if row else None
 
+    def has_prediction(self, inference_key: str) -> bool:
+        """Tell whether any record by this inference key, of whatever archive, has a prediction."""
+        sql = (
+            "SELECT EXISTS (SELECT 1 FROM frame f JOIN run r ON r.id = f.run JOIN scope s ON s.id = r.scope "
+            "WHERE s.inference_key = ? AND f.lines > f.failed)"
+        )
+        return bool(self._one(sql, inference_key))
+
     def _directory_id(self, scope: int, path: bytes) -> int:
         known = self._directories.get((scope, path))
         if known is None:

@@ -204,16 +204,21 @@ class _OddError(Exception):
 def _nothing_finite(files: int) -> None:
     """The model gives nothing finite for the first so many files."""
     session = _module("drumline.inference").Session
-    predict = session.predict
+    start = session.start
 
     def silent(self: object, rows: Any) -> Any:
-        nonlocal files
-        outputs = predict(self, rows)
-        outputs.probabilities[:files] = float("nan")
-        files = max(0, files - len(rows))
-        return outputs
+        pending = start(self, rows)
 
-    session.predict = silent
+        def finished() -> Any:
+            nonlocal files
+            outputs = pending()
+            outputs.probabilities[:files] = float("nan")
+            files = max(0, files - len(outputs.probabilities))
+            return outputs
+
+        return finished
+
+    session.start = silent
 
 
 def _kill_once(marker: str) -> None:

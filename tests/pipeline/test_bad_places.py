@@ -172,6 +172,19 @@ def lines_of(run: Path) -> list[bytes]:
     return read_lines(next(run.glob("index.jsonl*")))
 
 
+def test_a_model_that_answered_before_is_not_at_fault_where_all_files_that_are_left_are(
+    tidy: Infer, sounds: list[Path]
+) -> None:
+    for number, sound in enumerate(sounds[:25]):
+        sound.write_bytes(sound.read_bytes() + bytes([number]))
+    counts = tidy.counts("--batch-size", "8", nothing_finite=1_000_000)
+    assert (counts["carried_over"], counts["failed"]) == (15, 25)
+    retried = tidy("--retry-failed", nothing_finite=1_000_000)
+    assert retried.counts["failed"] == 25
+    assert "no finite output" not in retried.err
+    assert tidy.counts("--retry-failed")["failed"] == 0
+
+
 def test_a_few_files_without_a_finite_output_are_failed_records(tidy: Infer) -> None:
     """They were held back until the model had shown that it can do better; a batch holds fewer of them."""
     counts = tidy.counts("--fresh", "--batch-size", "4", nothing_finite=9)

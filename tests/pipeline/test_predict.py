@@ -16,6 +16,7 @@ from drumline.inference import Outputs
 from drumline.laps import no_lap
 from drumline.pipeline import predict as stage
 from drumline.pipeline.job import Job
+from drumline.pipeline.pipes import Lifeline, Stream
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import Gauge, SlotTable, State
 from drumline.staging import Staging
@@ -63,15 +64,17 @@ def table() -> SlotTable:
 
 @pytest.fixture
 def queues() -> Iterator[Queues]:
-    queues = Queues.create()
+    lifeline = Lifeline()
+    queues = Queues.create(lifeline, Stream(lifeline))
     yield queues
     queues.close()
+    lifeline.close()
 
 
 def running(table: SlotTable, queues: Queues, session: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(stage, "_open", lambda *_: session)
     settings, bundle = SimpleNamespace(batch_size=LARGEST), SimpleNamespace(name="fake")
-    job = cast(Job, SimpleNamespace(settings=settings, bundle=bundle))
+    job = cast(Job, SimpleNamespace(settings=settings, bundle=bundle, answered_before=False))
     thread = threading.Thread(target=stage.predict, args=(job, table, queues, no_lap), daemon=True)
     thread.start()
     return thread

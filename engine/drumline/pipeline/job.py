@@ -110,6 +110,8 @@ class Job(Request):
         Device of the archive's root at the last run; None when there was none.
     known_before
         Files that the archive's newest complete run found, by whatever model and settings; 0 without one.
+    answered_before
+        Whether the cache knows a prediction by the same inference key: then the model is not at fault.
     """
 
     run: Run
@@ -119,3 +121,4 @@ class Job(Request):
     valid: int
     earlier_device: int | None
     known_before: int = 0
+    answered_before: bool = False

@@ -9,7 +9,7 @@ nothing new never loads it.
 
 Files for which the model gives nothing finite are held back until it has given something finite for any, as
 long as that leaves the others half of the slots: a model that does so for none ends the run before a record
-says that all files are at fault.
+says that all files are at fault. A model that did so in an earlier run is not doubted.
 
 On a GPU a batch is *under way* while the next one is gathered and copied. It is finished as soon as that one
 has been started, or when none comes within the few milliseconds: no slot waits for files that are not there.
@@ -59,7 +59,7 @@ def predict(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     """Predict until there are no more features."""
     session: Session | None = None
     under_way: _Batch | None = None
-    doubtful = _Doubtful(table, job.bundle.name)
+    doubtful = _Doubtful(table, job)
     while (slots := _next_batch(queues, table, _patience(under_way, doubtful))) is not None:
         lap(Step.WAIT_INPUT, 0)
         queues.done.put(doubtful.give_way())
@@ -132,8 +132,9 @@ def _finish(batch: _Batch | None, table: SlotTable, queues: Queues, doubtful: _D
 class _Doubtful:
     """Slots for which the model gave nothing finite, held back until it gave something finite for any."""
 
-    def __init__(self, table: SlotTable, bundle: str) -> None:
-        self._table, self._bundle = table, bundle
+    def __init__(self, table: SlotTable, job: Job) -> None:
+        self._table, self._bundle = table, job.bundle.name
+        table.counters[Gauge.ANSWERED] += job.answered_before
         self._slots: list[int] = []
 
     @property

@@ -144,6 +144,7 @@ def make_job(request: Request, cache: Cache) -> Job:
         valid=valid,
         earlier_device=_earlier_device(request, [row[0] for number, row in runs.items() if number != run_id]),
         known_before=_known_before(request),
+        answered_before=cache.has_prediction(request.inference_key),
     )
 
 

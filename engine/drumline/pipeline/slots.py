@@ -116,7 +116,7 @@ class Kind(IntEnum):
 
 
 class Gauge(IntEnum):
-    """Places in the block of shared counters; each is written by one stage only."""
+    """Places in the block of shared counters; each is written by one stage only, or by the supervisor."""
 
     DISCOVERED = 0
     DISCOVERED_BYTES = 1
@@ -138,11 +138,13 @@ class Gauge(IntEnum):
     """Files counted by name, ahead of the walk."""
     FORESEEN_ALL = 16
     SLOTS_ALLOWED = 17
-    """How many slots may be in flight, and how many files in a batch, with the memory there is."""
+    """How many slots may be in flight with the memory there is; the supervisor's."""
     BATCH_ALLOWED = 18
+    """How many files may be in a batch with the memory there is; the supervisor's."""
     ANSWERED = 19
-    """Files for which the model gave something finite."""
+    """Files for which the model gave something finite, and 1 for all those of earlier runs."""
     UNANSWERED = 20
+    """Files for which it gave nothing finite."""
 
 
 def _slot_dtype(feature_shape: tuple[int, ...], classes: int) -> np.dtype[Any]:
