@@ -5,12 +5,14 @@
 Both classify the same archive on the same machine, in turn, and both also classify 20 files: what is compared
 is what the other 480 take. The start of interpreter, libraries and model would count for more than half of so
 short a run, and hide what became slower; the ratio with it is said as well. The ratio does not depend on how
-fast the machine is; one below the bar is measured once more before it counts. Exit code 1: it was below the
-bar both times.
+fast the machine is; one below the bar is measured once more before it counts. So is one whose 480 files took
+hardly more than its 20: such a time is noise, and its ratio would be any number. Exit code 1: neither attempt
+counted and reached the bar.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,12 +28,17 @@ from bench.workshop import Sizes, Workshop, say
 __all__ = ["guarded"]
 
 _ATTEMPTS, _REPEATS, _FEW = 2, 3, 20
+_LEAST_SHARE = 0.25
+"""Time of the other files, as a share of that of the few with the start, below which it is noise."""
 
 
 def guarded(ratio: Callable[[], float], bar: float) -> bool:
-    """Return whether a ratio reaches the bar, at once or in a second measurement."""
+    """Return whether a ratio reaches the bar, at once or in a second measurement; NaN is none."""
     for _ in range(_ATTEMPTS):
         measured = ratio()
+        if math.isnan(measured):
+            say("the other files took hardly any time: that cannot be, and counts for nothing")
+            continue
         if measured >= bar:
             say(f"infer is {measured:.1f}× as fast as the plain way; not under {bar:g}× is asked for")
             return True
@@ -55,7 +62,10 @@ def _plain(room: Path, name: str) -> float:
 
 
 def _ratio(room: Path) -> float:
-    """Return how many times as fast drumline is, by the fastest of some short runs of each side."""
+    """Return how many times as fast drumline is, by the fastest of some short runs of each side.
+
+    NaN when the files beyond the few took so little that it must be a failed measurement.
+    """
     ours, few, plain, plain_few = (
         min(times)
         for times in interleaved(
@@ -67,7 +77,7 @@ def _ratio(room: Path) -> float:
         )
     )
     say(f"with the start of both: {plain / ours:.1f}× ({plain:.2f} s and {ours:.2f} s)")
-    return (plain - plain_few) / max(ours - few, 1e-3)
+    return math.nan if ours - few < _LEAST_SHARE * few else (plain - plain_few) / (ours - few)
 
 
 @click.command(help="Fail when infer is not so many times as fast as the plain way.")

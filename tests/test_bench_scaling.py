@@ -84,4 +84,5 @@ def test_invented_records_go_through_writer_cache_statistics_and_plan(tmp_path: 
     assert set(figures["steps"]) == {
         *("write", "finish", "cache by directory", "stats of the index", "plan of a rebuild"),
     }
-    assert all(step["cpu_sec"] >= 0.0 for step in figures["steps"].values())
+    for command in ("stats of the index", "plan of a rebuild"):
+        assert figures["steps"][command]["cpu_sec"] > 0.01, "an interpreter was started for it"
