@@ -67,6 +67,20 @@ def _slow_reading(seconds: float) -> None:
     reader.read = _then(wait, reader.read)
 
 
+def _slow_open(how: str) -> None:
+    """Opening a file takes some seconds longer, in whatever stage: ``SECONDS NAME``."""
+    seconds, name = how.split(maxsplit=1)
+    opened = os.open
+
+    def slow(path: bytes, flags: int) -> int:
+        if os.path.basename(path) == name.encode():
+            time.sleep(float(seconds))
+        return opened(path, flags)
+
+    for module in map(_module, ("drumline.pipeline.reading", "drumline.pipeline.extract")):
+        module.os = _Instead(os, open=slow)
+
+
 def _no_ffmpeg(_on: bool) -> None:
     """There is no ffmpeg on the path."""
     _module("drumline.audio").shutil = _Instead(_module("shutil"), which=lambda _name: None)

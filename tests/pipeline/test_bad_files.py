@@ -65,6 +65,17 @@ def test_a_file_that_is_never_decoded_is_given_up(bad: Infer) -> None:
     assert 1.0 <= result.seconds < prompt(5)
 
 
+@pytest.mark.parametrize("storage", ["ssd", "hdd"])
+def test_a_file_that_never_opens_is_given_up_and_holds_up_no_stage(bad: Infer, storage: str) -> None:
+    add(bad, "stuck.wav")
+    result = bad("--file-timeout", "1", "--io", storage, workers=2, slow_open="300 stuck.wav")
+    assert result.code == 0, result.err
+    bad.run = Path(result.json()["run_directory"])
+    assert failures(bad.records()) == {"stuck.wav": "timeout"}
+    assert result.counts["classified"] == 40
+    assert result.seconds < prompt(8)
+
+
 def test_a_decoder_that_crashes_or_eats_memory_is_one_typed_record_each(bad: Infer) -> None:
     add(bad, "a crasher.wav", "b glutton.wav", "c greedy.wav")
     assert bad.counts("--worker-memory-mb", "300", workers=2, bad_names=True)["classified"] == 40

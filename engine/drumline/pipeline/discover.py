@@ -256,14 +256,16 @@ class _Dispatcher:
             mtime_ns=[finding.entry.mtime_ns for finding in findings],
             state=State.TODO,
         )
+        to_read = []
         for slot, path, finding in zip(slots, paths, findings, strict=True):
             self._table.set_path(slot, path)
             if error := self._hindrance(path, finding.entry):
                 self._table.fail(slot, *error)
                 self._done.append(slot)
             else:
-                self._reading.announce(path)
+                to_read.append(path)
                 self._todo.append(slot)
+        self._reading.announce(to_read)
 
     def _hindrance(self, path: bytes, entry: Entry) -> tuple[str, str] | None:
         """Return the type and the text of what keeps a file from being read, as far as can be seen here."""
@@ -353,7 +355,7 @@ def discover(job: Job, table: SlotTable, queues: Queues, lap: Lap) -> None:
     walked = Walked(settings, queues.listings)
     survey = Survey(walked, cache, job.scope, job.run_id, job.settings.retry_failed, lap)
     known = cache.count_files(job.scope)
-    reading = Reading(job.archive, job.settings.storage)
+    reading = Reading(job.archive, job.settings.storage, job.settings.file_timeout_sec)
     dispatcher = _Dispatcher(job, reading, table, queues, Walk(settings).counts(), lap)
     lap(Step.START, 0)
     for findings in _chunks(reading.ordered(survey.present(), _path_to_read)):
