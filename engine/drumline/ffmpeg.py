@@ -28,8 +28,8 @@ HEAD_BYTES = 4096
 
 _TIMEOUT_S, _MARGIN_S = 10.0, 1.0
 _OUTPUT_BYTES, _LOG_BYTES = 64 << 20, 1 << 16
-# Files of these names begin with a mark. MPEG audio need not: decoders look for the first frame.
-_MARKED = frozenset(SOUNDFILE_FORMATS) - {"mp1", "mp2", "mp3", "mpa", "mpga"}
+# Files of these names begin with a mark. What comes in frames need not: decoders look for the first one.
+_MARKED = frozenset(SOUNDFILE_FORMATS) - {"mp1", "mp2", "mp3", "flac", "ogg", "oga", "opus"}
 _MARKS: dict[int, tuple[bytes, ...]] = {
     0: (
         b"fLaC",
@@ -58,8 +58,22 @@ _MARKS: dict[int, tuple[bytes, ...]] = {
         b".RMF",
         b"OFR ",
         b"ajkg",  # Shorten
+        b"TAG",  # ID3 version 1, where MPEG audio was joined
+        b"APETAGEX",
+        b"LYRICSBEGIN",
+        b"\x7f\xfe\x80\x01",  # DTS, by word size and byte order
+        b"\xfe\x7f\x01\x80",
+        b"\x1f\xff\xe8\x00",
+        b"\xff\x1f\x00\xe8",
+        b"FLV\1",
+        b"G@\0",  # MPEG transport stream
+        b"CWS",  # Flash
+        b"FWS",
+        b"nut/multimedia container",
+        b".SoX",
+        b"XoS.",
     ),
-    4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"),  # MP4 and QuickTime
+    4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"\xf8\x72\x6f\xba"),  # MP4, QuickTime; TrueHD
     8: (b"AVI ", b"CDXA"),
 }
 # Format tags of RIFF WAVE (RFC 2361 and later registrations) of codecs that one of the libraries reads.
@@ -69,10 +83,11 @@ _WAVE_CODECS = frozenset(
         ">H",
         bytes.fromhex("""
             0001 0002 0003 0006 0007 000A 0010 0011 0014 0015 0016 0017 0020 0022 0028 0030 0031 0032
-            0036 0038 0040 0041 0042 0045 0050 0055 0057 0058 0061 0062 0064 0065 0069 0075 0083 0111
-            0112 0140 0160 0161 0162 0163 0164 0165 0166 0170 0180 0200 0215 0216 0270 028F 0401 0402
-            0500 1500 1501 1600 1602 2000 2001 2048 4143 564C 566F 5756 594A 674F 6750 6751 676F 6770
-            6771 6C75 706D 7A21 7A22 A100 A101 A102 A103 A104 A105 A106 A107 A109 F1AC FFFE
+            0036 0038 0040 0041 0042 0045 0050 0055 0057 0058 0061 0062 0064 0065 0069 0075 0083 00FF
+            0111 0112 0130 0135 0140 0160 0161 0162 0163 0164 0165 0166 0170 0180 0200 0215 0216 0270
+            028E 028F 0350 0401 0402 0500 0501 1500 1501 1600 1602 2000 2001 2048 2222 4143 4180 5346
+            564C 566F 5756 594A 674F 6750 6751 676F 6770 6771 6C75 706D 729A 7A21 7A22 8180 A100 A101
+            A102 A103 A104 A105 A106 A107 A109 F1AC FFFE
         """),
     )
 )
@@ -112,9 +127,7 @@ def may_be_read(head: bytes, path: bytes) -> bool:
     """
     if os.fsdecode(os.path.splitext(path)[1][1:].lower()) not in _MARKED:
         return True
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        return _wave_may_be_read(head)
-    return _is_mpeg_frame(head) or any(head.startswith(marks, offset) for offset, marks in _MARKS.items())
+    return _is_marked(head) or _is_marked(head.lstrip(b"\0"))  # encoders and cutters leave zeros
 
 
 class Ffmpeg:
@@ -157,9 +170,15 @@ class Ffmpeg:
         return [self.program, *options, "-t", f"{self._seconds:.6f}", "-i", b"file:" + path, *output]
 
 
+def _is_marked(head: bytes) -> bool:
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        return _wave_may_be_read(head)
+    return _is_mpeg_frame(head) or any(head.startswith(marks, offset) for offset, marks in _MARKS.items())
+
+
 def _is_mpeg_frame(head: bytes) -> bool:
-    """Return whether an MPEG audio or ADTS frame begins here: eleven bits are set."""
-    return len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
+    """Return whether a frame of MPEG audio or AAC (ADTS, LATM) begins here: eleven bits say so."""
+    return len(head) > 1 and (head[0], head[1] & 0xE0) in ((0xFF, 0xE0), (0x56, 0xE0))
 
 
 def _wave_may_be_read(head: bytes) -> bool:
