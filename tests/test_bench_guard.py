@@ -23,7 +23,7 @@ from bench.guard import guarded
 )
 def test_a_ratio_under_the_bar_is_measured_once_more(ratios: list[float], kept: bool, asked: int) -> None:
     left = list(ratios)
-    assert guarded(lambda: left.pop(0), 8.0) is kept
+    assert guarded(lambda _times: left.pop(0), 8.0) is kept
     assert len(ratios) - len(left) == asked
 
 
@@ -31,9 +31,21 @@ def test_a_ratio_under_the_bar_is_measured_once_more(ratios: list[float], kept: 
     ("ours", "expected"), [(0.75, 20.0), (0.5, math.nan), (0.55, math.nan), (0.4, math.nan)]
 )
 def test_a_time_of_hardly_more_than_the_start_is_no_measurement(
-    monkeypatch: pytest.MonkeyPatch, ours: float, expected: float
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ours: float, expected: float
 ) -> None:
     """Few files take 0.5 s with the start and the plain way takes 1 s for them, 6 s for all."""
-    monkeypatch.setattr(guard, "_ours", lambda _, name: {"archive": ours, "few": 0.5}[name])
-    monkeypatch.setattr(guard, "_plain", lambda _, name: {"archive": 6.0, "few": 1.0}[name])
-    assert guard._ratio(Path()) == pytest.approx(expected, nan_ok=True)
+    monkeypatch.setattr(guard, "_write_archive", lambda *_: None)
+    monkeypatch.setattr(guard, "_ours", lambda _, name: {"500 files": ours, "few": 0.5}[name])
+    monkeypatch.setattr(guard, "_plain", lambda _, name: {"500 files": 6.0, "few": 1.0}[name])
+    assert guard._ratio(tmp_path, 500) == pytest.approx(expected, nan_ok=True)
+
+
+def test_what_counts_for_nothing_is_measured_again_with_more_files() -> None:
+    asked: list[int] = []
+
+    def ratio(times: int) -> float:
+        asked.append(times)
+        return math.nan if times == 1 else 9.0
+
+    assert guarded(ratio, 8.0)
+    assert asked == [1, 4]
