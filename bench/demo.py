@@ -18,7 +18,6 @@ from typing import Any
 import click
 import xxhash
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -70,7 +69,12 @@ class Picture:
         body.add_column(ratio=4)
         body.add_row(self._labels(), self._tree())
         inside = Group(self._speed(), "", body, "", self._errors())
-        return Group(Panel(inside, title="drumline", padding=(1, 2)), self._next_steps())
+        return Panel(inside, title="drumline", padding=(1, 2))
+
+    def show(self, console: Console) -> None:
+        """Print the picture, and below it commands that can be pasted: neither wrapped nor filled up."""
+        console.print(self)
+        console.print(self._next_steps(), soft_wrap=True)
 
     def _speed(self) -> Text:
         counts, seconds = self.infer["counts"], self.infer["elapsed_sec"]
@@ -118,13 +122,13 @@ class Picture:
         )
         return text.append(" They cost a record each, not the run.", "dim").append(links)
 
-    def _next_steps(self) -> Padding:
+    def _next_steps(self) -> Text:
         kicks = self.organised.with_name(f"{self.organised.name}-kicks")
         runs, out = (shlex.quote(os.path.relpath(path)) for path in (self.run.parent, kicks))
         steps = {
             "How sure, how long, what failed": f"{self.command} stats {runs}",
             "Kicks that are beyond doubt; all else under misc": (
-                f"{self.command} rebuild {runs} \\\n      --out {out} --labels Kick --threshold 0.9"
+                f"{self.command} rebuild {runs} \\\n        --out {out} --labels Kick --threshold 0.9"
             ),
         }
         if self.own:
@@ -133,10 +137,10 @@ class Picture:
             )
         else:
             steps["Your own samples, which are only read"] = "make demo ARCHIVE=~/Samples"
-        text = Text("Next\n", "bold")
+        text = Text("\n  Next\n", "bold")
         for what, command in steps.items():
-            text.append(f"  {what}\n", "not bold dim").append(f"    {command}\n", "not bold cyan")
-        return Padding(text, (1, 0, 0, 2))
+            text.append(f"    {what}\n", "not bold dim").append(f"      {command}\n", "not bold cyan")
+        return text
 
 
 def _folders(path: Path) -> list[str]:
@@ -215,7 +219,7 @@ def main(out: Path, archive: Path | None, svg: Path | None) -> None:
     except EngineError as error:
         # The command has said on stderr what was wrong and what to do.
         sys.exit(error.exit_code)
-    stdout_console().print(picture)
+    picture.show(stdout_console())
     if svg:
         _write_svg(picture, svg)
 
@@ -223,7 +227,7 @@ def main(out: Path, archive: Path | None, svg: Path | None) -> None:
 def _write_svg(picture: Picture, path: Path) -> None:
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=_SVG_COLUMNS, file=nowhere, force_terminal=True)
-        console.print(picture)
+        picture.show(console)
     drawing = console.export_svg(title="make demo")
     # The fonts would be fetched from the web; the viewer's own monospaced one does.
     path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL), encoding="utf-8")

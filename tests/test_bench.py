@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import signal
 import sys
@@ -61,10 +63,10 @@ def player(tmp_path: Path) -> tuple[str, ...]:
     return (sys.executable, str(script))
 
 
-def shown(picture: Picture) -> str:
-    console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def shown(picture: Picture, width: int = 300) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(picture)
+        picture.show(console)
     return console.export_text()
 
 
@@ -85,6 +87,18 @@ def test_the_demo_ends_with_labels_tree_errors_and_the_next_commands(
         assert part in text
     again = shown(run_demo(tmp_path / "demo", engine=player))
     assert "none changed" in again
+
+
+def test_the_next_commands_can_be_pasted_from_a_narrow_terminal(
+    tmp_path: Path, player: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.demo.FILES", 6)
+    picture = run_demo(tmp_path / ("long " * 20) / "demo", engine=player)
+    next_steps = shown(picture, width=80).partition("Next\n")[2]
+    assert all(line == line.rstrip() for line in next_steps.splitlines())
+    commands = [line for line in next_steps.replace("\\\n", "").splitlines() if picture.command in line]
+    assert shlex.split(commands[0])[-2:] == ["stats", os.path.relpath(picture.run.parent)]
+    assert shlex.split(commands[1])[-4:] == ["--labels", "Kick", "--threshold", "0.9"]
 
 
 def test_the_demo_of_somebodys_own_files_makes_links_and_no_archive(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,26 @@ def test_a_win_that_does_not_come_again_is_not_taken(
 
     runs = machine(lucky)
     assert tune(settings(), repeats=1).settings == {}
+
+
+def test_a_gain_within_the_scatter_of_the_automatic_settings_is_noise(
+    command: CommandLine, tmp_path: Path, machine: Callable[[Seconds], list[InferSettings]]
+) -> None:
+    slow_by_turns = cycle([1.0, 1.4])
+
+    def noisy(run: InferSettings) -> float:
+        automatic = all(getattr(run, name) == value for name, value in AUTOMATIC.items())
+        return next(slow_by_turns) if automatic else 0.8 if run.model_threads == 4 else 1.0
+
+    machine(noisy)
+    tuned = tune(settings(), repeats=2)
+    assert (tuned.settings, tuned.too_noisy) == ({}, True)
+    assert tuned.scatter == pytest.approx(1.4, abs=0.01)
+    config = tmp_path / "config.yml"
+    outcome = command("tune", "--config", config, "--files", 2)
+    assert outcome.code == 0
+    assert "Too noisy: nothing written" in outcome.out
+    assert not config.exists()
 
 
 def test_values_take_turns_and_every_run_begins_with_nothing(

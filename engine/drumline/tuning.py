@@ -3,6 +3,8 @@
 A sample of the archive is classified by the whole engine, again and again, each time with one setting
 changed. The values of a setting take turns, so that whatever else the machine does meets all of them alike,
 and the fastest run of each counts. A value is taken only when it wins clearly; the others stay automatic.
+How far the runs with automatic settings lie apart is the machine's own scatter: what has won must beat the
+automatic settings once more, by more than that.
 """
 
 from __future__ import annotations
@@ -64,12 +66,18 @@ class Tuned:
         With automatic settings, and with these, measured in turns.
     trials
         All that was tried, in order.
+    scatter
+        How many times as fast the fastest run with automatic settings was as the slowest one.
+    too_noisy
+        Some values won, but no more clearly than chance explains: `settings` is empty, nothing was found out.
     """
 
     settings: dict[str, int]
     auto_files_per_sec: float
     best_files_per_sec: float
     trials: tuple[Trial, ...]
+    scatter: float = 1.0
+    too_noisy: bool = False
 
     @property
     def auto_share(self) -> float:
@@ -83,7 +91,7 @@ def tune(settings: InferSettings, repeats: int = 2, say: Callable[[str], None] =
     Parameters
     ----------
     settings
-        What is classified, and how otherwise; its archive is read about 15 × `repeats` times.
+        What is classified, and how otherwise; its archive is read about 17 × `repeats` times.
     repeats
         Runs of each value.
     say
@@ -104,13 +112,14 @@ def tune(settings: InferSettings, repeats: int = 2, say: Callable[[str], None] =
             if rates[fastest] > _CLEARLY * rates[0]:
                 best = _with(best, {name: values[fastest]})
         if best == auto:
-            return Tuned({}, rates[0], rates[0], tuple(trials))
+            return Tuned({}, rates[0], rates[0], tuple(trials), track.scatter(auto))
         say("comparing the best with the automatic settings")
         auto_rate, best_rate = track.race([auto, best])
-        if auto_rate > best_rate:
-            return Tuned({}, auto_rate, auto_rate, tuple(trials))
+        scatter = track.scatter(auto)
+    if best_rate <= max(_CLEARLY, scatter) * auto_rate:
+        return Tuned({}, auto_rate, best_rate, tuple(trials), scatter, too_noisy=True)
     changed = {name: getattr(best, name) for name in _TUNED if getattr(best, name) != AUTOMATIC[name]}
-    return Tuned(changed, auto_rate, best_rate, tuple(trials))
+    return Tuned(changed, auto_rate, best_rate, tuple(trials), scatter)
 
 
 def _with(settings: InferSettings, values: Mapping[str, int | None]) -> InferSettings:
@@ -138,6 +147,7 @@ class _Track:
 
     def __init__(self, place: Path, repeats: int) -> None:
         self._place, self._repeats, self._runs = place, repeats, 0
+        self._rates: list[tuple[InferSettings, float]] = []
 
     def race(self, contestants: list[InferSettings]) -> list[float]:
         """Run all in turns, and return the files/s of each one's fastest run."""
@@ -145,9 +155,15 @@ class _Track:
         for _ in range(self._repeats):
             for number, settings in enumerate(contestants):
                 summary = self.run(settings)
-                rate = summary["counts"]["indexed"] / max(summary["elapsed_sec"], 1e-3)
-                rates[number] = max(rates[number], round(rate, 1))
+                rate = round(summary["counts"]["indexed"] / max(summary["elapsed_sec"], 1e-3), 1)
+                self._rates.append((settings, rate))
+                rates[number] = max(rates[number], rate)
         return rates
+
+    def scatter(self, settings: InferSettings) -> float:
+        """Return how many times as fast the fastest run with these settings was as the slowest one."""
+        rates = [rate for raced, rate in self._rates if raced == settings]
+        return max(rates) / max(min(rates), 0.1)
 
     def run(self, settings: InferSettings) -> dict[str, Any]:
         """Classify the sample once."""

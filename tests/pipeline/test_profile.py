@@ -44,6 +44,12 @@ def test_every_step_counts_every_file_that_it_was_for(calm: Infer, profiled: dic
     assert profiled["batches"]["mean"] * profiled["batches"]["count"] == pytest.approx(predicted, abs=0.5)
 
 
+def test_each_batch_counts_once(profiled: dict[str, Any]) -> None:
+    batches, steps = profiled["batches"], profiled["stages"]["predict"]["steps"]
+    assert batches["count"] == steps["hand on"]["calls"] == sum(batches["up_to"].values())
+    assert batches["median"] >= 1
+
+
 def test_a_stage_is_busy_or_waits_and_does_nothing_else(profiled: dict[str, Any]) -> None:
     for name, stage in profiled["stages"].items():
         if name != "supervisor":

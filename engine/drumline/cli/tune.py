@@ -62,9 +62,10 @@ def tune_command(
 ) -> None:
     """Find the fastest workers, batch sizes and model threads for this machine, by trying them.
 
-    Classifies a sample of ARCHIVE, which is only read, or synthesised sounds when none is named, about 20
-    times: half a minute. Values that are clearly faster than the automatic ones are written into the
-    configuration, and those that were there before are named; the rest is set to automatic.
+    Classifies a sample of ARCHIVE, which is only read, or synthesised sounds when none is named, about 35
+    times: a minute or two. Values that are clearly faster than the automatic ones are written into the
+    configuration, and those that were there before are named; the rest is set to automatic. Where runs with
+    the same settings lie as far apart as what won and the automatic ones, nothing is written.
 
     Exit codes: as those of infer.
     """
@@ -82,11 +83,12 @@ def tune_command(
     except Interrupted as error:
         raise Interrupted("stopped", "Nothing was written.") from error
     values = {**AUTOMATIC, **tuned.settings}
-    if not dry_run:
+    written = not (dry_run or tuned.too_noisy)
+    if written:
         _write(config_file, values)
     before = config.values if config else {}
     if as_json:
-        echo_json(_as_json(tuned, values, config_file, written=not dry_run))
+        echo_json(_as_json(tuned, values, config_file, written=written))
     elif not quiet:
         _print(tuned, values, before, config_file, dry_run)
 
@@ -105,6 +107,8 @@ def _as_json(tuned: Tuned, values: Mapping[str, int | None], path: Path, *, writ
         "auto_files_per_sec": tuned.auto_files_per_sec,
         "best_files_per_sec": tuned.best_files_per_sec,
         "auto_share": round(tuned.auto_share, 4),
+        "scatter": round(tuned.scatter, 4),
+        "too_noisy": tuned.too_noisy,
         "trials": [trial._asdict() for trial in tuned.trials],
         "config": safe_text(bytes(path)),
         "written": written,
@@ -117,6 +121,14 @@ def _print(
     for trial in tuned.trials:
         tried = "auto" if trial.value is None else trial.value
         click.echo(f"{trial.setting:<15} {tried!s:>5} {trial.files_per_sec:>10,.0f} files/s")
+    if tuned.too_noisy:
+        click.echo(
+            f"Too noisy: nothing {'would be ' if dry_run else ''}written. What won before reached"
+            f" {tuned.best_files_per_sec:,.0f} files/s in the end, the automatic settings"
+            f" {tuned.auto_files_per_sec:,.0f}, and their own runs lie {tuned.scatter - 1:.0%} apart.\n"
+            "Try again when the machine has nothing else to do, or with more --files."
+        )
+        return
     click.echo(
         f"Best: {tuned.best_files_per_sec:,.0f} files/s; the automatic settings reach {tuned.auto_share:.0%}."
     )

@@ -208,14 +208,15 @@ def _step_report(rows: list[Row], step: Step, read: int) -> dict[str, Any]:
 
 
 def _batch_report(predict: Row) -> dict[str, Any] | None:
-    count = predict.laps(Step.MODEL)
+    # Each batch is gathered once; the model has two laps of it, for its start and its end.
+    count = predict.laps(Step.GATHER)
     if not count:
         return None
-    sizes = [span.files for span in predict.spans() if span.step == Step.MODEL]
+    sizes = [span.files for span in predict.spans() if span.step == Step.GATHER]
     up_to = Counter(1 << (size - 1).bit_length() for size in sizes)
     return {
         "count": count,
-        "mean": round(predict.files(Step.MODEL) / count, 2),
+        "mean": round(predict.files(Step.GATHER) / count, 2),
         "median": median(sizes),
         "largest": max(sizes),
         "up_to": {str(size): up_to[size] for size in sorted(up_to)},
