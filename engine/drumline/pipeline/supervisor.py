@@ -24,13 +24,14 @@ predicted is written. The second kills everything; what is on disk is whole in e
 
 from __future__ import annotations
 
+import importlib
 import os
 import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -81,12 +82,25 @@ class _Signals:
     def __init__(self) -> None:
         self.requests = 0
         self.continued = False
+        self._breaking_off = False
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGCONT:
             self.continued = True
-        else:
-            self.requests += 1
+            return
+        self.requests += 1
+        if self._breaking_off:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def breaking_off(self) -> Iterator[None]:
+        """Let a request to stop break off what is done here, and be heeded after it."""
+        self._breaking_off = True
+        try:
+            with suppress(KeyboardInterrupt):
+                yield
+        finally:
+            self._breaking_off = False
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -108,8 +122,10 @@ class _Signals:
 
 
 class _Supervisor:
-    def __init__(self, job: Job, walking: Walking, progress: Progress, profile: Profile | None) -> None:
-        self._job, self._progress, self._profile = job, progress, profile
+    def __init__(
+        self, job: Job, walking: Walking, progress: Progress, profile: Profile | None, signals: _Signals
+    ) -> None:
+        self._job, self._progress, self._profile, self._signals = job, progress, profile, signals
         settings = job.settings
         self._workers_wanted = settings.worker_count
         self._queues, self._reports = Queues.create(walking.lifeline, walking.listings), walking.reports
@@ -137,7 +153,7 @@ class _Supervisor:
         self._started = self._last_tick = time.monotonic()
         self._drained = self._extracted = False
 
-    def run(self, signals: _Signals) -> Outcome:
+    def run(self) -> Outcome:
         """Run the stages until write has ended."""
         queues = self._queues
         self._start("discover", discover, (queues.listings, queues.free), (queues.todo, queues.done))
@@ -146,10 +162,10 @@ class _Supervisor:
         queues.free.close_reader()
         self._start("write", write, (queues.done,), (queues.free,))
         while self._stages["write"].running:
-            if signals.requests:
-                self._stop_in_order(signals)
-            if signals.continued:
-                signals.continued = False
+            if self._signals.requests:
+                self._stop_in_order()
+            if self._signals.continued:
+                self._signals.continued = False
                 self._wake()
             self._tick()
         self._reap()
@@ -251,6 +267,11 @@ class _Supervisor:
         poll.poll(1000 * (_TICK_SEC if "predict" in self._stages else _RESCAN_TICK_SEC))
 
     def _start_extraction(self) -> None:
+        with self._signals.breaking_off():  # libraries take long where disks are slow
+            for stage in ("extract", "predict"):
+                importlib.import_module(f"drumline.pipeline.{stage}")
+        if self._signals.requests:
+            return
         from drumline.pipeline.predict import predict
 
         self._start_workers()
@@ -351,14 +372,14 @@ class _Supervisor:
             queues.ready.close_writer()
             queues.done.close_writer()
 
-    def _stop_in_order(self, signals: _Signals) -> None:
+    def _stop_in_order(self) -> None:
         self._progress.note("stopping; press Ctrl-C again to stop at once")
         begun = time.monotonic()
         self._stages["discover"].kill()
         self._stages["discover"].wait()
         self._drop_waiting()
         workers_killed = False
-        while self._stages["write"].running and signals.requests < 2:
+        while self._stages["write"].running and self._signals.requests < 2:
             elapsed = time.monotonic() - begun
             if elapsed > _ALL_MAY_FINISH_SEC:
                 break
@@ -462,8 +483,8 @@ def supervise(job: Job, walking: Walking, progress: Progress, profile: Profile |
     """
     signals = _Signals()
     with signals.noted():
-        supervisor = _Supervisor(job, walking, progress, profile)
+        supervisor = _Supervisor(job, walking, progress, profile, signals)
         try:
-            return supervisor.run(signals)
+            return supervisor.run()
         finally:
             supervisor.close()
