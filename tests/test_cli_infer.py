@@ -516,6 +516,25 @@ def test_the_next_command_can_be_pasted_whatever_the_runs_root_is_called(
     assert Path(os.path.abspath(printed.stdout)).parent == Path(arguments[3])  # may be relative
 
 
+def test_formats_that_no_file_has_are_named_with_the_option_and_what_is_there(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "archive").mkdir()
+    for name in ("a.flac", "b.flac", "c.txt"):
+        (tmp_path / "archive" / name).touch()
+    result = drumline("infer", str(tmp_path / "archive"), *arguments[2:], "--formats", "wav")
+    assert result.returncode == 6
+    assert "2 audio files there have another extension" in result.stderr
+    assert "--formats" in result.stderr
+
+
+def test_a_wrong_option_is_not_offered_what_only_a_file_can_say(arguments: list[str]) -> None:
+    result = drumline(*arguments, "--workers", "0")
+    assert result.returncode == 3
+    assert "Allowed: a whole number from 1 to 1024." in result.stderr
+    assert "null" not in result.stderr
+
+
 def test_runs_that_go_inside_the_archive_are_said_to(
     arguments: list[str], place: Path, tmp_path: Path
 ) -> None:

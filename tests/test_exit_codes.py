@@ -149,6 +149,10 @@ def test_a_command_ends_with_each_code(
 
 
 def test_the_table_lists_the_codes_that_commands_end_with() -> None:
-    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", TABLE.read_text(), re.MULTILINE)}
+    rows = re.findall(r"^\| (\d+) \| (.)", TABLE.read_text(), re.MULTILINE)
+    codes = [int(code) for code, _ in rows]
+    listed = set(codes)
     assert listed == set(ENDS)
+    assert len(codes) == len(listed)
+    assert all(letter.isupper() for _, letter in rows)
     assert listed >= {getattr(errors, name).exit_code for name in errors.__all__}

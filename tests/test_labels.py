@@ -70,8 +70,9 @@ def test_a_damaged_label_file_is_an_error_without_a_traceback(tmp_path: Path, co
 
 
 def test_a_missing_label_file_is_named() -> None:
-    with pytest.raises(BundleError, match="nowhere"):
+    with pytest.raises(BundleError, match="nowhere") as caught:
         read_labels(Path("nowhere/labels.json"))
+    assert caught.value.way_out == "Check the path."
 
 
 def test_the_canonical_map_is_read_plain_or_with_its_own_misc(tmp_path: Path) -> None:

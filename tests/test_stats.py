@@ -220,6 +220,7 @@ def test_where_there_is_no_run_the_exit_code_says_so(
     outcome = command("stats")
     assert outcome.code == IndexFormatError.exit_code
     assert "ClassifiedArchive" in outcome.err
+    assert "Make one with 'drumline infer ARCHIVE'" in outcome.err
 
 
 @given(st.floats(0, 1), st.integers(1, 100), st.booleans())

@@ -27,7 +27,7 @@ __all__ = ["convert", "ensemble", "gate"]
     cls=Command,
     short_help="Make a bundle of a trained model.",
     examples=(
-        "drumline convert model.keras --like models/mfcc-cnn --out models/mine",
+        "drumline convert model.keras --like mfcc-cnn --out models/mine",
         "drumline convert cnn.onnx --front-end kind=log-mel,n_mels=64 --labels labels.json --out models/mine",
         "drumline convert network.pt2 --front-end front_end.yml --labels labels.json --out models/mine",
         "drumline convert models/mine --precision int8 --manifest manifest.jsonl --out models/mine-int8",

@@ -213,7 +213,7 @@ def _print_sides(sides: dict[str, dict[str, int]]) -> None:
     short_help="Compute the features of a manifest, once.",
     examples=(
         "drumline dataset extract manifest.jsonl",
-        "drumline dataset extract manifest.jsonl --like models/mfcc-cnn --out ~/trainings",
+        "drumline dataset extract manifest.jsonl --like mfcc-cnn --out ~/trainings",
     ),
 )
 @manifest_argument

@@ -266,7 +266,10 @@ def infer_settings(config: Config | None, overrides: Mapping[str, Any]) -> Infer
         When a value is not allowed.
     """
     values = {key: value for key, value in (config.values if config else {}).items() if value is not None}
-    values.update({key: value for key, value in overrides.items() if value is not None})
+    given = {key: value for key, value in overrides.items() if value is not None}
+    for key, value in given.items():
+        check_setting(key, value, in_file=False)
+    values.update(given)
     values.pop("regenerated_root", None)
     if "archive" not in values:
         raise UsageError(

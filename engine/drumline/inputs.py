@@ -89,7 +89,7 @@ def read_json(path: Path, error: type[DrumlineError], what: str = "") -> Any:
     try:
         return orjson.loads(read_regular(path, LARGEST_JSON_BYTES))
     except OSError as cause:
-        raise error(f"cannot read {named}: {cause.strerror}", way_out_of(cause, "")) from cause
+        raise error(f"cannot read {named}: {cause.strerror}", way_out_of(cause, "Check the path.")) from cause
     except orjson.JSONDecodeError as cause:
         raise error(f"{named} is no JSON: {cause}") from cause
 

@@ -205,7 +205,8 @@ def locate_run(path: Path) -> tuple[Run, str]:
         path = _newest_complete(path)
     if not path.exists():
         raise IndexFormatError(
-            f"no run or index at {str(path)!r}", "Give a run_… directory or its index.jsonl.zst."
+            f"no run or index at {str(path)!r}",
+            "Make one with 'drumline infer ARCHIVE', or give a run_… directory or its index.jsonl.zst.",
         )
     directory = path if path.is_dir() else path.parent
     info, trouble = _read_info(directory) if os.path.lexists(directory / INFO_NAME) else ({}, "")
@@ -287,6 +288,14 @@ def _newest_complete(runs_root: Path) -> Path:
 
 
 def _none_complete(runs_root: Path) -> IndexFormatError:
+    from drumline.rebuild.log import LOG_NAME
+
+    if os.path.lexists(runs_root / os.fsdecode(LOG_NAME)):
+        return IndexFormatError(
+            f"{str(runs_root)!r} is no run, but a tree that 'drumline rebuild' made",
+            f"Give the run that it was made from; 'drumline verify {shlex.quote(str(runs_root))}'"
+            " checks the tree.",
+        )
     what, unfinished = f"{str(runs_root)!r} is no run and holds no complete run", list_runs(runs_root)
     if not unfinished:
         return IndexFormatError(what, "Make one with 'drumline infer ARCHIVE'.")

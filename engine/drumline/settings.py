@@ -264,9 +264,11 @@ def _plain(value: Any) -> Any:
 class _Rule(NamedTuple):
     holds: Callable[[Any], bool]
     allowed: str
+    null: str = ""
+    """What null stands for, where a file may say that."""
 
 
-def check_setting(key: str, value: object) -> None:
+def check_setting(key: str, value: object, *, in_file: bool = True) -> None:
     """Check one setting.
 
     Parameters
@@ -275,6 +277,8 @@ def check_setting(key: str, value: object) -> None:
         As in config.yml, with a dot between levels: ``"misc.threshold"``.
     value
         What it is to be.
+    in_file
+        Whether it can be null; on a command line it is then left out.
 
     Raises
     ------
@@ -283,12 +287,14 @@ def check_setting(key: str, value: object) -> None:
     """
     rule = _RULES[key]
     if not rule.holds(value):
-        raise ConfigError(f"{key} cannot be {_shown(value)}", f"Allowed: {rule.allowed}.")
+        allowed = allowed_values(key) if in_file else rule.allowed
+        raise ConfigError(f"{key} cannot be {_shown(value)}", f"Allowed: {allowed}.")
 
 
 def allowed_values(key: str) -> str:
     """Say in words what a setting may hold."""
-    return _RULES[key].allowed
+    rule = _RULES[key]
+    return f"{rule.allowed}, or null for {rule.null}" if rule.null else rule.allowed
 
 
 def _check_fields(settings: MiscSettings | InferSettings, prefix: str = "") -> None:
@@ -321,7 +327,7 @@ def _one_of(kind: Any) -> _Rule:
 
 
 def _optional(rule: _Rule, meaning: str) -> _Rule:
-    return _Rule(lambda value: value is None or rule.holds(value), f"{rule.allowed}, or null for {meaning}")
+    return _Rule(lambda value: value is None or rule.holds(value), rule.allowed, meaning)
 
 
 def _is_path(value: Any) -> bool:

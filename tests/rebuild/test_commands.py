@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -212,6 +213,36 @@ def test_a_plan_says_what_decides_the_labels(drums: Archive, command: CommandLin
     assert f"decided as in {run.name}: threshold 0.5; all labels" in kept
     anew = command("rebuild", run, "--out", drums.out, "--dry-run", "--threshold", "0.8", "--labels", "Kick")
     assert "decided anew: threshold 0.8; labels Kick" in anew.out
+
+
+def test_a_plan_names_the_operating_point_and_its_thresholds(drums: Archive, command: CommandLine) -> None:
+    run = drums.run().directory
+    info = json.loads((run / "run.json").read_bytes())
+    labels = sorted(set(info["canonical_map"].values()) - {"misc"})
+    thresholds = dict.fromkeys(labels) | {"Kick": 0.625}
+    info["model"] = {**info.get("model", {}), "operating_points": {"precision=0.95": thresholds}}
+    (run / "run.json").write_text(json.dumps(info))
+    shown = command("rebuild", run, "--out", drums.out, "--dry-run", "--threshold", "precision=0.95")
+    assert shown.code == 0, shown.err
+    assert "decided anew: precision=0.95 (" in shown.out
+    assert "Kick 0.625" in shown.out
+    assert "Hihat never" in shown.out
+
+
+def test_a_plan_says_with_what_other_settings_the_tree_was_made(drums: Archive, command: CommandLine) -> None:
+    run = drums.run().directory
+    asked = ("rebuild", run, "--out", drums.out, "--copy-mode", "hardlink", "--threshold", "0.7")
+    assert "before:" not in command(*asked).out
+    assert "before:" not in command(*asked, "--dry-run").out
+    other = command("rebuild", run, "--out", drums.out, "--dry-run").out
+    assert "  before: copy mode hardlink, threshold 0.7\n" in other
+
+
+def test_statistics_of_a_tree_name_the_command_for_trees(drums: Archive, command: CommandLine) -> None:
+    command("rebuild", drums.run().directory, "--out", drums.out)
+    asked = command("stats", drums.out)
+    assert asked.code == 7
+    assert f"drumline verify {drums.out}" in asked.err
 
 
 def test_a_dry_run_names_a_few_files_and_all_of_them_when_asked(

@@ -23,7 +23,7 @@ __all__ = ["features_command"]
     short_help="Write the feature tensors that a model is fed.",
     examples=(
         "drumline features kick.wav snare.flac --out tensors.npz",
-        "drumline features ~/Samples --out tensors.npz --model models/mfcc-cnn",
+        "drumline features ~/Samples --out tensors.npz --model mfcc-cnn",
         "python -c \"import numpy; print(numpy.load('tensors.npz')['features'].shape)\"",
     ),
 )
@@ -69,7 +69,9 @@ def features_command(files: tuple[Path, ...], out: Path, model: str | None, as_j
 
 def _print(report: TensorReport, out: Path) -> None:
     for path, error in report.failures:
-        click.echo(f"{safe_text(path)}: {error['type']}: {safe_text(error['message'])}", err=True)
+        # What was never there has not vanished, as the kind of error is called in records.
+        kind = "" if error["type"] == "vanished" else f"{error['type']}: "
+        click.echo(f"{safe_text(path)}: {kind}{safe_text(error['message'])}", err=True)
     if report.shape[0]:
         click.echo(f"{safe_text(str(out))}: features {' × '.join(map(str, report.shape))} float32, paths")
     if report.failures:

@@ -147,7 +147,7 @@ def _card(bundle: Bundle) -> str:
     cls=Command,
     short_help="Check that a label file belongs to a model.",
     examples=(
-        "drumline validate-mapping --model mfcc-cnn --mapping models/mfcc-cnn/label_mapping.json",
+        "drumline validate-mapping --model mfcc-cnn --mapping label_mapping.json",
         "drumline validate-mapping --model export/model.onnx --mapping labels.json --json",
     ),
 )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from drumline.decide import DecisionSettings
     from drumline.rebuild import Plan, RebuildSummary, UndoSummary
 
 __all__ = ["rebuild_command", "undo_command"]
@@ -35,6 +36,8 @@ _EXAMPLES_SHOWN = 10
 _ACTIONS_READ = 1_000
 _PROBLEMS_SHOWN = 5
 _PROBLEMS_IN_JSON = 1_000
+_TOLD = ("copy_mode", "layout", "dedup", "threshold", "labels", "allow_all", "gate", "gate_threshold")
+"""Settings of an earlier rebuild that are named where they differ."""
 
 _MEANINGS = {
     "missing": "missing: not in the archive any more",
@@ -242,6 +245,8 @@ def _show_plan(plan: Plan) -> None:
         markup=False,
     )
     console.print(f"  {_decided(plan)}", markup=False, soft_wrap=True)
+    if before := _before(plan):
+        console.print(f"  before: {before}", markup=False, soft_wrap=True)
     console.print(_label_table(plan))
     parts = {
         "to make": counts["make"],
@@ -264,12 +269,45 @@ def _decided(plan: Plan) -> str:
         return how
     targets = decisions.target_labels
     parts = [
-        "a threshold for each label" if decisions.thresholds else f"threshold {decisions.threshold:g}",
+        _threshold_text(plan, decisions),
         "all labels" if targets is None else f"labels {', '.join(sorted(targets))}",
     ]
     if decisions.gate_threshold is not None:
         parts.append(f"gate {decisions.gate_threshold:g}")
     return safe_text(f"{how}: {'; '.join(parts)}")
+
+
+def _threshold_text(plan: Plan, decisions: DecisionSettings) -> str:
+    """Name the threshold, or the operating point with the threshold of each label."""
+    if not decisions.thresholds:
+        return f"threshold {decisions.threshold:g}"
+    point = plan.settings.threshold
+    if point is None:
+        point = plan.run.info["settings"]["misc"]["threshold"]
+    each = ", ".join(
+        f"{label} {'never' if threshold is None else format(threshold, 'g')}"
+        for label, threshold in sorted(decisions.thresholds.items())
+    )
+    return f"{point} ({each})"
+
+
+def _before(plan: Plan) -> str:
+    """Say with what other settings the tree was made, or nothing."""
+    if plan.log is None or not plan.log.settings:
+        return ""
+    before, now = plan.log.settings, plan.settings.to_json()
+    told = (
+        f"{name.replace('_', ' ')} {_in_words(before[name])}"
+        for name in _TOLD
+        if name in before and _in_words(before[name]) != _in_words(now[name])
+    )
+    return safe_text(", ".join(told))
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return "as the run was made" if value is None else str(value)
 
 
 def _show_actions(plan: Plan, most: int | None) -> None:

@@ -32,14 +32,14 @@ def _exit_codes() -> str:
     from drumline import errors
 
     kinds = [getattr(errors, name) for name in errors.__all__]
-    rows = [(0, "done"), (READER_GONE, "Nobody reads the output any more (`… | head`)")]
-    rows += [(kind.exit_code, _meaning(kind)) for kind in kinds]
+    rows = [(0, "Done"), (READER_GONE, "Nobody reads the output any more (`… | head`)")]
+    rows += [(kind.exit_code, _meaning(kind)) for kind in kinds if "exit_code" in vars(kind)]
     return "".join(f"| {code} | {meaning} |\n" for code, meaning in sorted(rows))
 
 
 def _meaning(kind: type) -> str:
     first = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
-    return "an internal promise was broken" if kind.__name__ == "DrumlineError" else first
+    return "An internal promise was broken" if kind.__name__ == "DrumlineError" else first
 
 
 def _helps(command: click.Command, parent: click.Context | None, name: str) -> Iterator[tuple[str, str]]:

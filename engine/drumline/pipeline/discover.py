@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -35,7 +35,9 @@ from drumline.pipeline.slots import PATH_MAX, Gauge, Kind, SlotTable, State
 from drumline.pipeline.walk import Walked, walk_settings
 from drumline.records import display_path
 from drumline.runs import started_ns
+from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS
 from drumline.walk import Directory, Entry, Walk
+from drumline.wording import counted
 
 __all__ = ["Carried", "GoneDirectory", "GoneFile", "NewFile", "Survey", "discover"]
 
@@ -390,10 +392,27 @@ def _refuse_an_empty_archive(job: Job, survey: Survey) -> None:
         raise ArchiveError(
             f"no audio file found in {root!r}: {survey.walk.unreadable[0][1]}", "Check the permissions."
         )
+    wanted = job.settings.supported_formats
+    if others := _of_other_formats(job):
+        raise ArchiveError(
+            f"no audio file found in {root!r} that ends with {', '.join(wanted)}",
+            f"{counted(others, 'audio file')} there {'has' if others == 1 else 'have'} another extension:"
+            " --formats, 'supported_formats' in config.yml, says which count.",
+        )
     raise ArchiveError(
         f"no audio file found in {root!r}",
-        "Check the path and that the volume is mounted; 'supported_formats' lists the extensions that count.",
+        "Check the path and that the volume is mounted; --formats ('supported_formats' in config.yml)"
+        " lists the extensions that count.",
     )
+
+
+def _of_other_formats(job: Job) -> int:
+    """Count the audio files whose extensions were not asked for."""
+    every = frozenset(name.encode() for name in SOUNDFILE_FORMATS + FFMPEG_FORMATS)
+    settings = walk_settings(job.settings)
+    if every <= settings.formats:
+        return 0
+    return sum(len(directory.files) for directory in Walk(replace(settings, formats=every)))
 
 
 def _refuse_a_vanished_archive(job: Job, gone: int, known: int) -> None:

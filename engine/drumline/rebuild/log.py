@@ -144,10 +144,21 @@ class Removals:
 
 
 class LogState(NamedTuple):
-    """What stands in a log besides the paths: its length in bytes (whole lines), and of its first line."""
+    """What stands in a log besides the paths.
+
+    Parameters
+    ----------
+    length
+        In bytes, of whole lines.
+    made_root
+        Whether rebuild made the directory itself.
+    settings
+        Those of the latest rebuild; empty where the log has none.
+    """
 
     length: int
     made_root: bool
+    settings: dict[str, Any]
 
 
 def load_log(tree: Tree, store: Store) -> LogState | None:
@@ -177,7 +188,7 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
     first = stream.readline(_MAX_LINE)
     if not first.endswith(b"\n"):
         # Killed while it was begun; `guard` checks that nothing else is there.
-        return LogState(0, made_root=False)
+        return LogState(0, made_root=False, settings={})
     head = _parse(tree, first, 1)
     if head.get("drumline_mapping") != LOG_VERSION:
         raise OutputError(
@@ -185,14 +196,17 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
             f"this drumline reads version {LOG_VERSION}",
             "Use the drumline that made it.",
         )
-    length = len(first)
+    length, settings = len(first), dict[str, Any]()
     for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), 2):
         if not line.endswith(b"\n") and len(line) < _MAX_LINE:
             break  # torn by a kill: what it announces never came
-        _apply(tree, store, _parse(tree, line, number), number)
+        value = _parse(tree, line, number)
+        _apply(tree, store, value, number)
+        if isinstance(latest := value.get("settings"), dict):
+            settings = latest
         length += len(line)
     store.flush()
-    return LogState(length, made_root=bool(head.get("made_root")))
+    return LogState(length, made_root=bool(head.get("made_root")), settings=settings)
 
 
 def _parse(tree: Tree, line: bytes, number: int) -> dict[str, Any]:
