@@ -194,6 +194,17 @@ def test_an_empty_index_has_no_records(tmp_path: Path, suffix: str) -> None:
     assert f".{suffix}" == codec_of(path).suffix
 
 
+@each_compression
+def test_an_index_whose_first_byte_is_damaged_is_damaged_and_no_stranger(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"index.{suffix}"
+    write_index(path, RECORDS)
+    data = bytearray(path.read_bytes())
+    data[0] ^= 0x55
+    path.write_bytes(data)
+    with pytest.raises(IndexFormatError, match="drumline repair"):
+        list(read_index(path))
+
+
 @pytest.mark.parametrize("content", [b"RIFF....WAVE", b"\x00" * 40, b"hello"])
 def test_a_file_that_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "kick.wav").write_bytes(content)

@@ -203,7 +203,15 @@ class Codec:
 
 
 def codec_of(path: Path) -> Codec:
-    """Tell an index's compression from its first bytes, or from its name when it is empty."""
+    """Tell an index's compression from its first bytes, or from its name when these tell nothing.
+
+    An index whose first bytes are damaged is so read like one that is damaged anywhere else.
+
+    Raises
+    ------
+    IndexFormatError
+        When it cannot be read, or neither its first bytes nor its name are those of an index.
+    """
     try:
         with open_regular(path) as stream:
             head = stream.read(4)
@@ -215,13 +223,15 @@ def codec_of(path: Path) -> Codec:
     for codec in map(Codec, get_args(Compression)):
         if codec.magic and head.startswith(codec.magic):
             return codec
-    if head and not head.startswith(b"{"):
+    if head.startswith(b"{"):
+        return Codec("none")
+    by_name = next((name for name in get_args(Compression) if path.name.endswith(_SUFFIX[name])), None)
+    if head and by_name is None:
         raise IndexFormatError(
             f"{str(path)!r} is no index: neither zstd, gzip nor JSON lines",
-            "Give a run directory or its index.jsonl.zst.",
+            "Give a run directory or its index.jsonl.zst; one that was damaged, 'drumline repair' mends.",
         )
-    by_name = (name for name in get_args(Compression) if path.name.endswith(_SUFFIX[name]))
-    return Codec("none") if head else Codec(next(by_name, "none"))
+    return Codec(by_name or "none")
 
 
 def read_pieces(stream: IO[bytes]) -> Iterator[bytes]:

@@ -183,6 +183,24 @@ def test_damage_in_an_index_never_spreads_into_another_run(tidy: Infer) -> None:
     assert index.read_bytes() == data
 
 
+@pytest.mark.parametrize("compression", ["zstd", "gzip", "none"])
+def test_damage_to_the_first_byte_of_an_index_heals_like_any_other(
+    calm: Infer, undisturbed: Records, compression: str
+) -> None:
+    """What tells the compression is gone; the index's name tells it as well."""
+    options = ("--compress-index", compression)
+    calm.counts(*options)
+    (index,) = calm.run.glob("index.*")
+    data = bytearray(index.read_bytes())
+    data[0] ^= 0x55
+    index.write_bytes(data)
+    result = calm(*options)
+    assert (result.code, result.out) == (7, "")
+    assert "the same command again" in result.err
+    calm.counts(*options)
+    assert_equal(calm.records(), undisturbed)
+
+
 def test_a_twin_whose_record_is_damaged_is_no_twin(tidy: Infer, sounds: list[Path]) -> None:
     index = tidy.run / "index.jsonl.zst"
     index.write_bytes(bytes(index.stat().st_size))

@@ -27,7 +27,16 @@ from drumline.cache import Cache, FileRow, FrameRow, Split, file_row
 from drumline.durable import output_errors
 from drumline.errors import IndexFormatError
 from drumline.failpoints import step
-from drumline.index import FRAME_LINES, Codec, IndexAppender, codec_of, parse_record, read_frame, split_lines
+from drumline.index import (
+    FRAME_LINES,
+    Codec,
+    IndexAppender,
+    codec_of,
+    parse_record,
+    parse_records,
+    read_frame,
+    split_lines,
+)
 from drumline.laps import Lap, Step
 from drumline.pipeline.assemble import Assembler
 from drumline.pipeline.job import Job
@@ -77,7 +86,7 @@ class _Source:
         self._open: dict[str, tuple[int, Codec, Path]] = {}
 
     def read(self, number: int) -> SourceFrame:
-        """Read a frame; its checksum is verified, so damage never spreads into another run."""
+        """Read a frame; its checksum, or else each line, is verified: damage never spreads to another run."""
         found = self._cache.frame(number)
         if found is None:
             raise IndexFormatError(
@@ -87,6 +96,8 @@ class _Source:
         descriptor, codec, path = self._file(run)
         try:
             data = read_frame(descriptor, frame.offset, frame.length, codec)
+            if codec.compression == "none":  # no checksum: only the lines can tell
+                parse_records(split_lines(data), path)
         except IndexFormatError as error:
             self._forget(frame, path, error)
         return SourceFrame(frame, os.pread(descriptor, frame.length, frame.offset), data, path)
