@@ -26,8 +26,9 @@ from typing import Final, Literal, NamedTuple
 import orjson
 
 from drumline.durable import output_errors, way_out_of
-from drumline.errors import OutputError
+from drumline.errors import CacheError, OutputError
 from drumline.failpoints import step
+from drumline.index import FRAME_LINES, GARBLED
 from drumline.records import TRANSIENT_ERRORS, WORKER_ERRORS, Record, display_path, relative_path
 from drumline.tally import Tally
 
@@ -42,8 +43,11 @@ __all__ = [
     "Twin",
     "cache_errors",
     "cache_way_out",
+    "checked_frame",
     "connect",
     "file_row",
+    "row_errors",
+    "wrong_row",
 ]
 
 CACHE_VERSION: Final = 3
@@ -58,6 +62,8 @@ unseen when a log is moved in at the end."""
 _READER_CACHE_KB: Final = 500
 _WRITER_CACHE_KB: Final = 2000
 _DIRECTORIES_KEPT: Final = 10_000
+
+_MADE_ANEW: Final = "Delete cache.sqlite in the runs root and give the same command again: it is made anew."
 
 _FILES_OF_A_CACHE: Final = 4
 """The database, its log, the log's shared memory, and the directory while it is synced."""
@@ -202,7 +208,38 @@ def cache_way_out(error: sqlite3.DatabaseError) -> str:
         return _more_files() or "Check the disk, its free space and quotas, then give the same command again."
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_LOCKED")):
         return "Check the permissions and that no other program uses it, then give the same command again."
-    return "Delete cache.sqlite in the runs root and give the same command again: it is made anew."
+    return _MADE_ANEW
+
+
+@contextmanager
+def row_errors(what: str) -> Iterator[None]:
+    """Turn what looking at a row with a wrong value raises into a `CacheError`; `what` names the row."""
+    try:
+        yield
+    except GARBLED as error:
+        raise wrong_row(what) from error
+
+
+def wrong_row(what: str) -> CacheError:
+    """Return the error for a row with a wrong value; `what` names the row."""
+    return CacheError(f"the cache is damaged: the row of {what} has a value that cannot be", _MADE_ANEW)
+
+
+def checked_frame(frame: FrameRow) -> FrameRow:
+    """Return a frame whose row says what can be: as many lines as it has numbers for.
+
+    Raises
+    ------
+    CacheError
+        When it does not.
+    """
+    what = f"frame {frame.id}"
+    with row_errors(what):
+        possible = 0 < frame.lines <= FRAME_LINES and frame.offset >= 0 < frame.length
+        fits = possible and frame.kept.bit_count() == frame.lines and frame.kept.bit_length() <= FRAME_LINES
+    if not fits:
+        raise wrong_row(what)
+    return frame
 
 
 def _more_files() -> str:
@@ -356,7 +393,7 @@ class Cache:
     def frame_tally(self, frame: int) -> Tally:
         """Return the tally of one frame."""
         row = self._db.execute("SELECT tally FROM frame WHERE id = ?", (frame,)).fetchone()
-        return Tally.from_json(orjson.loads(row[0]))
+        return _tally_of(row[0], frame)
 
     def directories(self, scope: int) -> dict[bytes, int]:
         """Return directory path → id of a scope."""
@@ -504,9 +541,11 @@ class Cache:
     def tally(self, run: int) -> tuple[Tally, int]:
         """Return (sum of the tallies, predictions carried over) of a run's index."""
         total, carried = Tally(), 0
-        for blob, count in self._db.execute("SELECT tally, carried FROM frame WHERE run = ?", (run,)):
-            total.merge(Tally.from_json(orjson.loads(blob)))
-            carried += count
+        sql = "SELECT id, tally, carried FROM frame WHERE run = ?"
+        for frame, blob, count in self._db.execute(sql, (run,)):
+            with row_errors(f"frame {frame}"):
+                total.merge(_tally_of(blob, frame))
+                carried += count
         return total, carried
 
     def count_run_files(self, run: int) -> int:
@@ -543,6 +582,11 @@ class Cache:
 
     def _one(self, sql: str, *values: object) -> int:
         return int(self._db.execute(sql, values).fetchone()[0])
+
+
+def _tally_of(blob: bytes, frame: int) -> Tally:
+    with row_errors(f"frame {frame}"):
+        return Tally.from_json(orjson.loads(blob))
 
 
 def _bytes_of(mask: int) -> bytes:

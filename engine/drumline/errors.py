@@ -9,6 +9,7 @@
     │   └── FilesGoneError        6   more known files are gone than go unasked
     ├── IndexFormatError          7   an index or run directory cannot be understood
     ├── OutputError               8   something cannot be written: permission, space, somebody's files
+    │   └── CacheError            8   a row of the cache says what cannot be; it is made anew from the indexes
     ├── BusyError                 9   another process holds the runs root or the output
     ├── StageError               10   a stage of the pipeline died or cannot start
     ├── IntegrityError           11   a run or a tree is not what drumline wrote
@@ -27,6 +28,7 @@ __all__ = [
     "ArchiveError",
     "BundleError",
     "BusyError",
+    "CacheError",
     "ConfigError",
     "DatasetError",
     "DrumlineError",
@@ -107,6 +109,10 @@ class OutputError(DrumlineError):
     """Something cannot be written."""
 
     exit_code = 8
+
+
+class CacheError(OutputError):
+    """A row of the cache says what cannot be: somebody changed it, or its disk did."""
 
 
 class BusyError(DrumlineError):

@@ -13,7 +13,7 @@ from drumline.cache import Cache, cache_errors, file_row
 from drumline.durable import output_errors, sync_directory
 from drumline.errors import DrumlineError, OutputError
 from drumline.failpoints import step
-from drumline.index import FRAME_LINES, Frame, parse_record, read_frames, record_errors
+from drumline.index import FRAME_LINES, GARBLED, Frame, parse_record, read_frames, record_errors
 from drumline.records import display_path
 from drumline.runs import Run, list_runs, open_run
 from drumline.tally import Tally
@@ -80,7 +80,7 @@ def agrees(cache: Cache, runs_root: Path) -> bool:
             end >= 0 and open_run(runs_root / name).index_path.stat().st_size >= end
             for name, end in cache.runs_in_use()
         )
-    except (DrumlineError, OSError):
+    except (DrumlineError, OSError, *GARBLED):
         return False
 
 

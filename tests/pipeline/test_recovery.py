@@ -76,6 +76,50 @@ def test_a_damaged_cache_is_rebuilt_and_everything_carried_over(tidy: Infer, dam
     assert_equal(tidy.records(), before)
 
 
+WRONG_ROWS = {
+    "numbers of another frame": "UPDATE frame SET kept = x'0102'",
+    "numbers that are text": "UPDATE frame SET kept = 'abc'",
+    "no numbers at all": "UPDATE frame SET kept = zeroblob(100000)",
+    "a tally that is none": "UPDATE frame SET tally = 'x'",
+    "a count of lines that is none": "UPDATE frame SET lines = 'x'",
+    "a negative line": "UPDATE file SET line = -1",
+    "a line of another file": "UPDATE file SET line = line + 7",
+    "a line that no frame has": "UPDATE file SET line = 100000",
+    "a line that is text": "UPDATE file SET line = 'x'",
+    "a frame that is not there": "UPDATE file SET frame = 999",
+}
+
+
+def execute(cache: Path, sql: str) -> None:
+    with sqlite3.connect(cache) as database:
+        database.execute(sql)
+    database.close()
+
+
+@pytest.mark.parametrize("change", WRONG_ROWS)
+def test_rows_of_the_cache_that_cannot_be_are_made_anew_in_the_same_run(
+    tidy: Infer, sounds: list[Path], change: str
+) -> None:
+    sounds[0].write_bytes(sounds[1].read_bytes() + b"\0")  # so that a frame is split
+    execute(tidy.runs_root / "cache.sqlite", WRONG_ROWS[change])
+    plan = tidy("--dry-run")
+    assert plan.code == 0, plan.err
+    counts = tidy.counts()
+    assert (counts["carried_over"], counts["classified"]) == (39, 1)
+    assert_equal(tidy.records(), tidy.fresh_records())
+
+
+@pytest.mark.parametrize("change", WRONG_ROWS)
+def test_an_unfinished_run_goes_on_where_rows_of_the_cache_cannot_be(
+    calm: Infer, undisturbed: Records, change: str
+) -> None:
+    run = interrupt(calm)
+    execute(calm.runs_root / "cache.sqlite", WRONG_ROWS[change])
+    calm.counts()
+    assert calm.run == run
+    assert_equal(calm.records(), undisturbed)
+
+
 def test_damage_deep_in_the_cache_ends_the_run_with_a_way_out_that_works(tidy: Infer) -> None:
     cache = tidy.runs_root / "cache.sqlite"
     data = bytearray(cache.read_bytes())

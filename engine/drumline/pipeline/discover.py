@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, NamedTuple
 
-from drumline.cache import Cache, Failure, KnownFile
+from drumline.cache import Cache, Failure, KnownFile, checked_frame, row_errors, wrong_row
 from drumline.errors import ArchiveError, FilesGoneError
 from drumline.failpoints import step
 from drumline.laps import Lap, Step, no_lap
@@ -129,9 +129,11 @@ class Survey:
     _gone_files: list[GoneFile] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        frames = self.cache.frames(self.scope).values() if self.cache else ()
+        frames = list(map(checked_frame, self.cache.frames(self.scope).values())) if self.cache else []
         runs = self.cache.runs(self.scope) if self.cache else {}
-        started = {number: started_ns(name) for number, (name, _, _) in runs.items()}
+        with row_errors("a run"):
+            started = {number: started_ns(name) for number, (name, _, _) in runs.items()}
+        self._lines = {frame.id: frame.kept for frame in frames}
         self._whole = {frame.id: frame.kept for frame in frames if frame.run != self.run_id}
         self._started = {frame.id: started[frame.run] for frame in frames}
         self._now = time.time_ns()
@@ -176,6 +178,8 @@ class Survey:
             self.files += 1
             self.size += entry.size
             row = known.pop(entry.name, None)
+            if row is not None:
+                self._check(row)
             holds = row is not None and self._holds(row, entry)
             if not holds:
                 yield NewFile(directory.path, entry)
@@ -184,7 +188,15 @@ class Survey:
         if number is not None:
             self._gone_files.extend(GoneFile(number, name) for name in known)
             self.gone += sum(map(self.walk.settings.is_wanted, known))
+            for row in known.values():
+                self._check(row)
             yield from filter(None, [self._meet(row, False) for row in known.values()])
+
+    def _check(self, row: KnownFile) -> None:
+        """Raise `CacheError` unless the row points at a line that its frame has."""
+        lines, line = self._lines.get(row.frame, 0), row.line
+        if type(line) is not int or line < 0 or not lines >> line & 1:
+            raise wrong_row("a file")
 
     def _holds(self, row: KnownFile, entry: Entry) -> bool:
         same = row.size == entry.size and row.mtime_ns == entry.mtime_ns

@@ -35,7 +35,7 @@ from drumline.cache import Cache, Twin
 from drumline.content import hasher
 from drumline.errors import DrumlineError
 from drumline.failpoints import step
-from drumline.index import codec_of, parse_record, read_frame, split_lines
+from drumline.index import GARBLED, codec_of, parse_record, read_frame, split_lines
 from drumline.laps import Lap, Step, no_lap
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
@@ -151,7 +151,7 @@ class _Twins:
             if place is None:
                 return None
             record = parse_record(self._lines(place)[place.frame.place(place.line)], self._runs_root)
-        except (DrumlineError, OSError, LookupError, sqlite3.Error):
+        except (DrumlineError, OSError, sqlite3.Error, *GARBLED):
             return None  # the run was removed by hand, or the cache is damaged: the file is simply read
         return record if record["hash"] == digest and self._counts(record) else None
 

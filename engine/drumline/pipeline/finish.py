@@ -79,7 +79,8 @@ def _assert_one_record_per_file(tally: Tally, rows: int, outcome: Outcome) -> No
     if not discovered == tally.records == rows:
         raise DrumlineError(
             f"found {discovered:,} files, but the index has {tally.records:,} and the cache {rows:,}",
-            "This is a fault in drumline: please report it. --fresh starts anew.",
+            "Delete cache.sqlite in the runs root and give the same command again: it is made anew from the"
+            " indexes. If that does not help, this is a fault in drumline: report it. --fresh starts anew.",
         )
 
 

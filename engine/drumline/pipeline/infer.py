@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drumline.errors import CacheError
 from drumline.pipeline.walk import walking
 from drumline.progress import Progress
 from drumline.steps import Lap, no_lap
@@ -47,10 +48,17 @@ def infer(
     Forks: call it from a process that runs no other threads at that moment.
     """
     settings = replace(settings, runs_root=Path(os.path.abspath(settings.runs_root)))
+    try:
+        return _infer(settings, progress or Progress(), profile)
+    except CacheError:  # it was made anew, and the run goes on; its walk has to begin again
+        return _infer(settings, progress or Progress(), profile)
+
+
+def _infer(settings: InferSettings, progress: Progress, profile: Profile | None) -> dict[str, Any]:
     with _measured(profile) as lap, walking(settings, profile) as walk:
         from drumline.pipeline.run import run  # as long as it takes to walk past tens of thousands of files
 
-        return run(settings, walk, progress or Progress(), profile, lap)
+        return run(settings, walk, progress, profile, lap)
 
 
 @contextmanager

@@ -166,4 +166,7 @@ def _reported(name: str, error: BaseException) -> DrumlineError:
 
 
 _FORK_WAY_OUT = "Use fewer --workers, or raise the limits of processes and memory."
-_REPORT = "This is a fault in drumline: please report it. The same command goes on where it stopped."
+_REPORT = (
+    "This is a fault in drumline: please report it. The same command goes on where it stopped; where it ends"
+    " like this again, delete cache.sqlite in the runs root first: it is made anew from the indexes."
+)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drumline.cache import Cache, cache_errors
-from drumline.errors import ArchiveError, BundleError, OutputError, RuntimeMissingError
+from drumline.errors import ArchiveError, BundleError, CacheError, OutputError, RuntimeMissingError
 from drumline.laps import Lap, Step
 from drumline.lock import exclusive
 from drumline.pipeline.discover import NewFile, Survey
@@ -34,7 +34,13 @@ __all__ = ["preview", "run"]
 def run(
     settings: InferSettings, walking: Walking, progress: Progress, profile: Profile | None, lap: Lap
 ) -> dict[str, Any]:
-    """Classify an archive whose walk is under way: see `drumline.pipeline.infer.infer`."""
+    """Classify an archive whose walk is under way: see `drumline.pipeline.infer.infer`.
+
+    Raises
+    ------
+    CacheError
+        When a row of the cache cannot be: it was made anew from the indexes, so the same call goes on.
+    """
     request = check_request(settings)
     make_runs_root(request.settings)
     lock = exclusive(
@@ -43,16 +49,27 @@ def run(
         f"infer of {display_path(request.archive)}",
     )
     with lock, cache_errors(request.cache_path):
-        with closing(open_cache(request.cache_path, request.settings.runs_root, progress.note)) as cache:
-            job = make_job(request, cache)
-        lap(Step.PREPARE, 0)
-        # No SQLite connection may live through a fork.
-        outcome = _supervise(job, walking, progress, profile)
-        lap(Step.SUPERVISE, 0)
-        with closing(Cache(request.cache_path)) as cache:
-            summary = finish(job, cache, outcome)
-        lap(Step.FINISH, 0)
-        return summary
+        try:
+            return _run(request, walking, progress, profile, lap)
+        except CacheError as error:
+            progress.note(f"{error.what}; making it anew from the indexes")
+            rebuild_cache(request.cache_path, request.settings.runs_root)
+            raise
+
+
+def _run(
+    request: Request, walking: Walking, progress: Progress, profile: Profile | None, lap: Lap
+) -> dict[str, Any]:
+    with closing(open_cache(request.cache_path, request.settings.runs_root, progress.note)) as cache:
+        job = make_job(request, cache)
+    lap(Step.PREPARE, 0)
+    # No SQLite connection may live through a fork.
+    outcome = _supervise(job, walking, progress, profile)
+    lap(Step.SUPERVISE, 0)
+    with closing(Cache(request.cache_path)) as cache:
+        summary = finish(job, cache, outcome)
+    lap(Step.FINISH, 0)
+    return summary
 
 
 def _supervise(job: Job, walking: Walking, progress: Progress, profile: Profile | None) -> Outcome:
@@ -70,11 +87,11 @@ def preview(settings: InferSettings) -> dict[str, Any]:
     request = check_request(replace(settings, runs_root=Path(os.path.abspath(settings.runs_root))))
     with tempfile.TemporaryDirectory() as directory, cache_errors(request.cache_path):
         cache = None if settings.fresh else _known(request, Path(directory) / CACHE_NAME)
-        scope = cache.find_scope(request.archive, request.inference_key) if cache else None
-        known = cache if scope is not None else None
-        found = Walk(walk_settings(request.settings))
-        survey = Survey(found, known, scope or 0, run_id=0, retry_failed=settings.retry_failed)
-        new = [finding.entry.size for finding in survey.present() if isinstance(finding, NewFile)]
+        try:
+            survey, new = _surveyed(request, cache)
+        except CacheError:
+            cache = _anew(request, Path(directory) / CACHE_NAME)
+            survey, new = _surveyed(request, cache)
         if cache:
             cache.close()
     return {
@@ -92,6 +109,20 @@ def preview(settings: InferSettings) -> dict[str, Any]:
     }
 
 
+def _surveyed(request: Request, cache: Cache | None) -> tuple[Survey, list[int]]:
+    """Return the comparison of the archive with what is known, and the sizes of the files to read."""
+    scope = cache.find_scope(request.archive, request.inference_key) if cache else None
+    known = cache if scope is not None else None
+    found = Walk(walk_settings(request.settings))
+    survey = Survey(found, known, scope or 0, run_id=0, retry_failed=request.settings.retry_failed)
+    return survey, [finding.entry.size for finding in survey.present() if isinstance(finding, NewFile)]
+
+
+def _anew(request: Request, temporary: Path) -> Cache:
+    rebuild_cache(temporary, request.settings.runs_root)
+    return Cache(temporary, "read")
+
+
 def _known(request: Request, temporary: Path) -> Cache | None:
     """Open what `infer` would know; where it would make the cache anew first, so is a temporary one."""
     runs_root = request.settings.runs_root
@@ -102,5 +133,4 @@ def _known(request: Request, temporary: Path) -> Cache | None:
         if agrees(cache, runs_root):
             return cache
         cache.close()
-    rebuild_cache(temporary, runs_root)
-    return Cache(temporary, "read")
+    return _anew(request, temporary)

@@ -23,7 +23,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from drumline.cache import Cache, FileRow, FrameRow, Split, file_row
+from drumline.cache import Cache, FileRow, FrameRow, Split, checked_frame, file_row
 from drumline.durable import output_errors
 from drumline.errors import IndexFormatError
 from drumline.failpoints import step
@@ -92,7 +92,7 @@ class _Source:
             raise IndexFormatError(
                 f"the cache knows no frame {number}", "Delete cache.sqlite; it is rebuilt."
             )
-        frame, run = found
+        frame, run = checked_frame(found[0]), found[1]
         descriptor, codec, path = self._file(run)
         try:
             data = read_frame(descriptor, frame.offset, frame.length, codec)
