@@ -55,6 +55,37 @@ def test_with_little_memory_one_worker_and_a_handful_of_slots_give_the_same_reco
     assert all(found[path]["hash"] == expected[path]["hash"] for path in found)
 
 
+def set_group(machine: Path, limit: int) -> None:
+    group = machine / "sys/fs/cgroup/job"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text(f"{limit}\n")
+    (group / "memory.current").write_text("0\n")
+    (machine / "proc/self/cgroup").write_text("0::/job\n")
+
+
+def test_a_control_group_that_no_run_fits_in_is_refused_before_the_run_is_made(
+    server: Server, pristine: Path, model: Path, machine: Path, tmp_path: Path
+) -> None:
+    set_group(machine, 100 * MB)
+    result = server.start(*infer(pristine, tmp_path / "runs", model), memory_of=str(machine)).wait()
+    assert (result.code, result.out) == (10, "")
+    assert "100 MB for the control group" in result.err
+    assert "at least 120 MB" in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_stage_that_was_killed_under_a_limit_of_memory_names_the_limit(
+    server: Server, pristine: Path, model: Path, machine: Path, tmp_path: Path
+) -> None:
+    set_group(machine, 200 * MB)
+    command = infer(pristine, tmp_path / "runs", model)
+    running = server.start(*command, memory_of=str(machine), slow_reading=0.05)
+    running.kill_stage("predict")
+    result = running.wait()
+    assert result.code == 10
+    assert "the limit of the control group is 200 MB" in result.err
+
+
 def test_what_is_allowed_follows_the_memory_while_the_run_lasts(
     server: Server, pristine: Path, model: Path, machine: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import Any, Final
 
-from drumline import __version__
+from drumline import __version__, memory
 from drumline.bundle import load_bundle
 from drumline.cache import Cache
 from drumline.durable import output_errors
@@ -35,6 +35,10 @@ _MB: Final = 1_000_000
 _SMALLEST_ADDRESS_SPACE: Final = 300 * _MB
 """With less, libraries cannot be loaded, and some of them try again for ever rather than fail."""
 
+_SMALLEST_GROUP: Final = 120 * _MB
+"""With less, the kernel kills one stage or another: one worker and batches of four files fill 103 MB that
+cannot be taken back, and libraries and page tables come on top."""
+
 _KEPT_TO_THE_END: Final = (
     *("supported_formats", "follow_links", "one_file_system"),
     *("max_file_mb", "dedup_hash"),
@@ -55,6 +59,7 @@ def check_request(settings: InferSettings) -> Request:
     """
     archive, settings = _archive(settings), settings.settled()
     _check_address_space()
+    _check_memory_group()
     _check_runtime()
     bundle = load_bundle(
         settings.model_path, label_map=settings.label_map, canonical_map=settings.canonical_map
@@ -91,6 +96,16 @@ def _check_address_space() -> None:
             f"the limit of memory is {limit // _MB:,} MB of addresses, and a run needs at least"
             f" {_SMALLEST_ADDRESS_SPACE // _MB:,} MB",
             "Raise it: 'ulimit -v unlimited', or what limits the account or the service.",
+        )
+
+
+def _check_memory_group() -> None:
+    limit = memory.read_memory().limit
+    if limit is not None and limit < _SMALLEST_GROUP:
+        raise StageError(
+            f"the limit of memory is {limit // _MB:,} MB for the control group (container, service), and a"
+            f" run needs at least {_SMALLEST_GROUP // _MB:,} MB",
+            "Raise it: docker's --memory, a service's MemoryMax=, or memory.max of the group.",
         )
 
 

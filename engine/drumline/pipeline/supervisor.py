@@ -287,7 +287,7 @@ class _Supervisor:
             if stage.poll():
                 raise self._reports.receive() or StageError(
                     f"the {name} stage was ended by {_cause(stage)}",
-                    "Nothing is lost: give the same command again to go on.",
+                    _way_on(stage),
                 )
         for number, worker in list(self._workers.items()):
             if worker.poll() is not None:
@@ -467,6 +467,18 @@ def _cause(process: StageProcess) -> str:
     if code < 0:
         return signal.Signals(-code).name
     return f"exit code {code}"
+
+
+def _way_on(stage: StageProcess) -> str:
+    """Return what to do after a stage's death: SIGKILL is sent by people, and by a kernel out of memory."""
+    way = "Nothing is lost: give the same command again to go on."
+    limit = memory.read_memory().limit
+    if stage.code != -signal.SIGKILL or limit is None:
+        return way
+    return (
+        f"{way} If nobody sent that signal, memory ran out: the limit of the control group is"
+        f" {limit // _MB:,} MB; raise it, or give fewer --workers."
+    )
 
 
 def supervise(job: Job, walking: Walking, progress: Progress, profile: Profile | None = None) -> Outcome:
