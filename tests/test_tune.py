@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from drumline import tuning
 from drumline.config import CONFIG_TEMPLATE, load_config
 from drumline.config_edit import with_values
-from drumline.errors import ArchiveError, ConfigError
+from drumline.errors import ArchiveError, ConfigError, OutputError
 from drumline.settings import InferSettings
 from drumline.stub import create_stub
 from drumline.tuning import AUTOMATIC, sampled, synthesised, tune
@@ -187,3 +187,48 @@ def test_a_dry_run_writes_nothing(
     said = json.loads(outcome.out)
     assert (said["settings"], said["written"], said["auto_share"]) == (AUTOMATIC, False, 1.0)
     assert not config.exists()
+
+
+def test_mode_line_ends_and_link_of_a_configuration_stay(
+    command: CommandLine, tmp_path: Path, machine: Callable[[Seconds], list[InferSettings]]
+) -> None:
+    machine(lambda run: 0.5 if run.batch_size == 256 else 1.0)
+    target = tmp_path / "dotfiles" / "drumline.yml"
+    target.parent.mkdir()
+    target.write_bytes(b"\xef\xbb\xbftop_k: 2\r\nbatch_size: 16  # mine\r\n")
+    target.chmod(0o600)
+    config = tmp_path / "config.yml"
+    config.symlink_to(target)
+    assert command("tune", "--config", config, "--files", 2, "--repeats", 2).code == 0
+    data = target.read_bytes()
+    assert config.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert data.startswith(b"\xef\xbb\xbftop_k: 2\r\nbatch_size: 256  # mine\r\n")
+    assert data.count(b"\n") == data.count(b"\r\n")
+
+
+def refused(command: CommandLine, config: Path, runs: list[InferSettings], *options: str | Path) -> str:
+    """Return what is said of a configuration that is refused before anything is measured."""
+    outcome = command("tune", "--config", config, "--files", 2, *options)
+    assert outcome.code in (ConfigError.exit_code, OutputError.exit_code)
+    assert not runs
+    return outcome.err
+
+
+def test_a_configuration_that_cannot_be_written_is_refused_before_anything_is_measured(
+    command: CommandLine, tmp_path: Path, machine: Callable[[Seconds], list[InferSettings]]
+) -> None:
+    runs = machine(lambda _run: 1.0)
+    assert "missing" in refused(command, tmp_path / "missing" / "config.yml", runs)
+    (tmp_path / "flow.yml").write_text("{batch_size: 4}\n")
+    assert "line by line" in refused(command, tmp_path / "flow.yml", runs)
+
+
+def test_a_configuration_is_never_written_into_the_archive(
+    command: CommandLine, tmp_path: Path, machine: Callable[[Seconds], list[InferSettings]]
+) -> None:
+    runs = machine(lambda _run: 1.0)
+    (tmp_path / "archive").mkdir()
+    said = refused(command, tmp_path / "archive" / "config.yml", runs, tmp_path / "archive")
+    assert "never written to" in said
+    assert not any((tmp_path / "archive").iterdir())

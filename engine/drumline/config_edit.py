@@ -15,7 +15,7 @@ __all__ = ["with_values"]
 def with_values(path: Path, text: str, values: Mapping[str, int | None]) -> str:
     """Return the text of a config.yml with other values of top-level keys.
 
-    A key that stands there keeps its line and its comment; others are added at the end.
+    A key that stands there keeps its line, its line's end and its comment; others are added at the end.
 
     Parameters
     ----------
@@ -31,13 +31,14 @@ def with_values(path: Path, text: str, values: Mapping[str, int | None]) -> str:
     ConfigError
         When the file is wrong, or written in a way that cannot be changed line by line.
     """
+    end = "\r\n" if "\r\n" in text else "\n"
     for key, value in values.items():
         line = re.compile(rf"^({key}[ \t]*:[ \t]*)[^\s#]*", re.MULTILINE)
         shown = "null" if value is None else str(value)
         if line.search(text):
             text = line.sub(rf"\g<1>{shown}", text, count=1)
         else:
-            text = f"{text.rstrip()}\n{key}: {shown}\n".lstrip()
+            text = f"{text.rstrip()}{end}{key}: {shown}{end}".lstrip()
     try:
         found = parse_config(path, text).values
     except ConfigError as error:

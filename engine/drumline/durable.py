@@ -104,8 +104,15 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, mode: int | None = None) -> None:
     """Replace `path` by `data` atomically and durably; one process at a time may do so.
+
+    Parameters
+    ----------
+    path, data
+        Where, and what.
+    mode
+        Permissions of the file; None: those of a new one.
 
     Raises
     ------
@@ -116,6 +123,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     with output_errors(path):
         try:
             with open(temporary, "wb") as stream:
+                if mode is not None:
+                    os.fchmod(stream.fileno(), mode)
                 with step("durable.write"):
                     stream.write(data)
                     stream.flush()

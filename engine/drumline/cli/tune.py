@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import os
+import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drumline.cli.common import Command, echo_json, json_option, path_type, quiet_option, safe_text
-from drumline.errors import Interrupted
+from drumline.errors import Interrupted, OutputError
 
 if TYPE_CHECKING:
     from drumline.tuning import Tuned
@@ -77,6 +81,9 @@ def tune_command(
     settings = infer_settings(
         config, {"archive": known or Path(), "model_path": model_path, "device": device}
     )
+    _check_place(config_file, known)
+    if not dry_run:
+        _check_writable(config_file)
     try:
         with (sampled if known else synthesised)(settings, files) as sample:
             tuned = tune(sample, repeats, lambda text: None if quiet else click.echo(f"· {text}", err=True))
@@ -94,11 +101,42 @@ def tune_command(
 
 
 def _write(path: Path, values: Mapping[str, int | None]) -> None:
-    from drumline.config_edit import with_values
+    """Change the values; behind a link, in the file that it leads to. Mode, line ends and BOM stay."""
     from drumline.durable import write_bytes
 
-    text = path.read_text(encoding="utf-8-sig") if path.exists() else "# Found by 'drumline tune'.\n"
-    write_bytes(path, with_values(path, text, values).encode())
+    path = Path(os.path.realpath(path))
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    write_bytes(path, _changed(path, values), mode)
+
+
+def _changed(path: Path, values: Mapping[str, int | None]) -> bytes:
+    from drumline.config_edit import with_values
+
+    data = path.read_bytes() if path.exists() else b"# Found by 'drumline tune'.\n"
+    mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
+    return mark + with_values(path, data.decode("utf-8-sig"), values).encode()
+
+
+def _check_place(path: Path, archive: Path | None) -> None:
+    """Raise `OutputError` when the configuration would be written into the archive."""
+    from drumline.outputs import lies_in
+
+    if archive is not None and lies_in(os.fsencode(path), os.fsencode(archive)):
+        raise OutputError(
+            f"{str(path)!r} lies in the archive {str(archive)!r}, which is never written to",
+            "Name a file outside of the archive with --config.",
+        )
+
+
+def _check_writable(path: Path) -> None:
+    """See before all measuring that its result can be written."""
+    from drumline.durable import output_errors
+    from drumline.tuning import AUTOMATIC
+
+    path = Path(os.path.realpath(path))
+    with output_errors(path), tempfile.TemporaryFile(dir=path.parent):
+        pass  # permissions, a missing directory and a full disk are told apart only by trying
+    _changed(path, AUTOMATIC)
 
 
 def _as_json(tuned: Tuned, values: Mapping[str, int | None], path: Path, *, written: bool) -> dict[str, Any]:
