@@ -28,8 +28,9 @@ HEAD_BYTES = 4096
 
 _TIMEOUT_S, _MARGIN_S = 10.0, 1.0
 _OUTPUT_BYTES, _LOG_BYTES = 64 << 20, 1 << 16
-# Files of these names begin with a mark. What comes in frames need not: decoders look for the first one.
-_MARKED = frozenset(SOUNDFILE_FORMATS) - {"mp1", "mp2", "mp3", "flac", "ogg", "oga", "opus"}
+# Files of these names, and those without an extension, begin with a mark. What comes in frames need not:
+# decoders look for the first one.
+_MARKED = frozenset(("", *SOUNDFILE_FORMATS)) - {"mp1", "mp2", "mp3", "flac", "ogg", "oga", "opus"}
 _MARKS: dict[int, tuple[bytes, ...]] = {
     0: (
         b"fLaC",
