@@ -266,6 +266,25 @@ def test_a_signal_while_a_library_is_loaded_stops_the_command(
     assert tidy.counts()["discovered"] == 39
 
 
+STOPPED_IN_A_FORK = """
+import os, signal
+from drumline.cli.stopping import stoppable
+from drumline.pipeline.process import Reports, StageProcess
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))
+try:
+    with stoppable():
+        StageProcess.start("walk", lambda: None, Reports())
+except KeyboardInterrupt:
+    os._exit(7)
+"""
+
+
+def test_a_signal_in_the_instant_of_a_fork_is_heeded() -> None:
+    command = [sys.executable, "-c", STOPPED_IN_A_FORK]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT_SEC)
+    assert (result.returncode, result.stderr) == (7, "")
+
+
 STOPPED_AT_ONCE = """
 import os, signal
 from drumline.cli.stopping import stoppable

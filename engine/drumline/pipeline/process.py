@@ -13,7 +13,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import orjson
@@ -26,6 +27,7 @@ from drumline.pipeline.pipes import LifelineCut
 __all__ = ["Reports", "StageProcess"]
 
 _FAILED = 70
+_REQUESTS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 _WAIT_SEC, _WAIT_STEP_SEC = 3.0, 0.002
 
 
@@ -91,13 +93,15 @@ class StageProcess:
         gc.freeze()  # the collector must not touch, and so copy, the pages that are shared
         supervisor = os.getpid()
         try:
-            pid = os.fork()
+            with _requests_held():
+                pid = os.fork()
+                if pid == 0:
+                    _run(name, body, reports, supervisor)
+                return cls(name, pid)
         except OSError as error:
             raise StageError(f"cannot start the {name} stage: {error.strerror}", _FORK_WAY_OUT) from error
-        if pid == 0:
-            _run(name, body, reports, supervisor)
-        gc.unfreeze()
-        return cls(name, pid)
+        finally:
+            gc.unfreeze()
 
     def poll(self) -> int | None:
         """Return the exit code if the process has ended."""
@@ -125,6 +129,16 @@ class StageProcess:
         return self.poll() is None
 
 
+@contextmanager
+def _requests_held() -> Iterator[None]:
+    """Let requests to stop wait: what a handler raises in one of Python's hooks around a fork is lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with(supervisor: int) -> None:
     """End when the supervisor is gone, at once where the system can: a hanging decoder sees no lifeline.
 
@@ -140,8 +154,9 @@ def _run(name: str, body: Callable[[], None], reports: Reports, supervisor: int)
     try:
         _end_with(supervisor)
         # Ctrl-C and a service manager's SIGTERM reach the whole group; only the supervisor answers them.
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        for number in _REQUESTS:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
         body()
         code = 0
     except LifelineCut:
