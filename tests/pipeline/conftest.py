@@ -14,6 +14,8 @@ import pytest
 
 from bench.broken import BROKEN
 from bench.synth import write_archive
+from drumline.pipeline.pipes import Lifeline, Stream
+from drumline.pipeline.queues import Queues
 from drumline.stub import create_stub
 from tests.pipeline.support import (
     Records,
@@ -182,3 +184,13 @@ def sounds_of(infer: Infer) -> list[Path]:
 def calm(server: Server, pristine: Path, tmp_path: Path, model: Path) -> Infer:
     """The messy archive, unclassified; it is only read."""
     return Infer(server, pristine, tmp_path / "runs", model)
+
+
+@pytest.fixture
+def queues() -> Iterator[Queues]:
+    """Return the queues of a pipeline whose supervisor is this process."""
+    lifeline = Lifeline()
+    made = Queues.create(lifeline, Stream(lifeline))
+    yield made
+    made.close()
+    lifeline.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,21 +9,11 @@ import pytest
 
 from drumline.laps import no_lap
 from drumline.pipeline.discover import Carried, _Dispatcher
-from drumline.pipeline.pipes import Lifeline, Stream
 from drumline.pipeline.queues import LifelineCut, Queues
 from drumline.pipeline.slots import Gauge, SlotTable, State
 
 SLOTS = 40
 FOUND = [Carried(frame, 1) for frame in range(100)]
-
-
-@pytest.fixture
-def queues() -> Iterator[Queues]:
-    lifeline = Lifeline()
-    made = Queues.create(lifeline, Stream(lifeline))
-    yield made
-    made.close()
-    lifeline.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,7 +16,6 @@ from drumline.inference import Outputs
 from drumline.laps import no_lap
 from drumline.pipeline import predict as stage
 from drumline.pipeline.job import Job
-from drumline.pipeline.pipes import Lifeline, Stream
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import Gauge, SlotTable, State
 from drumline.staging import Staging
@@ -60,15 +59,6 @@ def table() -> SlotTable:
         table.slots["features"][slot, :reach] = slot
         table.slots["state"][slot] = State.READY
     return table
-
-
-@pytest.fixture
-def queues() -> Iterator[Queues]:
-    lifeline = Lifeline()
-    queues = Queues.create(lifeline, Stream(lifeline))
-    yield queues
-    queues.close()
-    lifeline.close()
 
 
 def running(table: SlotTable, queues: Queues, session: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
