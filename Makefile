@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORPUS ?= $(or $(DRUMLINE_CORPUS),../shared/corpus)
 DEMO := build/demo
+SETUP := setup.cfg setup.py constraints.txt $(wildcard engine/drumline/*.[ch])
 PEERS := build/peers/.done
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -58,12 +59,12 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade pip setuptools wheel
 
-$(VENV)/.demo: setup.cfg constraints.txt | $(VENV)/bin/python
+$(VENV)/.demo: $(SETUP) | $(VENV)/bin/python
 	@echo "Installing drumline …"
 	@$(PIP) install --constraint constraints.txt --editable '.[cpu]'
 	@touch $@
 
-$(VENV)/.dev: setup.cfg constraints.txt | $(VENV)/bin/python
+$(VENV)/.dev: $(SETUP) | $(VENV)/bin/python
 	@echo "Installing drumline with everything that the tests and the training need …"
 	@$(PIP) install --constraint constraints.txt --editable '.[cpu,train,dev]'
 	@touch $@ $(VENV)/.demo

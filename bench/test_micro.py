@@ -26,13 +26,14 @@ from drumline.bundle import load_bundle
 from drumline.cache import Cache, FileRow
 from drumline.content import hasher
 from drumline.decide import DecisionSettings, decide
-from drumline.features import FeatureExtractor
+from drumline.features import FeatureExtractor, mel_filterbank
 from drumline.frontend import FrontEnd
 from drumline.index import FRAME_LINES, Codec
 from drumline.inference import open_session
 from drumline.pipeline.queues import Lifeline, SlotQueue
 from drumline.pipeline.slots import SlotTable, State
 from drumline.records import Record, encode_record
+from drumline.spectra import CompiledSpectra, PlainSpectra, Spectra, compiled_kernel
 from drumline.staging import Staging
 from drumline.tally import Tally
 from drumline.walk import Walk, WalkSettings
@@ -105,6 +106,20 @@ def test_features(benchmark: Benchmark, seconds: float, statistics: bool) -> Non
     out = np.empty(FRONT_END.shape, np.float32)
     benchmark(FeatureExtractor(FRONT_END).extract, sound("Crash", seconds), out, audio_stats=statistics)
     assert np.all(np.isfinite(out))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_transform(benchmark: Benchmark, compiled: bool) -> None:
+    """Transform 98 frames, and find mel bands, centroid and rolloff of each."""
+    mel = mel_filterbank(FRONT_END.sample_rate, FRONT_END.n_fft, FRONT_END.n_mels)
+    spectra: Spectra = PlainSpectra(FRONT_END.n_fft, FRONT_END.hop_length, mel)
+    if compiled:
+        kernel = compiled_kernel()
+        if kernel is None:
+            pytest.skip("drumline was installed without a C compiler")
+        spectra = CompiledSpectra(FRONT_END.n_fft, FRONT_END.hop_length, mel, kernel)
+    samples = np.random.default_rng(7).standard_normal(52_224).astype(np.float32)
+    assert benchmark(spectra.figures, samples, 98, statistics=True).mel.max() > 0.0
 
 
 @pytest.mark.parametrize("algorithm", ["xxh3_64", "md5"])

@@ -27,7 +27,18 @@ from bench.plain import audio_files, decide
 from drumline.bundle import Bundle, load_bundle
 from drumline.frontend import FrontEnd
 
-__all__ = ["BATCH_SIZE", "Analysed", "Spectral", "batched", "classify", "padded", "read_mono", "run"]
+__all__ = [
+    "BATCH_SIZE",
+    "Analysed",
+    "Model",
+    "Spectral",
+    "batched",
+    "classify",
+    "padded",
+    "read_mono",
+    "run",
+    "with_own_defaults",
+]
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
@@ -108,25 +119,42 @@ class Spectral:
         }
 
 
-def classify(analysed: Iterable[Analysed], bundle: Bundle) -> Iterator[dict[str, Any]]:
-    """Run the model on batches of what was analysed and yield finished records."""
+Model = Callable[[Floats], Floats]
+"""Features (batch, coefficients, frames) → logits (batch, labels)."""
+
+
+def with_own_defaults(bundle: Bundle) -> Model:
+    """Open the model as ONNX Runtime's users do: with a thread for every core."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(bundle.model_path, options, providers=["CPUExecutionProvider"])
     shape = session.get_inputs()[0].shape[1:]
+
+    def logits(features: Floats) -> Floats:
+        batch = features.reshape(len(features), *shape)
+        (found,) = session.run([bundle.logits_name], {bundle.input_name: batch})
+        return np.asarray(found)
+
+    return logits
+
+
+def classify(analysed: Iterable[Analysed], bundle: Bundle, model: Model) -> Iterator[dict[str, Any]]:
+    """Run the model on batches of what was analysed and yield finished records."""
     for batch in batched(analysed, BATCH_SIZE):
         told = [item for item in batch if item.mfcc is not None]
         yield from (item.record for item in batch if item.mfcc is None)
         if told:
             features = np.stack([item.mfcc for item in told if item.mfcc is not None])
-            batch_input = features.astype(np.float32).reshape(len(told), *shape)
-            (logits,) = session.run([bundle.logits_name], {bundle.input_name: batch_input})
-            for item, row in zip(told, logits, strict=True):
+            for item, row in zip(told, model(features.astype(np.float32)), strict=True):
                 label, confidence = decide(row, bundle)
                 yield {**item.record, "label": label, "confidence": confidence}
 
 
-def run(name: str, analyse: Callable[[list[Path], Bundle], Iterable[Analysed]]) -> None:
+def run(
+    name: str,
+    analyse: Callable[[list[Path], Bundle], Iterable[Analysed]],
+    open_model: Callable[[Bundle], Model] = with_own_defaults,
+) -> None:
     """Be the program of a peer: `analyse` does, for all paths, what comes before the model."""
 
     @click.command(help=f"Classify ARCHIVE with {name} into INDEX, and print a summary as JSON.")
@@ -136,7 +164,7 @@ def run(name: str, analyse: Callable[[list[Path], Bundle], Iterable[Analysed]]) 
         warnings.simplefilter("ignore")
         start, cpu, count, bundle = time.perf_counter(), _cpu(), 0, load_bundle(None)
         with index.open("w", encoding="utf-8") as stream:
-            for record in classify(analyse(audio_files(archive), bundle), bundle):
+            for record in classify(analyse(audio_files(archive), bundle), bundle, open_model(bundle)):
                 stream.write(json.dumps(record) + "\n")
                 count += 1
         seconds = {"elapsed_sec": time.perf_counter() - start, "cpu_sec": _cpu() - cpu}

@@ -2,9 +2,9 @@
 
     python -m bench.peers.floor ARCHIVE INDEX
 
-One process reads, hashes, decodes, computes features and statistics, and runs the model on batches of 64.
-There is no walk that compares, no cache, no index, no recovery. Its CPU time per file is what a pipeline
-cannot go below.
+One process on one core reads, hashes, decodes, computes features and statistics, and runs the model in one
+thread. There is no walk that compares, no cache, no index, no recovery. Its CPU time per file is what a
+pipeline cannot go below.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from bench.peers.common import Analysed, run
+from bench.peers.common import Analysed, Model, run
 from drumline.audio import AudioError, Decoder
 from drumline.bundle import Bundle
 from drumline.features import FeatureExtractor
+from drumline.inference import open_session
 
-__all__ = ["analyse_all"]
+__all__ = ["analyse_all", "in_one_thread"]
 
 
 def analyse_all(paths: list[Path], bundle: Bundle) -> Iterable[Analysed]:
@@ -40,5 +41,10 @@ def analyse_all(paths: list[Path], bundle: Bundle) -> Iterable[Analysed]:
         yield Analysed(record | {"rms_db": analysis.rms_db, "duration_sec": waveform.duration_sec}, features)
 
 
+def in_one_thread(bundle: Bundle) -> Model:
+    """Open the model as drumline does: with more threads than one, this would be no core's floor."""
+    return open_session(bundle, "cpu", threads=1).logits
+
+
 if __name__ == "__main__":
-    run("drumline's own steps and no pipeline", analyse_all)
+    run("drumline's own steps and no pipeline", analyse_all, in_one_thread)

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.errors import BundleError
-from drumline.features import delta_matrix, hann_window, mel_filterbank
+from drumline.features import delta_matrix, mel_filterbank
 from drumline.frontend import FrontEnd
+from drumline.spectra import hann_window
 from drumline_convert.canvas import Canvas, put_together
 from drumline_convert.graph import BATCH, INPUT, opset_of, placement_of
 

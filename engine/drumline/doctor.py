@@ -18,6 +18,7 @@ from typing import Any, Literal
 from drumline import __version__, machine
 from drumline.errors import DrumlineError
 from drumline.memory import read_memory
+from drumline.spectra import compiled_kernel
 
 __all__ = ["Finding", "Status", "examine"]
 
@@ -109,7 +110,15 @@ def _processor() -> Iterator[Finding]:
     flags = machine.cpu_flags()
     telling = " ".join(flag for flag in _TELLING_FLAGS if flag in flags)
     yield Finding("cpu features", "ok", telling or "none that are known to help")
+    yield _transform()
     yield Finding("cores", "ok", f"{machine.usable_cpus()} usable of {os.cpu_count()}")
+
+
+def _transform() -> Finding:
+    if compiled_kernel() is not None:
+        return Finding("transform", "ok", "compiled")
+    way_out = "Install a C compiler and Python's headers, then drumline again: it reads files faster."
+    return Finding("transform", "note", "plain NumPy and SciPy", way_out)
 
 
 def _memory_and_space(runs_root: Path) -> Iterator[Finding]:

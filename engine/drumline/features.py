@@ -1,17 +1,14 @@
 """Waveform → feature tensor (MFCC or log-mel, with or without deltas) and spectral statistics, as librosa's.
 
-One pass serves everything: the magnitude spectrogram gives the mel bands, the centroid and the
-rolloff. Only the frames that the sample reaches are computed; the zero padding behind it is one constant
-column. Spectrograms are kept as (bins, frames), so that every step after the transform runs along
-contiguous frames. Of a model that is fed the waveform, only the statistics need a spectrogram.
+One transform serves everything, the mel bands, the centroid and the rolloff (`drumline.spectra`). Only the
+frames that the sample reaches are computed; the zero padding behind it is one constant column. Of a model
+that is fed the waveform, only the statistics need a transform.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import scipy.fft
@@ -20,19 +17,23 @@ from scipy.sparse import csr_array
 
 from drumline.frontend import FrontEnd
 from drumline.laps import Lap, Step, no_lap
+from drumline.spectra import (
+    ROLLOFF,
+    CompiledSpectra,
+    FrameFigures,
+    PlainSpectra,
+    Spectra,
+    compiled_kernel,
+    hann_window,
+)
 
-__all__ = ["Analysis", "FeatureExtractor", "delta_matrix", "hann_window", "mel_filterbank"]
+__all__ = ["Analysis", "FeatureExtractor", "delta_matrix", "mel_filterbank"]
 
 _AMIN, _AMIN_DB = np.float32(1e-10), -100.0
-_TINY = np.finfo(np.float32).tiny
 _RMS_FLOOR_DB = -120.0
-_ROLLOFF = 0.85
-_ROLLOFF_NOISE = 4e-6  # of a frame's sum: where float32 magnitudes may put the rolloff into the wrong bin
 # How far a band may lie below its frame's mean power in a float32 transform: measured on 64,000 frames of
 # recordings, the features are then within 0.0005 dB. A cepstral coefficient averages the errors of all bands.
 _FLOAT32_RANGE_DB = {"mfcc": 52.0, "log-mel": 41.0, "waveform": 0.0}
-
-Frames: TypeAlias = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,11 @@ class FeatureExtractor:
         What is computed.
     lap
         Is told when a file's features are done, and when its statistics.
+    compiled
+        Whether the compiled kernel may be used, where there is one.
     """
 
-    def __init__(self, front_end: FrontEnd, lap: Lap = no_lap) -> None:
+    def __init__(self, front_end: FrontEnd, lap: Lap = no_lap, *, compiled: bool = True) -> None:
         self.front_end = front_end
         self._lap = lap
         n_fft, hop_length, sample_rate = front_end.n_fft, front_end.hop_length, front_end.sample_rate
@@ -74,18 +77,16 @@ class FeatureExtractor:
         self._steps = self._padded[self._edge : self._edge + steps].reshape(front_end.frames, hop_length)
         shape, strides = (front_end.frames, n_fft), (4 * hop_length, 4)
         self._frames = np.lib.stride_tricks.as_strided(self._padded, shape, strides)
-        self._windowed = np.empty(shape, np.float32)
         self._precise_window = hann_window(n_fft)
-        self._window = self._precise_window.astype(np.float32)
         mel = mel_filterbank(sample_rate, n_fft, front_end.n_mels)
         self._mel = csr_array(mel)
+        self._spectra = _spectra(n_fft, hop_length, mel, compiled)
         self._noise_db = _white_noise_db(mel) - np.float32(_FLOAT32_RANGE_DB[front_end.kind])
         self._deltas = [
             csr_array(delta_matrix(front_end.frames, front_end.delta_width, order))
             for order in range(1, 1 + front_end.deltas)
         ]
-        self._average = np.full(1 + n_fft // 2, 1.0 / (1 + n_fft // 2), np.float32)
-        self._statistics = _SpectralStatistics(1 + n_fft // 2, sample_rate / n_fft)
+        self._bin_hz = sample_rate / n_fft
 
     def extract(
         self,
@@ -111,7 +112,8 @@ class FeatureExtractor:
         samples = samples[: self.front_end.samples]
         peak = float(max(samples.max(), -samples.min())) if len(samples) else 0.0
         scale = peak if self.front_end.normalise == "peak" and peak > 0.0 else 1.0
-        magnitude: NDArray[np.float32] | None = None
+        audio_stats = audio_stats and peak > 0.0
+        figures: FrameFigures | None = None
         if self.front_end.kind == "waveform":
             np.divide(samples, np.float32(scale), out=out[: len(samples)])
             if pad:
@@ -121,16 +123,15 @@ class FeatureExtractor:
             self._load(samples, scale)
         else:
             self._load(samples, scale)
-            magnitude = self._spectrogram(len(samples))
-            self._fill(magnitude, out)
+            figures = self._figures(len(samples), audio_stats)
+            self._fill(figures, out)
         self._lap(Step.FEATURES)
         rms_db = self._rms_db(len(samples), scale)
-        if not audio_stats or peak == 0.0:
+        if not audio_stats:
             return Analysis(rms_db, 0.0, 0.0)
-        if magnitude is None:
-            magnitude = self._spectrogram(len(samples))
-        frames = 1 + len(samples) // self.front_end.hop_length
-        means = self._statistics.means(magnitude, frames, self._precise_magnitude)
+        if figures is None:
+            figures = self._figures(len(samples), audio_stats)
+        means = self._means(figures, 1 + len(samples) // self.front_end.hop_length)
         self._lap(Step.STATISTICS)
         return Analysis(rms_db, *means)
 
@@ -149,54 +150,43 @@ class FeatureExtractor:
     def _loaded(self, n: int) -> NDArray[np.float32]:
         return self._padded[self._edge : self._edge + n]
 
-    def _spectrogram(self, n: int) -> NDArray[np.float32]:
-        """Return the magnitudes of the frames that the `n` samples reach, shape (bins, frames)."""
+    def _figures(self, n: int, statistics: bool) -> FrameFigures:
+        """Return the figures of the frames that the `n` samples reach."""
         hop_length, end = self.front_end.hop_length, self._edge + n
         reached = min(max(-(-end // hop_length), 1 + n // hop_length), self.front_end.frames)
-        windowed = np.multiply(self._frames[:reached], self._window, out=self._windowed[:reached])
-        # The transform along the first axis of the transposed view gives (bins, frames) at no extra cost.
-        magnitude: NDArray[np.float32] = np.abs(scipy.fft.rfft(windowed.T, axis=0))
-        return magnitude
+        return self._spectra.figures(self._padded, reached, statistics=statistics)
 
-    def _fill(self, magnitude: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    def _fill(self, figures: FrameFigures, out: NDArray[np.float32]) -> None:
         """Fill `out` with coefficients, their deltas, and the waveform's own values."""
         coefficients = out[: self.front_end.coefficients]
-        self._write(*self._mel_spectrogram(magnitude), coefficients)
+        self._write(*self._mel_spectrogram(figures), coefficients)
         for order, matrix in enumerate(self._deltas, start=1):
             out[order * len(coefficients) : (order + 1) * len(coefficients)] = coefficients @ matrix
         if self.front_end.waveform:
             parts = self._steps.reshape(len(self._steps), self.front_end.waveform, -1)
             parts.mean(axis=2, out=out[-self.front_end.waveform :].T)
 
-    def _mel_spectrogram(self, magnitude: NDArray[np.float32]) -> tuple[NDArray[np.float32], np.float32]:
+    def _mel_spectrogram(self, figures: FrameFigures) -> tuple[NDArray[np.float32], np.float32]:
         """Return the mel spectrogram in dB, shape (n_mels, frames), and the floor that it was raised to."""
-        power = np.square(magnitude)
-        mel_db = self._mel_db(power)
+        mel_db = _decibels(figures.mel)
         floor = np.float32(max(_AMIN_DB, float(mel_db.max()) - self.front_end.top_db))
         np.maximum(mel_db, floor, out=mel_db)
-        noisy = self._noisy_frames(power, mel_db)
+        noisy = self._noisy_frames(figures.mean_power, mel_db)
         if len(noisy):
             mel_db[:, noisy] = np.maximum(self._precise_mel_db(noisy), floor)
         return mel_db, floor
 
-    def _mel_db(self, power: NDArray[np.float32]) -> NDArray[np.float32]:
-        mel_db: NDArray[np.float32] = self._mel @ power
-        np.maximum(mel_db, _AMIN, out=mel_db)
-        np.log10(mel_db, out=mel_db)
-        mel_db *= np.float32(10.0)
-        return mel_db
-
-    def _noisy_frames(self, power: NDArray[np.float32], mel_db: NDArray[np.float32]) -> NDArray[np.intp]:
+    def _noisy_frames(self, mean_power: NDArray[np.float32], mel_db: NDArray[np.float32]) -> NDArray[np.intp]:
         """Return the frames that need double precision.
 
         A float32 transform spreads its rounding errors over all bins as white noise, so a band far below
         the frame's mean power, such as the treble of a loud kick, is off by up to 0.003 dB.
         """
-        mean_power_db = np.float32(10.0) * np.log10(self._average @ power + _AMIN)
+        mean_power_db = np.float32(10.0) * np.log10(mean_power + _AMIN)
         return np.flatnonzero((mel_db - self._noise_db).min(axis=0) < mean_power_db)
 
     def _precise_mel_db(self, frames: NDArray[np.intp]) -> NDArray[np.float32]:
-        return self._mel_db(np.square(self._precise_magnitude(frames)).astype(np.float32))
+        return _decibels(self._mel @ np.square(self._precise_magnitude(frames)).astype(np.float32))
 
     def _precise_magnitude(self, frames: NDArray[np.intp]) -> NDArray[np.float64]:
         windowed = self._frames[frames] * self._precise_window
@@ -216,6 +206,15 @@ class FeatureExtractor:
             out[0, reached:] = float(floor) * math.sqrt(self.front_end.n_mels)
             out[1:, reached:] = 0.0
 
+    def _means(self, figures: FrameFigures, frames: int) -> tuple[float, float]:
+        """Return centroid and rolloff in Hz, each the mean over the first `frames` frames."""
+        rolloff, close = figures.rolloff[:frames], np.flatnonzero(figures.close[:frames])
+        if len(close):
+            exact = np.cumsum(self._precise_magnitude(close), axis=0)
+            rolloff[close] = (exact < ROLLOFF * exact[-1]).sum(axis=0)
+        hz_per_bin = self._bin_hz / frames
+        return float(figures.centroid[:frames].sum()) * hz_per_bin, float(rolloff.sum()) * hz_per_bin
+
     def _rms_db(self, n: int, scale: float) -> float:
         scaled = self._loaded(n)
         power = float(np.dot(scaled, scaled)) / max(n, 1)
@@ -224,56 +223,19 @@ class FeatureExtractor:
         return max(_RMS_FLOOR_DB, 10.0 * math.log10(power) + 20.0 * math.log10(scale))
 
 
-class _SpectralStatistics:
-    """Mean centroid and rolloff of a magnitude spectrogram.
+def _spectra(n_fft: int, hop_length: int, mel: NDArray[np.float32], compiled: bool) -> Spectra:
+    kernel = compiled_kernel() if compiled and CompiledSpectra.fits(n_fft) else None
+    if kernel is None:
+        return PlainSpectra(n_fft, hop_length, mel)
+    return CompiledSpectra(n_fft, hop_length, mel, kernel)
 
-    The rolloff is found in two steps, first the block of bins and then the bin: a running sum over
-    all bins would cost more than the transform.
-    """
 
-    def __init__(self, bins: int, bin_hz: float) -> None:
-        self._bin_hz = bin_hz
-        self._width = math.isqrt(bins)
-        starts = np.arange(0, bins, self._width)
-        ones, numbers, shape = np.ones(bins, np.float32), np.arange(bins), (len(starts), bins)
-        self._block_sums = csr_array((ones, numbers, np.append(starts, bins)), shape=shape)
-        self._bin_numbers = numbers.astype(np.float32)
-        self._inside = np.arange(self._width)[:, np.newaxis]
-
-    def means(
-        self, magnitude: NDArray[np.float32], frames: int, precise: Callable[[Frames], NDArray[np.float64]]
-    ) -> tuple[float, float]:
-        """Return centroid and rolloff in Hz, each the mean over the first `frames` frames.
-
-        `precise` gives the magnitudes of some frames in double precision.
-        """
-        running = np.zeros((self._block_sums.shape[0] + 1, magnitude.shape[1]), np.float32)
-        np.cumsum(self._block_sums @ magnitude, axis=0, out=running[1:])
-        centroid = (self._bin_numbers @ magnitude) / np.maximum(running[-1], _TINY)
-        rolloff, close = self._rolloff(magnitude[:, :frames], running[:, :frames])
-        if len(close):
-            exact = np.cumsum(precise(close), axis=0)
-            rolloff[close] = (exact < _ROLLOFF * exact[-1]).sum(axis=0)
-        hz_per_bin = self._bin_hz / frames
-        return float(centroid[:frames].sum()) * hz_per_bin, float(rolloff.sum()) * hz_per_bin
-
-    def _rolloff(self, magnitude: NDArray[np.float32], running: NDArray[np.float32]) -> tuple[Frames, Frames]:
-        """Return the rolloff bin of each frame, and the frames where float32 cannot tell it from the next.
-
-        `running` is the sum of the bins before each block.
-        """
-        threshold = np.float32(_ROLLOFF) * running[-1]
-        frame = np.arange(magnitude.shape[1])
-        block = (running[1:] >= threshold).argmax(axis=0)
-        first = block * self._width
-        # What is read past the last bin does not count: the threshold has been reached before.
-        bins = np.minimum(first + self._inside, len(magnitude) - 1)
-        inside = np.take_along_axis(magnitude, bins, axis=0)
-        inside[0] += running[block, frame]
-        missing = np.cumsum(inside, axis=0) - threshold
-        rolloff: Frames = first + (missing < 0.0).sum(axis=0)
-        close = np.abs(missing).min(axis=0) <= _ROLLOFF_NOISE * running[-1]
-        return rolloff, np.flatnonzero(close & (running[-1] > 0.0))
+def _decibels(power: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn power into dB in place, not below -100."""
+    np.maximum(power, _AMIN, out=power)
+    np.log10(power, out=power)
+    power *= np.float32(10.0)
+    return power
 
 
 def delta_matrix(frames: int, width: int, order: int) -> NDArray[np.float32]:
@@ -292,12 +254,6 @@ def delta_matrix(frames: int, width: int, order: int) -> NDArray[np.float32]:
         order * shape / np.square(shape).sum()
     )[:, np.newaxis]
     return matrix
-
-
-def hann_window(n_fft: int) -> NDArray[np.float64]:
-    """Return the periodic Hann window, shape (n_fft,)."""
-    window: NDArray[np.float64] = 0.5 - 0.5 * np.cos(2.0 * np.pi / n_fft * np.arange(n_fft))
-    return window
 
 
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> NDArray[np.float32]:

@@ -1,0 +1,155 @@
+/* What a file's frames hold, sixteen frames at a time: the compiled twin of drumline.spectra.PlainSpectra.
+
+Every frame is one lane of a vector, so all arithmetic is that of a single frame, written once. The samples are
+first laid out by their place within a hop: then one load brings the same sample of sixteen frames.
+
+The transform is Stockham's (W. T. Cochran et al., What is the fast Fourier transform?, 1967), radix 4 with a last
+pass of radix 2 where it is needed, over half as many complex values as there are samples. The statistics are
+summed in the order of PlainSpectra: first blocks of bins, then within the block where the rolloff lies. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+
+/* The compiler makes of it what a processor has: one AVX-512 register, two of AVX2, four of SSE or NEON. */
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+typedef struct {
+    lanes re, im;
+} complex_lanes;
+
+typedef struct {
+    float re, im;
+} complex_value;
+
+typedef struct {
+    Py_ssize_t n_fft, hop_length, n_mels, block;
+    const float *window;              /* n_fft */
+    const complex_value *twiddles;    /* n_fft: exp(-2 pi i k / n_fft) */
+    const int32_t *band_start;        /* n_mels + 1: where the weights of each band begin */
+    const int32_t *band_bin;          /* n_mels: its first bin */
+    const float *weights;
+} front_end;
+
+typedef struct {
+    Py_ssize_t frames;
+    float *mel;                       /* n_mels x frames */
+    float *mean_power, *centroid;     /* frames */
+    int32_t *rolloff;                 /* frames */
+    uint8_t *close;                   /* frames */
+    float share, noise;
+} figures;
+
+#define PASTE(name, kind) name##_##kind
+#define NAMED(name, kind) PASTE(name, kind)
+#define FN(name) NAMED(name, KIND)
+
+typedef void analyser(const front_end *, const float *, Py_ssize_t, figures *, float *, int);
+
+#define KIND any
+#include "_spectra_frames.h"
+#undef KIND
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define KIND avx2
+#include "_spectra_frames.h"
+#undef KIND
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx2,fma")
+#define KIND avx512
+#include "_spectra_frames.h"
+#undef KIND
+#pragma GCC pop_options
+
+static analyser *best_analyser(void)
+{
+    __builtin_cpu_init();
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"))
+        return analyse_avx512;
+    return avx2 ? analyse_avx2 : analyse_any;
+}
+#else
+static analyser *best_analyser(void)
+{
+    return analyse_any;
+}
+#endif
+
+static int holds(const Py_buffer *buffer, Py_ssize_t values, Py_ssize_t size)
+{
+    return values >= 0 && buffer->len / size >= values;
+}
+
+/* Whether every band lies within the bins and the weights: a mistake here would read other memory. */
+static int bands_fit(const front_end *fe, Py_ssize_t weights)
+{
+    for (Py_ssize_t band = 0; band < fe->n_mels; band++) {
+        int32_t start = fe->band_start[band], width = fe->band_start[band + 1] - start, bin = fe->band_bin[band];
+        if (start < 0 || width < 0 || bin < 0 || bin + width > fe->n_fft / 2 + 1)
+            return 0;
+    }
+    return fe->band_start[fe->n_mels] <= weights;
+}
+
+static PyObject *py_analyse(PyObject *module, PyObject *args)
+{
+    enum { SAMPLES, WINDOW, TWIDDLES, BAND_START, BAND_BIN, WEIGHTS, SCRATCH, MEL, MEAN_POWER, CENTROID, ROLLOFF,
+           CLOSE, COUNT };
+    Py_buffer b[COUNT] = {{0}};
+    front_end fe = {0};
+    figures out = {0};
+    int with_statistics;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "nnnnffpy*y*y*y*y*y*w*w*w*w*w*w*", &fe.n_fft, &fe.hop_length, &fe.block, &out.frames,
+                          &out.share, &out.noise, &with_statistics, &b[SAMPLES], &b[WINDOW], &b[TWIDDLES],
+                          &b[BAND_START], &b[BAND_BIN], &b[WEIGHTS], &b[SCRATCH], &b[MEL], &b[MEAN_POWER],
+                          &b[CENTROID], &b[ROLLOFF], &b[CLOSE]))
+        return NULL;
+    fe.window = b[WINDOW].buf, fe.twiddles = b[TWIDDLES].buf, fe.weights = b[WEIGHTS].buf;
+    fe.band_start = b[BAND_START].buf, fe.band_bin = b[BAND_BIN].buf;
+    fe.n_mels = b[BAND_BIN].len / 4;
+    out.mel = b[MEL].buf, out.mean_power = b[MEAN_POWER].buf, out.centroid = b[CENTROID].buf;
+    out.rolloff = b[ROLLOFF].buf, out.close = b[CLOSE].buf;
+    Py_ssize_t frames = out.frames, n_fft = fe.n_fft;
+    int fits = n_fft >= 8 && (n_fft & (n_fft - 1)) == 0 && n_fft <= 1 << 24 && fe.hop_length >= 1 && fe.block >= 1
+        && frames >= 1 && frames <= 1 << 24 && fe.hop_length <= 1 << 24
+        && holds(&b[WINDOW], n_fft, 4) && holds(&b[TWIDDLES], n_fft, 8) && holds(&b[BAND_START], fe.n_mels + 1, 4)
+        && bands_fit(&fe, b[WEIGHTS].len / 4) && holds(&b[MEL], fe.n_mels * frames, 4)
+        && holds(&b[MEAN_POWER], frames, 4) && holds(&b[CENTROID], frames, 4) && holds(&b[ROLLOFF], frames, 4)
+        && holds(&b[CLOSE], frames, 1)
+        && holds(&b[SCRATCH], 2 * n_fft * LANES
+                 + fe.hop_length * (frames + (n_fft + fe.hop_length - 1) / fe.hop_length + LANES), 4);
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        best_analyser()(&fe, b[SAMPLES].buf, b[SAMPLES].len / 4, &out, b[SCRATCH].buf, with_statistics);
+        Py_END_ALLOW_THREADS
+    }
+    for (int which = 0; which < COUNT; which++)
+        PyBuffer_Release(&b[which]);
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "sizes of arrays do not fit the front end");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"analyse", py_analyse, METH_VARARGS, "Fill the figures of all frames; see drumline.spectra."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_spectra", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__spectra(void)
+{
+    return PyModule_Create(&definition);
+}
