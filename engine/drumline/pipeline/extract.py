@@ -25,7 +25,6 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -240,8 +239,12 @@ class _Worker:
         fields["reach"] = self._rows.reach(waveform)
         fields["format"], fields["sample_rate"] = waveform.format, waveform.sample_rate
         fields["channels"], fields["duration_sec"] = waveform.channels, waveform.duration_sec
-        kept = astuple(analysis) if self._job.settings.include_audio_stats else (np.nan,) * 3
-        fields["rms_db"], fields["spectral_centroid"], fields["spectral_rolloff"] = kept
+        if self._job.settings.include_audio_stats:
+            fields["rms_db"] = analysis.rms_db
+            fields["spectral_centroid"] = analysis.spectral_centroid
+            fields["spectral_rolloff"] = analysis.spectral_rolloff
+        else:
+            fields["rms_db"] = fields["spectral_centroid"] = fields["spectral_rolloff"] = np.nan
         fields["state"] = State.READY
 
     def begin(self, slot: int) -> None:
