@@ -182,6 +182,15 @@ def test_cached_directory(benchmark: Benchmark, cache: Cache) -> None:
     assert len(benchmark(cache.files, directory)) == len(NAMES)
 
 
+def test_sealed_directory(benchmark: Benchmark, cache: Cache) -> None:
+    """Look up the seal of a directory of 500 files."""
+    directory = cache.directories(1)[b"pack"]
+    with cache.transaction():
+        cache.seal_directories(1)
+    seal = benchmark(cache.seal, directory)
+    assert seal == cache.make_seal(directory)
+
+
 def test_known_content(benchmark: Benchmark, cache: Cache) -> None:
     """Look for the record of a file by its content hash."""
     twin = benchmark(cache.twin, f"{7:016x}", "key")

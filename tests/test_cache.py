@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import get_args
@@ -14,9 +14,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from drumline.cache import Cache, Failure, FileRow, FrameRow, KnownFile, Mode, Split, cache_way_out
+from drumline.cache import (
+    Cache,
+    Failure,
+    FileRow,
+    FrameRow,
+    KnownFile,
+    Mode,
+    Split,
+    cache_way_out,
+    digest_of,
+)
 from drumline.errors import OutputError
 from drumline.tally import Tally
+from drumline.walk import Directory
 from tests.making import make_record, paths, records
 
 ARCHIVE, KEY = b"/archive \xff", "key"
@@ -212,6 +223,88 @@ def test_what_is_forgotten_is_gone_and_nothing_else(cache: Cache) -> None:
     with cache.transaction():
         again = add(cache, scope, run, row(b"b/9", 0))
     assert known(cache, scope)[b"b/9"].frame == again
+
+
+def sealed(cache: Cache, scope: int) -> set[bytes]:
+    return {path for path, number in cache.directories(scope).items() if cache.seal(number)}
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(st.lists(file_rows, min_size=1, max_size=12, unique_by=lambda each: each[:2]))
+def test_a_seal_says_all_that_the_rows_of_a_directory_say(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[FileRow]
+) -> None:
+    rows = [each._replace(line=line) for line, each in enumerate(rows)]
+    with closing(Cache(tmp_path_factory.mktemp("cache") / "cache.sqlite")) as cache, cache.transaction():
+        scope = cache.scope(ARCHIVE, KEY)
+        frame = add(cache, scope, cache.add_run(scope, "run", "d"), *rows)
+        cache.seal_directories(scope)
+        for path, number in cache.directories(scope).items():
+            held = sorted(each for each in rows if each.directory == path)
+            failures = [each.failed for each in held]
+            seal = cache.seal(number)
+            assert (seal is None) == (Failure.TRANSIENT in failures)
+            if seal is not None:
+                names, sizes, times = ([each[column] for each in held] for column in (1, 2, 3))
+                coarse = max((time for time in times if time % 10**9 == 0), default=None)  # type: ignore[operator]
+                assert seal.digest == digest_of(Directory.of(path, names, sizes, times))  # type: ignore[arg-type]
+                assert (seal.failures, seal.coarse_ns) == (failures.count(Failure.LASTING), coarse)
+                assert seal.places == {frame: sum(1 << each.line for each in held)}
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (lambda cache, scope, run, frame: add(cache, scope, run, row(b"a/1.wav", 0, size=9)), {b"b", b""}),
+        (lambda cache, scope, run, frame: add(cache, scope, run, row(b"a/new.wav", 0)), {b"b", b""}),
+        (
+            lambda cache, scope, run, frame: cache.forget_file(cache.directories(scope)[b"a"], b"1.wav"),
+            {b"b", b""},
+        ),
+        (
+            lambda cache, scope, run, frame: cache.forget_directory(cache.directories(scope)[b"a"]),
+            {b"b", b""},
+        ),
+        (lambda cache, scope, run, frame: cache.forget_frame(frame), {b""}),
+        (lambda cache, scope, run, frame: cache.carry_frame(frame, run, 70), {b"a", b"b", b""}),
+        (lambda cache, scope, run, frame: cache.forget_scope(scope), set()),
+    ],
+    ids=[
+        "replaced",
+        "added",
+        "forgotten",
+        "directory forgotten",
+        "frame forgotten",
+        "carried",
+        "scope forgotten",
+    ],
+)
+def test_a_change_of_a_row_breaks_the_seal_of_its_directory_and_no_other(
+    cache: Cache, change: Callable[[Cache, int, int, int], object], left: set[bytes]
+) -> None:
+    with cache.transaction():
+        scope = cache.scope(ARCHIVE, KEY)
+        run, new = (cache.add_run(scope, name, "d") for name in ("run", "new"))
+        frame = add(cache, scope, run, row(b"a/1.wav", 0), row(b"a/2.wav", 1), row(b"b/3.wav", 2))
+        add(cache, scope, run, row(b"4.wav", 0))
+        cache.seal_directories(scope)
+        assert sealed(cache, scope) == {b"a", b"b", b""}
+        change(cache, scope, new, frame)
+    assert sealed(cache, scope) == left
+
+
+def test_a_frame_that_is_split_breaks_the_seals_of_what_was_left_out(cache: Cache) -> None:
+    with cache.transaction():
+        scope = cache.scope(ARCHIVE, KEY)
+        old, new = (cache.add_run(scope, name, "d") for name in ("old", "new"))
+        frame = add(cache, scope, old, row(b"a/1.wav", 0), row(b"b/2.wav", 1))
+        cache.seal_directories(scope)
+    found = cache.frame(frame)
+    assert found is not None
+    with cache.transaction():
+        left = cache.frame_tally(frame).without(Tally(records=1, size=1))
+        cache.split_frame(scope, new, Split(found[0], 0b01, 70, 7, left, [b"b/2.wav"]))
+    assert sealed(cache, scope) == {b"a"}
 
 
 def test_a_scope_can_be_forgotten_whole(cache: Cache) -> None:

@@ -414,6 +414,10 @@ _CACHE_EDITS = (
     "UPDATE run SET decision_key = 'other'",
     "UPDATE scope SET inference_key = 'other'",
     "UPDATE scope SET archive = x'00'",
+    "UPDATE seal SET digest = x'00'",
+    "UPDATE seal SET failures = 7",
+    "UPDATE seal SET places = 'x'",
+    "UPDATE seal SET places = substr(places, 1, 70)",
 )
 
 

@@ -10,6 +10,11 @@ over to the next run, only the frame's row changes. That is so also when some of
 those that stay keep their numbers: `frame.kept` has a bit for each number whose line is there. `run.valid` is
 the length up to which the index is complete; it is committed with the rows, after the frame is on disk. The
 cache holds nothing that the indexes do not, so it can be deleted at any time: `drumline.recover` rebuilds it.
+
+At the end of a run each directory gets a *seal*: a digest of all names, sizes and times that its rows hold,
+and the lines that they point to. Where the digest of what walk finds is the same, all files are known and
+unchanged, and no row has to be read. Triggers drop a directory's seal with any change of its rows, in the
+same transaction.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import orjson
+import xxhash
 
 from drumline.durable import output_errors, way_out_of
 from drumline.errors import CacheError, OutputError
@@ -31,6 +37,7 @@ from drumline.failpoints import step
 from drumline.index import FRAME_LINES, GARBLED
 from drumline.records import TRANSIENT_ERRORS, WORKER_ERRORS, Record, display_path, relative_path
 from drumline.tally import Tally
+from drumline.walk import Directory
 
 __all__ = [
     "Cache",
@@ -39,18 +46,21 @@ __all__ = [
     "FrameRow",
     "KnownFile",
     "Mode",
+    "Seal",
     "Split",
     "Twin",
     "cache_errors",
     "cache_way_out",
     "checked_frame",
     "connect",
+    "digest_of",
     "file_row",
+    "is_damage",
     "row_errors",
     "wrong_row",
 ]
 
-CACHE_VERSION: Final = 3
+CACHE_VERSION: Final = 4
 
 Mode = Literal["write", "read", "look", "build"]
 """``write`` and ``read`` are for the processes of a run. ``look`` reads from outside: where nobody writes, no
@@ -62,6 +72,10 @@ unseen when a log is moved in at the end."""
 _READER_CACHE_KB: Final = 500
 _WRITER_CACHE_KB: Final = 2000
 _DIRECTORIES_KEPT: Final = 10_000
+
+_SECOND_NS: Final = 1_000_000_000
+_ID_BYTES: Final = 8
+_PLACE_BYTES: Final = _ID_BYTES + FRAME_LINES // 8
 
 _MADE_ANEW: Final = "Delete cache.sqlite in the runs root and give the same command again: it is made anew."
 
@@ -87,6 +101,15 @@ CREATE TABLE IF NOT EXISTS file (
     hash TEXT, failed INTEGER NOT NULL, frame INTEGER NOT NULL, line INTEGER NOT NULL,
     PRIMARY KEY (directory, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS file_by_hash ON file (hash, failed) WHERE hash IS NOT NULL;
+CREATE TABLE IF NOT EXISTS seal (
+    directory INTEGER PRIMARY KEY, digest BLOB NOT NULL, failures INTEGER NOT NULL, coarse_ns INTEGER,
+    places BLOB NOT NULL);
+CREATE TRIGGER IF NOT EXISTS file_added AFTER INSERT ON file
+    BEGIN DELETE FROM seal WHERE directory = NEW.directory; END;
+CREATE TRIGGER IF NOT EXISTS file_changed AFTER UPDATE ON file
+    BEGIN DELETE FROM seal WHERE directory = OLD.directory; END;
+CREATE TRIGGER IF NOT EXISTS file_removed AFTER DELETE ON file
+    BEGIN DELETE FROM seal WHERE directory = OLD.directory; END;
 PRAGMA user_version = {CACHE_VERSION};
 COMMIT;
 """
@@ -156,6 +179,47 @@ class FrameRow(NamedTuple):
         return (self.kept & ((1 << line) - 1)).bit_count()
 
 
+class Seal(NamedTuple):
+    """What a directory's rows say, all in one.
+
+    Parameters
+    ----------
+    digest
+        Of the names, sizes and modification times of its files: see `digest_of`.
+    failures
+        How many of them failed, lastingly; a directory with other failures has no seal.
+    coarse_ns
+        The latest modification time in whole seconds, where there is one.
+    places
+        Where the records lie: frames, each with its lines as a bit mask.
+    """
+
+    digest: bytes
+    failures: int
+    coarse_ns: int | None
+    places: dict[int, int]
+
+    @classmethod
+    def of(cls, rows: list[tuple[bytes, int, int, int, int, int]]) -> Seal | None:
+        """Build from (name, size, mtime in ns, failure, frame, line) by name; None where none can be."""
+        names, sizes, times, failures, frames, lines = zip(*rows, strict=True)
+        if Failure.TRANSIENT in failures:
+            return None
+        masks = dict.fromkeys(frames, 0)
+        for frame, line in zip(frames, lines, strict=True):
+            masks[frame] |= 1 << line
+        coarse = max((time for time in times if time % _SECOND_NS == 0), default=None)
+        digest = digest_of(Directory.of(b"", names, sizes, times))
+        return cls(digest, failures.count(Failure.LASTING), coarse, masks)
+
+
+def digest_of(directory: Directory) -> bytes:
+    """Return the digest of the names, sizes and times of a directory's files; 16 bytes."""
+    digest = xxhash.xxh3_128(directory.names)
+    digest.update(directory.numbers)
+    return digest.digest()
+
+
 class Twin(NamedTuple):
     """Where the record of a content lies: its frame, the name of the run, and the number of its line."""
 
@@ -209,6 +273,11 @@ def cache_way_out(error: sqlite3.DatabaseError) -> str:
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_LOCKED")):
         return "Check the permissions and that no other program uses it, then give the same command again."
     return _MADE_ANEW
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Return whether an error of SQLite says that the file is damaged: then it can be made anew."""
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 @contextmanager
@@ -404,6 +473,27 @@ class Cache:
         sql = "SELECT name, size, mtime_ns, failed, frame, line FROM file WHERE directory = ?"
         return {row[0]: KnownFile._make(row[1:]) for row in self._db.execute(sql, (directory,))}
 
+    def seal(self, directory: int) -> Seal | None:
+        """Return a directory's seal, if it has one."""
+        sql = "SELECT digest, failures, coarse_ns, places FROM seal WHERE directory = ?"
+        row = self._db.execute(sql, (directory,)).fetchone()
+        return Seal(row[0], row[1], row[2], _places_of(row[3])) if row else None
+
+    def make_seal(self, directory: int) -> Seal | None:
+        """Return the seal that the rows of a directory give; None where they give none."""
+        sql = "SELECT name, size, mtime_ns, failed, frame, line FROM file WHERE directory = ? ORDER BY name"
+        rows = self._db.execute(sql, (directory,)).fetchall()
+        with row_errors("a file"):
+            return Seal.of(rows) if rows else None
+
+    def seal_directories(self, scope: int) -> None:
+        """Seal all directories of a scope that are not sealed."""
+        sql = "SELECT id FROM directory WHERE scope = ? AND id NOT IN (SELECT directory FROM seal)"
+        for (number,) in self._db.execute(sql, (scope,)).fetchall():
+            if seal := self.make_seal(number):
+                values = (number, *seal[:3], _bytes_of_places(seal.places))
+                self._db.execute("INSERT INTO seal VALUES (?, ?, ?, ?, ?)", values)
+
     def count_directory(self, directory: int) -> int:
         """Return how many files are known in a directory."""
         return self._one("SELECT count(*) FROM file WHERE directory = ?", directory)
@@ -587,6 +677,23 @@ class Cache:
 def _tally_of(blob: bytes, frame: int) -> Tally:
     with row_errors(f"frame {frame}"):
         return Tally.from_json(orjson.loads(blob))
+
+
+def _places_of(blob: bytes) -> dict[int, int]:
+    with row_errors("a directory"):
+        pieces = [blob[start : start + _PLACE_BYTES] for start in range(0, len(blob), _PLACE_BYTES)]
+        return {
+            int.from_bytes(piece[:_ID_BYTES], "little"): int.from_bytes(piece[_ID_BYTES:], "little")
+            for piece in pieces
+        }
+
+
+def _bytes_of_places(places: dict[int, int]) -> bytes:
+    pieces = [
+        frame.to_bytes(_ID_BYTES, "little") + lines.to_bytes(_PLACE_BYTES - _ID_BYTES, "little")
+        for frame, lines in places.items()
+    ]
+    return b"".join(pieces)
 
 
 def _bytes_of(mask: int) -> bytes:

@@ -7,19 +7,28 @@ Only what stands in the file is kept, so that the command line can override it a
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from drumline.errors import ConfigError, UsageError
 from drumline.inputs import read_regular
 from drumline.settings import FFMPEG_FORMATS, SOUNDFILE_FORMATS, InferSettings, MiscSettings, check_setting
 
-__all__ = ["CONFIG_KEYS", "CONFIG_TEMPLATE", "Config", "infer_settings", "load_config", "parse_config"]
+if TYPE_CHECKING:
+    from drumline.config_entries import ConfigEntry
+
+__all__ = [
+    "CONFIG_KEYS",
+    "CONFIG_TEMPLATE",
+    "SECTIONS",
+    "Config",
+    "error_at",
+    "infer_settings",
+    "load_config",
+    "parse_config",
+]
 
 LARGEST_CONFIG_BYTES = 1 << 20
 
@@ -60,7 +69,9 @@ _SETTING_OF = {
 CONFIG_KEYS = tuple(_SETTING_OF)
 """Every key of config.yml."""
 
-_SECTIONS = ("misc", "paths")
+SECTIONS = ("misc", "paths")
+"""Keys that hold other keys."""
+
 _FILE_KEYS = ("label_map", "canonical_map", "paths.archive_root", "paths.runs_root", "paths.regenerated_root")
 _MAY_BE_NULL = ("paths.archive_root", "paths.regenerated_root")
 
@@ -87,23 +98,6 @@ class Config:
         return self.values.get("regenerated_root")
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses aliases: config.yml needs none, and a few lines of them expand to gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed here", mark)
-        return super().compose_node(parent, index)
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    key: str
-    value: Any
-    line: int
-
-
 def load_config(path: Path) -> Config:
     """Read config.yml.
 
@@ -117,16 +111,19 @@ def load_config(path: Path) -> Config:
 
 def parse_config(path: Path, text: str) -> Config:
     """Read the text of a config.yml that stands, or is going to stand, at `path`; raises as `load_config`."""
+    from drumline.config_entries import config_entries  # yaml takes a tenth of the start of a rescan
+
     values: dict[str, Any] = {}
-    for entry in _entries(path, text):
+    for entry in config_entries(path, text):
         try:
             values[_SETTING_OF[entry.key]] = _setting_value(entry, path.parent)
         except ConfigError as error:
-            raise _at(path, entry.line, error.what, error.way_out) from error
+            raise error_at(path, entry.line, error.what, error.way_out) from error
     return Config(path, values)
 
 
-def _at(path: Path, line: int, what: str, way_out: str = "") -> ConfigError:
+def error_at(path: Path, line: int, what: str, way_out: str = "") -> ConfigError:
+    """Return an error that names file and line."""
     return ConfigError(f"{str(path)!r}, line {line}: {what}", way_out)
 
 
@@ -142,82 +139,10 @@ def _read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise _at(path, line, "this is no UTF-8", "Save the file as UTF-8.") from error
+        raise error_at(path, line, "this is no UTF-8", "Save the file as UTF-8.") from error
 
 
-def _entries(path: Path, text: str) -> Iterator[_Entry]:
-    """Iterate over all keys of the file, sections opened."""
-    try:
-        loader = _Loader(text)
-        root = loader.get_single_node()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise _at(path, mark.line + 1 if mark else 1, f"no YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        cause = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise ConfigError(f"{str(path)!r} is no YAML that can be read: {cause}") from error
-    if root is not None:
-        yield from _section_entries(path, loader, root, "")
-
-
-def _section_entries(path: Path, loader: _Loader, node: yaml.Node, section: str) -> Iterator[_Entry]:
-    if section and node.tag == "tag:yaml.org,2002:null":
-        return  # every line of the section is a comment
-    if not isinstance(node, yaml.MappingNode):
-        name = section or "the file"
-        raise _at(path, _line(node), f"{name} must hold 'key: value' lines", _known_keys(section))
-    seen: set[str] = set()
-    for key_node, value_node in node.value:
-        key = _key(path, key_node, section, seen)
-        if key in _SECTIONS:
-            yield from _section_entries(path, loader, value_node, key)
-        else:
-            yield _Entry(key, _value(path, loader, value_node, key), _line(key_node))
-
-
-def _key(path: Path, node: yaml.Node, section: str, seen: set[str]) -> str:
-    name = node.value if isinstance(node, yaml.ScalarNode) else "(no name)"
-    key = f"{section}.{name}" if section else name
-    if "." in name or key not in (*CONFIG_KEYS, *_SECTIONS):
-        raise _at(path, _line(node), f"unknown key {key!r}", _suggestion(name, section))
-    if key in seen:
-        raise _at(path, _line(node), f"{key} stands twice", "Remove one of them.")
-    seen.add(key)
-    return key
-
-
-def _suggestion(name: str, section: str) -> str:
-    elsewhere = [key for key in CONFIG_KEYS if key.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = elsewhere or get_close_matches(f"{section}.{name}" if section else name, _keys_in(section), 1)
-    near = near or get_close_matches(name, [*CONFIG_KEYS, *_SECTIONS], 1)
-    return f"Did you mean {_as_written(near[0])}?" if near else _known_keys(section)
-
-
-def _as_written(key: str) -> str:
-    section, _, name = key.rpartition(".")
-    return f"'{name}' under '{section}:'" if section else f"'{key}'"
-
-
-def _keys_in(section: str) -> list[str]:
-    return [key for key in [*CONFIG_KEYS, *_SECTIONS] if key.rpartition(".")[0] == section]
-
-
-def _known_keys(section: str) -> str:
-    return f"Keys are: {', '.join(key.rpartition('.')[2] for key in _keys_in(section))}."
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
-
-
-def _value(path: Path, loader: _Loader, node: yaml.Node, key: str) -> Any:
-    try:
-        return loader.construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise _at(path, _line(node), f"the value of {key} cannot be understood") from error
-
-
-def _setting_value(entry: _Entry, directory: Path) -> Any:
+def _setting_value(entry: ConfigEntry, directory: Path) -> Any:
     """Check one entry's value and return it as the setting's type."""
     setting, value = _SETTING_OF[entry.key], entry.value
     if value is None and entry.key in _MAY_BE_NULL:

@@ -112,7 +112,7 @@ class OutputError(DrumlineError):
 
 
 class CacheError(OutputError):
-    """A row of the cache says what cannot be: somebody changed it, or its disk did."""
+    """The cache is damaged, or a row of it says what cannot be: somebody changed it, or its disk did."""
 
 
 class BusyError(DrumlineError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
@@ -16,6 +17,7 @@ FollowLinks = Literal["all", "inside", "none"]
 
 _APPLE_DOUBLE = b"._"  # macOS keeps resource forks in files of this prefix: never audio, whatever the suffix
 
+_NUMBER_BYTES = 8
 _LAST_NS = 2**63 - 1
 _BY_NAME = attrgetter("name")
 
@@ -30,10 +32,58 @@ class Entry(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """A directory, by its path below the archive root (empty for the root), and its audio files."""
+    """A directory with its audio files, packed: as it is sent, and compared with what is known, as a whole.
+
+    Parameters
+    ----------
+    path
+        Its path below the archive root, empty for the root.
+    names
+        The files' names in order, with a NUL behind each.
+    numbers
+        Their sizes, then their modification times, 8 bytes each.
+    errors
+        Place and reason of each file that cannot be looked at; its numbers are 0.
+    """
 
     path: bytes
-    files: list[Entry]
+    names: bytes
+    numbers: bytes
+    errors: tuple[tuple[int, str], ...] = ()
+
+    @classmethod
+    def of(cls, path: bytes, names: Sequence[bytes], sizes: Sequence[int], times: Sequence[int]) -> Directory:
+        """Pack the names, sizes and modification times of a directory's files.
+
+        Raises
+        ------
+        OverflowError
+            When a number has more than 63 bits.
+        """
+        return cls(path, b"".join([name + b"\0" for name in names]), _packed(sizes) + _packed(times))
+
+    @property
+    def file_count(self) -> int:
+        """How many files there are."""
+        return len(self.numbers) // (2 * _NUMBER_BYTES)
+
+    @property
+    def size(self) -> int:
+        """What they measure together, in bytes."""
+        return sum(array("q", self.numbers[: self.file_count * _NUMBER_BYTES]))
+
+    @property
+    def files(self) -> list[Entry]:
+        """The files one by one."""
+        count, numbers = self.file_count, array("q", self.numbers)
+        entries = list(map(Entry, self.names.split(b"\0")[:count], numbers[:count], numbers[count:]))
+        for place, error in self.errors:
+            entries[place] = entries[place]._replace(error=error)
+        return entries
+
+
+def _packed(numbers: Sequence[int]) -> bytes:
+    return array("q", numbers).tobytes()
 
 
 @dataclass(frozen=True)
@@ -64,6 +114,10 @@ class WalkSettings:
         """Return whether a file of this name counts as audio."""
         _, dot, suffix = name.rpartition(b".")
         return bool(dot) and suffix.lower() in self.formats and not name.startswith(_APPLE_DOUBLE)
+
+
+def _is_plain(entry: os.DirEntry[bytes]) -> bool:
+    return entry.is_file(follow_symlinks=False)
 
 
 class Walk(Iterator[Directory]):
@@ -100,10 +154,28 @@ class Walk(Iterator[Directory]):
         return next(self._directories)
 
     def _walk(self) -> Iterator[Directory]:
-        is_wanted, look = self.settings.is_wanted, self._look
+        is_wanted = self.settings.is_wanted
         for path, entries in self._listings():
-            found = [look(entry) for entry in entries if is_wanted(entry.name)]
-            yield Directory(path, [entry for entry in found if entry])
+            wanted = [entry for entry in entries if is_wanted(entry.name)]
+            yield self._looked_at_once(path, wanted) or self._looked_at_singly(path, wanted)
+
+    @staticmethod
+    def _looked_at_once(path: bytes, entries: list[os.DirEntry[bytes]]) -> Directory | None:
+        """Return a directory of nothing but regular files that can be looked at: nearly all are."""
+        try:
+            if not all(map(_is_plain, entries)):
+                return None
+            found = [entry.stat() for entry in entries]
+            sizes, times = [each.st_size for each in found], [each.st_mtime_ns for each in found]
+            return Directory.of(path, [entry.name for entry in entries], sizes, times)
+        except (OSError, OverflowError):
+            return None
+
+    def _looked_at_singly(self, path: bytes, entries: list[os.DirEntry[bytes]]) -> Directory:
+        files = list(filter(None, map(self._look, entries)))
+        columns = ([getattr(file, name) for file in files] for name in ("name", "size", "mtime_ns"))
+        errors = tuple((place, file.error) for place, file in enumerate(files) if file.error)
+        return Directory.of(path, *columns)._replace(errors=errors)
 
     def counts(self) -> Iterator[int]:
         """Make the pass counting the files of each directory by their names alone, several times faster."""

@@ -35,6 +35,12 @@ def test_an_unchanged_archive_is_carried_over_byte_for_byte_and_no_worker_starts
     assert sorted(_frames(new)) == sorted(_frames(old))
 
 
+def test_what_is_known_of_an_unchanged_archive_is_compared_by_directories(infer: Infer) -> None:
+    first = infer.counts()
+    again = infer.counts(broken="drumline.cache:Cache.files", no_workers=True)
+    assert again["carried_over"] == first["classified"]
+
+
 def _frames(run: Path) -> list[bytes]:
     from drumline.index import read_frames
 

@@ -24,7 +24,16 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, NamedTuple
 
-from drumline.cache import Cache, Failure, KnownFile, checked_frame, row_errors, wrong_row
+from drumline.cache import (
+    Cache,
+    Failure,
+    KnownFile,
+    Seal,
+    checked_frame,
+    digest_of,
+    row_errors,
+    wrong_row,
+)
 from drumline.errors import ArchiveError, FilesGoneError
 from drumline.failpoints import step
 from drumline.laps import Lap, Step, no_lap
@@ -145,7 +154,7 @@ class Survey:
         for directory in self.walk:
             self.lap(Step.WAIT_INPUT, 0)
             yield from self._compare(directory)
-            self.lap(Step.COMPARE, len(directory.files))
+            self.lap(Step.COMPARE, directory.file_count)
         yield from filter(None, [self._carried(frame) for frame in list(self._left)])
         self._keep_unreadable()
         if self.cache:
@@ -172,25 +181,49 @@ class Survey:
         yield from map(GoneDirectory, self._unvisited.values())
 
     def _compare(self, directory: Directory) -> Iterator[NewFile | Carried]:
+        self.files += directory.file_count
+        self.size += directory.size
         number = self._unvisited.pop(directory.path, None)
+        if number is not None and (seal := self._unbroken(number, directory)):
+            found = [self._meet(frame, lines, True) for frame, lines in seal.places.items()]
+            yield from filter(None, found)
+        else:
+            yield from self._compare_files(number, directory)
+
+    def _unbroken(self, number: int, directory: Directory) -> Seal | None:
+        """Return a directory's seal when it says that every file is known and holds.
+
+        In doubt it is not believed: then the files are compared one by one.
+        """
+        seal = self.cache.seal(number) if self.cache else None
+        if seal is None or directory.errors or seal.digest != digest_of(directory):
+            return None
+        if seal.failures and Failure.LASTING not in self._kept:
+            return None
+        with row_errors("a directory"):
+            if any(lines & ~self._lines[frame] for frame, lines in seal.places.items()):
+                raise wrong_row("a directory")
+            read_ns = min(self._started[frame] for frame in seal.places)
+            may_be_newer = seal.coarse_ns is not None and read_ns - 2 * _SECOND_NS <= seal.coarse_ns
+        return None if may_be_newer else seal
+
+    def _compare_files(self, number: int | None, directory: Directory) -> Iterator[NewFile | Carried]:
         known = self.cache.files(number) if self.cache and number is not None else {}
         for entry in directory.files:
-            self.files += 1
-            self.size += entry.size
             row = known.pop(entry.name, None)
             if row is not None:
                 self._check(row)
             holds = row is not None and self._holds(row, entry)
             if not holds:
                 yield NewFile(directory.path, entry)
-            if row is not None and (carried := self._meet(row, holds)):
+            if row is not None and (carried := self._meet(row.frame, 1 << row.line, holds)):
                 yield carried
         if number is not None:
             self._gone_files.extend(GoneFile(number, name) for name in known)
             self.gone += sum(map(self.walk.settings.is_wanted, known))
             for row in known.values():
                 self._check(row)
-            yield from filter(None, [self._meet(row, False) for row in known.values()])
+            yield from filter(None, [self._meet(row.frame, 1 << row.line, False) for row in known.values()])
 
     def _check(self, row: KnownFile) -> None:
         """Raise `CacheError` unless the row points at a line that its frame has."""
@@ -211,16 +244,15 @@ class Survey:
             return False
         return self._started[row.frame] - 2 * _SECOND_NS <= row.mtime_ns <= self._now
 
-    def _meet(self, row: KnownFile, holds: bool) -> Carried | None:
-        """Note that a known file was met, or is gone; returns its frame when it was the last one of it."""
-        frame, bit = row.frame, 1 << row.line
+    def _meet(self, frame: int, lines: int, holds: bool) -> Carried | None:
+        """Note that known files of a frame were met, or are gone; returns it when they were its last ones."""
         whole = self._whole.get(frame)
         if whole is None:  # this very run wrote it
-            self.resumed += holds
+            self.resumed += holds * lines.bit_count()
             return None
-        self._left[frame] = left = self._left.get(frame, whole) & ~bit
+        self._left[frame] = left = self._left.get(frame, whole) & ~lines
         if not holds:
-            self._changed[frame] = self._changed.get(frame, 0) | bit
+            self._changed[frame] = self._changed.get(frame, 0) | lines
         return None if left else self._carried(frame)
 
     def _carried(self, frame: int) -> Carried | None:
@@ -424,7 +456,7 @@ def _of_other_formats(job: Job) -> int:
     settings = walk_settings(job.settings)
     if every <= settings.formats:
         return 0
-    return sum(len(directory.files) for directory in Walk(replace(settings, formats=every)))
+    return sum(directory.file_count for directory in Walk(replace(settings, formats=every)))
 
 
 def _refuse_a_vanished_archive(job: Job, gone: int, known: int) -> None:

@@ -46,6 +46,7 @@ def finish(job: Job, cache: Cache, outcome: Outcome) -> dict[str, Any]:
     write_json(job.run.summary_path, summary)
     with cache.transaction():
         cache.drop_unused(job.scope, job.run_id)
+        cache.seal_directories(job.scope)
     return summary
 
 

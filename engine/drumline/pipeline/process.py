@@ -14,17 +14,22 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import orjson
 
 from drumline import errors
-from drumline.errors import DrumlineError, OutputError, StageError
+from drumline.errors import CacheError, DrumlineError, OutputError, StageError
 from drumline.machine import end_with_parent
 from drumline.pipeline.pipes import LifelineCut
+from drumline.steps import Lap, no_lap
 
-__all__ = ["Reports", "StageProcess"]
+if TYPE_CHECKING:
+    from drumline.pipeline.profile import Profile
+
+__all__ = ["Reports", "StageProcess", "measured"]
 
 _FAILED = 70
 _REQUESTS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
@@ -129,6 +134,15 @@ class StageProcess:
         return self.poll() is None
 
 
+def measured(profile: Profile | None, stage: str, number: int = 0) -> AbstractContextManager[Lap]:
+    """Give a process its lap; where nothing is measured, nothing that measures is imported."""
+    if profile is None:
+        return nullcontext(no_lap)
+    from drumline.pipeline.profile import recorded
+
+    return recorded(profile, stage, number)
+
+
 @contextmanager
 def _requests_held() -> Iterator[None]:
     """Let requests to stop wait: what a handler raises in one of Python's hooks around a fork is lost."""
@@ -171,12 +185,13 @@ def _reported(name: str, error: BaseException) -> DrumlineError:
     """Return what the supervisor is to say of an error that ended a stage."""
     import sqlite3  # here, for walk starts before anything else is imported
 
-    from drumline.cache import cache_way_out
+    from drumline.cache import cache_way_out, is_damage
 
     if isinstance(error, DrumlineError):
         return error
     if isinstance(error, sqlite3.DatabaseError):
-        return OutputError(f"the {name} stage cannot use the cache: {error}", cache_way_out(error))
+        kind = CacheError if is_damage(error) else OutputError
+        return kind(f"the {name} stage cannot use the cache: {error}", cache_way_out(error))
     return StageError(f"the {name} stage failed:\n{traceback.format_exc(limit=-4)}", _REPORT)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from drumline.durable import write_bytes, write_json
-from drumline.laps import Lap, LapTable, Recorder, Row, Step, no_lap
+from drumline.laps import Lap, LapTable, Recorder, Row, Step
 from drumline.machine import usable_cpus
 from drumline.pipeline.bound import StageTimes, name_bound, suggested_workers
 
@@ -149,11 +149,8 @@ class Profile:
 
 
 @contextmanager
-def recorded(profile: Profile | None, stage: str, number: int = 0) -> Iterator[Lap]:
+def recorded(profile: Profile, stage: str, number: int = 0) -> Iterator[Lap]:
     """Give a process its lap, and note at its end what CPU time it had."""
-    if profile is None:
-        yield no_lap
-        return
     recorder = profile.recorder(stage, number)
     try:
         yield recorder

@@ -8,7 +8,7 @@ import tempfile
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drumline.cache import Cache, cache_errors
 from drumline.errors import ArchiveError, BundleError, CacheError, OutputError, RuntimeMissingError
@@ -18,7 +18,6 @@ from drumline.pipeline.discover import NewFile, Survey
 from drumline.pipeline.finish import discard_if_empty, finish
 from drumline.pipeline.job import Job, Request, model_facts
 from drumline.pipeline.prepare import check_request, make_job, make_runs_root
-from drumline.pipeline.profile import Profile
 from drumline.pipeline.supervisor import Outcome, supervise
 from drumline.pipeline.walk import Walking, walk_settings
 from drumline.progress import Progress
@@ -27,6 +26,9 @@ from drumline.recover import agrees, open_cache, rebuild_cache
 from drumline.runs import CACHE_NAME, LOCK_NAME
 from drumline.settings import InferSettings
 from drumline.walk import Walk
+
+if TYPE_CHECKING:
+    from drumline.pipeline.profile import Profile
 
 __all__ = ["preview", "run"]
 

@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -45,13 +46,15 @@ from drumline.pipeline.assemble import assigned_labels
 from drumline.pipeline.discover import discover
 from drumline.pipeline.job import Job
 from drumline.pipeline.pipes import Pipe
-from drumline.pipeline.process import StageProcess
-from drumline.pipeline.profile import Profile, recorded
+from drumline.pipeline.process import StageProcess, measured
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import NO_SLOT, Gauge, Kind, SlotTable, State
 from drumline.pipeline.walk import Walking
 from drumline.pipeline.write import write
 from drumline.progress import Progress, Snapshot
+
+if TYPE_CHECKING:
+    from drumline.pipeline.profile import Profile
 
 __all__ = ["Outcome", "supervise"]
 
@@ -200,7 +203,7 @@ class _Supervisor:
         def body() -> None:
             self._behave()
             self._queues.keep(reads=reads, writes=writes)
-            with recorded(self._profile, name) as lap:
+            with measured(self._profile, name) as lap:
                 stage(self._job, self._table, self._queues, lap)
 
         self._stages[name] = StageProcess.start(name, body, self._reports)
@@ -217,7 +220,7 @@ class _Supervisor:
             queues = self._queues
             queues.keep(reads=(queues.todo,), writes=(queues.ready, queues.done))
             try:
-                with recorded(self._profile, "extract", number) as lap:
+                with measured(self._profile, "extract", number) as lap:
                     extract(self._job, self._table, queues, lap, number)
             except MemoryError:
                 os._exit(OUT_OF_MEMORY)  # at once: there may be no memory for anything else

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import os
 import time
-from array import array
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,9 +28,9 @@ from drumline.errors import StageError
 from drumline.failpoints import step
 from drumline.machine import give_way, open_files_limit
 from drumline.pipeline.pipes import Lifeline, Stream, pipe_errors
-from drumline.pipeline.process import Reports, StageProcess
-from drumline.steps import Lap, Step, no_lap
-from drumline.walk import Directory, Entry, Walk, WalkSettings
+from drumline.pipeline.process import Reports, StageProcess, measured
+from drumline.steps import Lap, Step
+from drumline.walk import Directory, Walk, WalkSettings
 
 if TYPE_CHECKING:
     from drumline.pipeline.profile import Profile
@@ -85,40 +83,32 @@ class Message(NamedTuple):
     last: bool
 
     def encode(self) -> bytes:
-        """Return it as bytes: a head in JSON, names with a NUL behind each, and columns of numbers."""
-        files = [entry for directory in self.directories for entry in directory.files]
-        names = b"".join(entry.name + b"\0" for entry in files)
-        paths = b"".join(directory.path + b"\0" for directory in self.directories)
-        errors = [(place, entry.error) for place, entry in enumerate(files) if entry.error]
+        """Return it as bytes: a head in JSON, paths with a NUL behind each, and what directories hold."""
+        found = self.directories
+        paths = b"".join([directory.path + b"\0" for directory in found])
+        errors = [(place, directory.errors) for place, directory in enumerate(found) if directory.errors]
         unreadable = [(path.decode("latin-1"), error) for path, error in self.unreadable]
-        sizes = (len(paths), len(names), len(self.directories), len(files))
+        lengths = [(len(directory.names), len(directory.numbers)) for directory in found]
         head = orjson.dumps(
-            [*sizes, errors, self.skipped_links, self.skipped_special, unreadable, self.last],
+            [len(paths), lengths, errors, self.skipped_links, self.skipped_special, unreadable, self.last],
             option=orjson.OPT_APPEND_NEWLINE,
         )
-        counts = array("q", [len(directory.files) for directory in self.directories])
-        times = array("q", [entry.mtime_ns for entry in files])
-        columns = counts, array("q", [entry.size for entry in files]), times
-        return b"".join([head, paths, names, *(column.tobytes() for column in columns)])
+        held = [part for directory in found for part in (directory.names, directory.numbers)]
+        return b"".join([head, paths, *held])
 
     @classmethod
     def decode(cls, message: bytes) -> Message:
         """Build from what `encode` gave."""
         start = message.index(b"\n") + 1
-        head = orjson.loads(message[:start])
-        paths_size, names_size, directories, files, errors, links, special, unreadable, last = head
-        numbers_at = start + paths_size + names_size
-        paths = message[start : start + paths_size].split(b"\0")[:directories]
-        names = message[start + paths_size : numbers_at].split(b"\0")[:files]
-        numbers = array("q", message[numbers_at:])
-        sizes, times = numbers[directories : directories + files], numbers[directories + files :]
-        entries = list(map(Entry, names, sizes, times))
-        for place, error in errors:
-            entries[place] = entries[place]._replace(error=error)
-        rest = iter(entries)
-        found = [
-            Directory(path, list(islice(rest, count))) for path, count in zip(paths, numbers, strict=False)
-        ]
+        paths_size, lengths, errors, links, special, unreadable, last = orjson.loads(message[:start])
+        place = start + paths_size
+        paths, found = message[start:place].split(b"\0"), []
+        for path, (names, numbers) in zip(paths, lengths, strict=False):
+            middle, end = place + names, place + names + numbers
+            found.append(Directory(path, message[place:middle], message[middle:end]))
+            place = end
+        for number, told in errors:
+            found[number] = found[number]._replace(errors=tuple(map(tuple, told)))
         return cls(found, links, special, [(path.encode("latin-1"), why) for path, why in unreadable], last)
 
 
@@ -133,7 +123,7 @@ class _Sender:
 
     def add(self, directory: Directory) -> None:
         self._directories.append(directory)
-        self._files += len(directory.files)
+        self._files += directory.file_count
 
     def due(self) -> bool:
         """Whether enough is waiting, or has waited long enough."""
@@ -191,7 +181,7 @@ def walk(settings: WalkSettings, listings: Stream, lap: Lap) -> None:
     with suppress(BrokenPipeError):  # discover has left: the run ends
         for directory in found:
             sender.add(directory)
-            lap(Step.WALK, len(directory.files))
+            lap(Step.WALK, directory.file_count)
             if sender.due():
                 sender.send()
                 lap(Step.WAIT_OUTPUT, 0)
@@ -238,7 +228,7 @@ def walking(settings: InferSettings, profile: Profile | None) -> Iterator[Walkin
             give_way()
         lifeline.hold()
         listings.use(write=True)
-        with _recorded(profile) as lap:
+        with measured(profile, "walk") as lap:
             walk(walk_settings(settings), listings, lap)
 
     process = StageProcess.start("walk", body, reports)
@@ -259,11 +249,3 @@ def _check_open_files() -> None:
             f"no more than {limit} files may be open, and a run needs {_FEWEST_OPEN_FILES}",
             "Raise the limit of open files (ulimit -n).",
         )
-
-
-def _recorded(profile: Profile | None) -> AbstractContextManager[Lap]:
-    if profile is None:
-        return nullcontext(no_lap)
-    from drumline.pipeline.profile import recorded
-
-    return recorded(profile, "walk")

@@ -135,6 +135,7 @@ class _CacheCheck:
                 self._check_frames(stream.fileno())
         if self._run.complete and self._found.newest:
             self._check_counts(tally)
+            self._check_seals()
         held = f"{counted(self._frames, 'frame')} and {counted(self._rows, 'file')} of this run"
         self._ledger.checked("cache", held)
 
@@ -201,6 +202,12 @@ class _CacheCheck:
         cached = self._cache.tally(self._found.id)[0]
         if not _equal(cached, tally):
             self._problem("run", "its counts of labels, errors or formats are not the index's")
+
+    def _check_seals(self) -> None:
+        for path, number in self._cache.directories(self._found.scope).items():
+            seal = self._cache.seal(number)
+            if seal is not None and seal != self._cache.make_seal(number):
+                self._problem(path, "its seal does not say what its rows say")
 
     def _problem(self, where: str | bytes, message: str) -> None:
         self._ledger.problem("cache", "cache", where, message)
