@@ -39,7 +39,13 @@ _TRAINING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--epochs", type=click.IntRange(1), help="Epochs of every training. [default: as the shipped model]"
     ),
     click.option("--seed", type=int, help="Seed of the trainings; the folds stay. [default: 0]"),
-    click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Cores used."),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        default=2,
+        show_default=True,
+        help="Cores used: so many trainings run at once, each on one; a single training uses all.",
+    ),
     click.option(
         "--recipe", type=path_type(), help="YAML file with settings; 'drumline train recipe' prints all."
     ),

@@ -99,8 +99,9 @@ class FeatureStore:
                 known = self._repair()
                 missing = list({row.hash: row for row in recordings if row.hash not in known}.values())
                 self._append(missing, workers, progress)
-        row_of = {content: row for row, content in enumerate(self._contents())}
-        features = np.memmap(self._features, np.float32, "r").reshape(-1, *self.block_shape)
+                # Another process that fills the store leaves both files in pieces while it does.
+                row_of = {content: row for row, content in enumerate(self._contents())}
+                features = np.memmap(self._features, np.float32, "r").reshape(-1, *self.block_shape)
         return features, np.array([row_of[recording.hash] for recording in recordings], np.intp)
 
     @property

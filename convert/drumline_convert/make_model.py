@@ -19,8 +19,9 @@ from drumline_convert.crossval import figures
 from drumline_convert.export import OPSET, check_parity, export_onnx
 from drumline_convert.predictions import save_held_out
 from drumline_convert.provenance import write_training_set
+from drumline_convert.side_by_side import Training, train_side_by_side
 from drumline_convert.transfer import KERAS_NAME
-from drumline_convert.workbench import ModelSettings, Report, Workbench, prepare
+from drumline_convert.workbench import ModelSettings, Report, Workbench, load_model, prepare
 
 __all__ = ["cross_validate", "make_model"]
 
@@ -43,9 +44,10 @@ def make_model(settings: ModelSettings, report: Report = print) -> dict[str, Any
         When something cannot be written.
     """
     bench = prepare(settings, report)
+    train_side_by_side([*_folds(bench), Training(bench, None)], settings.threads)
     logits = bench.held_out_logits()
     keras_model = bench.final_model()
-    model = _load(keras_model)
+    model = load_model(keras_model, settings.threads)
     graph = bench.directory / f"model.opset{OPSET}.onnx"
     # tf2onnx numbers its nodes anew each time: exported once, the same training stays the same file.
     if not graph.exists():
@@ -63,10 +65,8 @@ def make_model(settings: ModelSettings, report: Report = print) -> dict[str, Any
     return metrics
 
 
-def _load(path: Path) -> Any:
-    import keras
-
-    return keras.models.load_model(path)
+def _folds(bench: Workbench) -> list[Training]:
+    return [Training(bench, fold) for fold in range(bench.settings.folds)]
 
 
 def cross_validate(settings: ModelSettings, report: Report = print) -> dict[str, Any]:
@@ -75,6 +75,7 @@ def cross_validate(settings: ModelSettings, report: Report = print) -> dict[str,
     Both keep ``<build>/model/held_out.npz``, for ``drumline evaluate --held-out`` and ``drumline calibrate``.
     """
     bench = prepare(settings, report)
+    train_side_by_side(_folds(bench), settings.threads)
     logits = bench.held_out_logits()
     metrics = _figures(bench, logits)
     _keep_held_out(bench, logits)

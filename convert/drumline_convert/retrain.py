@@ -33,7 +33,7 @@ from drumline_convert.split import SplitSettings, assert_no_leak, split_manifest
 from drumline_convert.taxonomy import TrainingTaxonomy, read_taxonomy
 from drumline_convert.training import predict_logits
 from drumline_convert.transfer import KERAS_NAME
-from drumline_convert.workbench import ModelSettings, Report, Workbench, prepare, save_model
+from drumline_convert.workbench import ModelSettings, Report, Workbench, load_model, prepare, save_model
 
 __all__ = ["Corrections", "retrain"]
 
@@ -132,15 +132,13 @@ def _sides(rows: Sequence[Recording], taxonomy: TrainingTaxonomy, seed: int) -> 
 
 def _trained(settings: ModelSettings, taxonomy: TrainingTaxonomy, draft: Path, report: Report) -> Path:
     """Train on the train side, calibrate on the validation side, and write the bundle to `draft`."""
-    import keras
-
     # The sides are the manifest's; folds play no part, and two are always there.
     bench = prepare(replace(settings, folds=2), report)
     side = np.array([recording.split for recording in bench.recordings])
     path = bench.directory / "retrained.keras"
     if not path.exists():
         save_model(bench.trained(np.flatnonzero(side == "train"), "training side", "retrained"), path)
-    model = keras.models.load_model(path)
+    model = load_model(path, settings.threads)
     graph = bench.directory / f"retrained.opset{OPSET}.onnx"
     if not graph.exists():
         export_onnx(model, settings.front_end, graph)

@@ -14,7 +14,8 @@ or names its trials one by one::
     trials: [{}, {training.sampling.mixup: 0.2}, {front_end.kind: log-mel, front_end.n_mels: 64}]
 
 Each trial is an ordinary training, kept under its own settings' name, so a sweep that is stopped goes on, two
-sweeps share what they have in common, and the report is written anew after every trial.
+sweeps share what they have in common, and the report is written anew after every trial. The folds of all
+trials are trained side by side.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from drumline.durable import output_errors, write_bytes, write_json
 from drumline.errors import ConfigError
 from drumline_convert.metrics import FIGURES, Metrics, evaluate, softmax
 from drumline_convert.recipe import read_yaml, with_values
+from drumline_convert.side_by_side import Training, train_side_by_side
 from drumline_convert.workbench import ModelSettings, Report, Workbench, prepare
 
 __all__ = ["Sweep", "Trial", "ranking", "read_sweep", "run_sweep"]
@@ -156,23 +158,47 @@ def run_sweep(settings: ModelSettings, sweep: Sweep, out: Path, report: Report =
         When the report cannot be written.
     """
     planned = [with_values(settings, values) for values in sweep.trials]
-    folds = range(settings.folds) if sweep.folds is None else sweep.folds
+    folds = tuple(range(settings.folds) if sweep.folds is None else sweep.folds)
     if not folds or not set(folds) <= set(range(settings.folds)):
         raise ConfigError(f"the sweep's folds {sorted(folds)} are not among 0 to {settings.folds - 1}")
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    done: list[Trial] = []
-    for number, (values, trial) in enumerate(zip(sweep.trials, planned, strict=True), start=1):
-        report(f"trial {number} of {len(planned)}: {values}")
-        done.append(Trial(values, fold_figures(prepare(trial, report), tuple(folds))))
-        done.sort(key=lambda one: -one.mean("accuracy"))
-        write_json(out / "sweep.json", {"trials": [one.to_json() for one in done]})
-        write_bytes(out / "sweep.md", ranking(done, len(planned)).encode())
-    return done
+    benches = [
+        _prepared(trial, values, f"trial {number} of {len(planned)}", report)
+        for number, (values, trial) in enumerate(zip(sweep.trials, planned, strict=True), start=1)
+    ]
+    done: dict[int, Trial] = {}
+
+    def write_ranking() -> None:
+        for number, (values, bench) in enumerate(zip(sweep.trials, benches, strict=True)):
+            if number not in done and all(bench.result(fold).exists() for fold in folds):
+                done[number] = Trial(values, fold_figures(bench, folds))
+                _write(out, _ranked(done), len(planned))
+
+    write_ranking()
+    trainings = [Training(bench, fold) for bench in benches for fold in folds]
+    train_side_by_side(trainings, settings.threads, write_ranking)
+    return _ranked(done)
+
+
+def _prepared(trial: ModelSettings, values: Mapping[str, Any], name: str, report: Report) -> Workbench:
+    report(f"{name}: {values}")
+    return prepare(trial, lambda line: report(f"{name}, {line}"))
+
+
+def _ranked(done: Mapping[int, Trial]) -> list[Trial]:
+    """Return the trials by their mean accuracy, equal ones in the sweep's order."""
+    order = sorted(done, key=lambda number: (-done[number].mean("accuracy"), number))
+    return [done[number] for number in order]
+
+
+def _write(out: Path, trials: list[Trial], planned: int) -> None:
+    write_json(out / "sweep.json", {"trials": [trial.to_json() for trial in trials]})
+    write_bytes(out / "sweep.md", ranking(trials, planned).encode())
 
 
 def fold_figures(bench: Workbench, folds: tuple[int, ...]) -> dict[int, Metrics]:
-    """Train the folds that are missing, and measure each."""
+    """Measure each of the folds, training those that are missing."""
     logits = bench.held_out_logits(folds)
     return {
         fold: evaluate(softmax(logits[inside]), bench.fine[inside], bench.taxonomy.collapse)

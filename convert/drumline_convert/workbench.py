@@ -37,7 +37,7 @@ from drumline_convert.training import (
 )
 from drumline_convert.transfer import load_earlier, take_over
 
-__all__ = ["ModelSettings", "Report", "Workbench", "prepare", "save_model"]
+__all__ = ["ModelSettings", "Report", "Workbench", "load_model", "prepare", "save_model"]
 
 Report = Callable[[str], None]
 """Takes a line of text as work proceeds."""
@@ -149,21 +149,36 @@ class Workbench:
             logits[self.fold_of == fold] = self._fold_logits(fold)
         return logits
 
+    def result(self, fold: int | None) -> Path:
+        """Return the file that a training leaves: held-out logits, or without a fold the final network."""
+        return self.directory / ("final.keras" if fold is None else f"fold{fold}.npy")
+
+    def name_of(self, fold: int | None) -> str:
+        """Return what the training without `fold` is called in reports; None: that on all recordings."""
+        return "all recordings" if fold is None else f"fold {fold + 1}"
+
+    def complete(self, fold: int | None) -> None:
+        """Do the training that holds `fold` out, None: that on all recordings, unless it is done."""
+        if fold is None:
+            self.final_model()
+        else:
+            self._fold_logits(fold)
+
     def _fold_logits(self, fold: int) -> NDArray[np.float32]:
-        path = self.directory / f"fold{fold}.npy"
+        path = self.result(fold)
         if not path.exists():
-            model = self.trained(np.flatnonzero(self.fold_of != fold), f"fold {fold + 1}", f"fold{fold}")
+            model = self.trained(np.flatnonzero(self.fold_of != fold), self.name_of(fold), f"fold{fold}")
             logits = predict_logits(model, self.features, self.rows[self.fold_of == fold])
-            partial = path.with_name("partial.npy")
+            partial = path.with_name(f"partial-{path.name}")
             np.save(partial, logits)
             partial.replace(path)
         return np.asarray(np.load(path), np.float32)
 
     def final_model(self) -> Path:
         """Return the Keras model, as a file, that is trained on all recordings."""
-        path = self.directory / "final.keras"
+        path = self.result(None)
         if not path.exists():
-            save_model(self.trained(np.arange(len(self.recordings)), "all recordings", "final"), path)
+            save_model(self.trained(np.arange(len(self.recordings)), self.name_of(None), "final"), path)
         return path
 
     def trained(self, chosen: NDArray[np.intp], what: str, name: str) -> Any:
@@ -176,6 +191,7 @@ class Workbench:
         name
             Directory below this training's where it goes on from when it was stopped.
         """
+        prepare_tensorflow(self.settings.threads)
         weight = np.array([recording.weight for recording in self.recordings], np.float32)
         data = TrainingData(
             self.features,
@@ -212,13 +228,21 @@ class Workbench:
 
 def save_model(model: Any, path: Path) -> None:
     """Write a Keras model, whole or not at all."""
-    partial = path.with_name("partial.keras")
+    partial = path.with_name(f"partial-{path.name}")
     model.save(partial)
     partial.replace(path)
 
 
+def load_model(path: Path, threads: int) -> Any:
+    """Load a Keras model, to work with it on so many cores."""
+    prepare_tensorflow(threads)
+    import keras
+
+    return keras.models.load_model(path)
+
+
 def prepare(settings: ModelSettings, report: Report) -> Workbench:
-    """Read the corpus, compute the features that are missing, and start TensorFlow.
+    """Read the corpus, and compute the features that are missing.
 
     Raises
     ------
@@ -237,7 +261,6 @@ def prepare(settings: ModelSettings, report: Report) -> Workbench:
 
     store = FeatureStore(settings.build / "features", settings.front_end, settings.augment)
     features, rows = store.load(recordings, settings.threads, progress)
-    prepare_tensorflow(settings.threads)
     name = _fingerprint(settings, store.directory.name, taxonomy, recordings, fold_of)
     directory = settings.build / "model" / name
     with output_errors(directory):

@@ -42,6 +42,7 @@ def made(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
         root / "tiny",
         root / "build",
         folds=2,
+        threads=1,
         augment=AugmentSettings(variants=3),
         architecture=Architecture(bands=16, stem=4, widths=(8, 8)),
         training=TrainingSettings(epochs=2, members=1, sampling=SamplingSettings(batch_size=8)),
