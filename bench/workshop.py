@@ -33,7 +33,7 @@ class Sizes:
         Repetitions of every timing.
     """
 
-    infer_files: int = 1_500
+    infer_files: int = 5_000
     rescan_files: int = 100_000
     memory_files: tuple[int, int] = (20_000, 200_000)
     scale_files: tuple[int, int] = (100_000, 1_000_000)
