@@ -17,6 +17,8 @@ from drumline_convert.card import model_card, network_name, with_calibration
 from drumline_convert.cost import files_per_cpu_second
 from drumline_convert.crossval import figures
 from drumline_convert.export import OPSET, check_parity, export_onnx
+from drumline_convert.fold_precision import held_out_in, precision_facts
+from drumline_convert.precision import Precision
 from drumline_convert.predictions import save_held_out
 from drumline_convert.provenance import write_training_set
 from drumline_convert.side_by_side import Training, train_side_by_side
@@ -69,17 +71,31 @@ def _folds(bench: Workbench) -> list[Training]:
     return [Training(bench, fold) for fold in range(bench.settings.folds)]
 
 
-def cross_validate(settings: ModelSettings, report: Report = print) -> dict[str, Any]:
+def cross_validate(
+    settings: ModelSettings, report: Report = print, precision: Precision | None = None
+) -> dict[str, Any]:
     """Train and measure the folds only; returns and writes the same figures as `make_model`.
 
     Both keep ``<build>/model/held_out.npz``, for ``drumline evaluate --held-out`` and ``drumline calibrate``.
+
+    Parameters
+    ----------
+    precision
+        Measure the folds' networks in these smaller numbers; their figures and logits are kept under names of
+        their own (``metrics.int8.json``, ``held_out.int8.npz``), with ``reduced``: see `precision_facts`.
     """
     bench = prepare(settings, report)
     train_side_by_side(_folds(bench), settings.threads)
-    logits = bench.held_out_logits()
-    metrics = _figures(bench, logits)
-    _keep_held_out(bench, logits)
-    write_json(settings.build / "model" / "metrics.json", metrics)
+    plain = bench.held_out_logits()
+    if precision is None:
+        logits, metrics = plain, _figures(bench, plain)
+    else:
+        logits = held_out_in(bench, precision)
+        facts = precision_facts(bench, precision, plain, logits)
+        metrics = {**_figures(bench, logits), "reduced": facts}
+    _keep_held_out(bench, logits, precision)
+    kept = "metrics.json" if precision is None else f"metrics.{precision}.json"
+    write_json(settings.build / "model" / kept, metrics)
     return metrics
 
 
@@ -100,10 +116,13 @@ def _figures(bench: Workbench, logits: NDArray[np.float32]) -> dict[str, Any]:
     }
 
 
-def _keep_held_out(bench: Workbench, logits: NDArray[np.float32]) -> None:
+def _keep_held_out(bench: Workbench, logits: NDArray[np.float32], precision: Precision | None = None) -> None:
     settings, hashes = bench.settings, [recording.hash for recording in bench.recordings]
-    name = f"{settings.out.name}, {settings.folds} folds"
-    path = settings.build / "model" / "held_out.npz"
+    name = f"{settings.out.name}, {settings.folds} folds of {settings.corpus.name}"
+    file = "held_out.npz"
+    if precision is not None:
+        name, file = f"{name}, {precision}", f"held_out.{precision}.npz"
+    path = settings.build / "model" / file
     save_held_out(path, name, bench.taxonomy.fine, hashes, bench.fold_of, logits)
 
 

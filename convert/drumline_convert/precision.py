@@ -31,7 +31,15 @@ from drumline_convert.labelled import Said, read_rows, rows_of, said_of, truth_o
 from drumline_convert.manifest import Row
 from drumline_convert.taxonomy import TrainingTaxonomy
 
-__all__ = ["PARITY", "Precision", "half_graph", "int8_graph", "reduce_precision", "synthesised"]
+__all__ = [
+    "PARITY",
+    "Precision",
+    "drawn",
+    "half_graph",
+    "int8_graph",
+    "reduce_precision",
+    "synthesised",
+]
 
 Floats = NDArray[np.float32]
 Precision: TypeAlias = Literal["int8", "fp16"]
@@ -98,10 +106,12 @@ def reduce_precision(
         graph = Path(directory, "model.onnx")
         if precision == "int8":
             assert manifest is not None
-            rows = _drawn(rows_of(manifest, *calibrate_on), seed)
-            int8_graph(bundle, read_rows(rows, bundle.front_ends), graph)
+            rows = rows_of(manifest, *calibrate_on)
+            chosen = [rows[place] for place in drawn(len(rows), seed).tolist()]
+            features = read_rows(chosen, bundle.front_ends)
+            int8_graph(bundle.model_path, bundle.input_name, features, graph)
         else:
-            half_graph(bundle, graph)
+            half_graph(bundle.model_path, graph)
         _copy_with(bundle, graph, draft, out.name, precision)
         after = load_bundle(draft)
         report = {"precision": precision, **_costs(bundle, after)}
@@ -113,13 +123,13 @@ def reduce_precision(
     return report
 
 
-def _drawn(rows: Sequence[Row], seed: int) -> list[Row]:
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:_CALIBRATED_ON]
-    return [rows[place] for place in sorted(chosen)]
+def drawn(recordings: int, seed: int) -> NDArray[np.intp]:
+    """Draw the recordings that int8's ranges come from, at most 512: their numbers, in order."""
+    return np.sort(np.random.default_rng(seed).permutation(recordings)[:_CALIBRATED_ON])
 
 
-def int8_graph(bundle: Bundle, features: Floats, path: Path) -> None:
-    """Write the bundle's graph with 8-bit weights and activations (QDQ), ranges as `features` need them.
+def int8_graph(source: Path, input_name: str, features: Floats, path: Path) -> None:
+    """Write the graph `source` with 8-bit weights and activations (QDQ), ranges as `features` need them.
 
     Weights are signed, with a scale for each channel; activations are unsigned, which is what processors'
     instructions take.
@@ -141,12 +151,12 @@ def int8_graph(bundle: Bundle, features: Floats, path: Path) -> None:
 
         def get_next(self) -> dict[str, Floats] | None:
             batch = next(self._batches, None)
-            return None if batch is None else {bundle.input_name: batch}
+            return None if batch is None else {input_name: batch}
 
     with TemporaryDirectory() as directory, _quiet():
         prepared, quantised = Path(directory, "prepared.onnx"), Path(directory, "quantised.onnx")
         try:
-            quant_pre_process(bundle.model_path, prepared, skip_symbolic_shape=True)
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
             head = _head(_with_names(prepared))
             quantize_static(
                 prepared,
@@ -159,12 +169,12 @@ def int8_graph(bundle: Bundle, features: Floats, path: Path) -> None:
                 nodes_to_exclude=head,
             )
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            raise BundleError(f"{bundle.name} cannot be quantised: {error}") from error
+            raise BundleError(f"{str(source)!r} cannot be quantised: {error}") from error
         save_graph(read_graph(quantised), path)
 
 
-def half_graph(bundle: Bundle, path: Path) -> None:
-    """Write the bundle's graph with 16-bit floats inside; input and outputs stay in float32.
+def half_graph(source: Path, path: Path) -> None:
+    """Write the graph `source` with 16-bit floats inside; input and outputs stay in float32.
 
     Raises
     ------
@@ -175,7 +185,7 @@ def half_graph(bundle: Bundle, path: Path) -> None:
 
     with TemporaryDirectory() as directory:
         named = Path(directory, "named.onnx")
-        write_bytes(named, bundle.model_path.read_bytes())
+        write_bytes(named, source.read_bytes())
         proto = _with_names(named)
     with _quiet():
         half = convert_float_to_float16(proto, keep_io_types=True, node_block_list=_head(proto))

@@ -167,12 +167,15 @@ class Workbench:
     def _fold_logits(self, fold: int) -> NDArray[np.float32]:
         path = self.result(fold)
         if not path.exists():
-            model = self.trained(np.flatnonzero(self.fold_of != fold), self.name_of(fold), f"fold{fold}")
-            logits = predict_logits(model, self.features, self.rows[self.fold_of == fold])
+            logits = predict_logits(self.fold_network(fold), self.features, self.rows[self.fold_of == fold])
             partial = path.with_name(f"partial-{path.name}")
             np.save(partial, logits)
             partial.replace(path)
         return np.asarray(np.load(path), np.float32)
+
+    def fold_network(self, fold: int) -> Any:
+        """Return the Keras model that does not know `fold`; once trained, it is only put together again."""
+        return self.trained(np.flatnonzero(self.fold_of != fold), self.name_of(fold), f"fold{fold}")
 
     def final_model(self) -> Path:
         """Return the Keras model, as a file, that is trained on all recordings."""

@@ -15,6 +15,7 @@ from drumline.errors import BundleError, ConfigError
 from drumline_convert.architecture import Architecture
 from drumline_convert.augment import AugmentSettings
 from drumline_convert.batches import SamplingSettings
+from drumline_convert.precision import Precision
 from drumline_convert.training import TrainingSettings
 from drumline_convert.workbench import ModelSettings
 
@@ -102,6 +103,35 @@ def test_a_second_run_trains_nothing_again(made: Made, monkeypatch: pytest.Monke
     assert make_model(made.settings, made.lines.append)["mean"] == made.metrics["mean"]
     with pytest.raises(AssertionError, match="trained again"):
         make_model(replace(made.settings, training=TrainingSettings(epochs=3, members=1)), made.lines.append)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_folds_in_smaller_numbers_share_the_trainings_and_keep_names_of_their_own(
+    made: Made, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    from drumline_convert import fitting, fold_precision
+    from drumline_convert.crossval import metrics_table
+    from drumline_convert.make_model import cross_validate
+
+    kept = made.settings.build / "model"
+    before = (kept / "held_out.npz").read_bytes()
+    ranges: list[np.ndarray] = []
+    plain_int8 = fold_precision.int8_graph
+    monkeypatch.setattr(fitting, "_optimizer", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        fold_precision, "int8_graph", lambda *args: (ranges.append(args[2]), plain_int8(*args))
+    )
+    metrics = cross_validate(made.settings, made.lines.append, precision)
+    assert (kept / "held_out.npz").read_bytes() == before
+    assert json.loads((kept / f"metrics.{precision}.json").read_text())["reduced"] == metrics["reduced"]
+    plain, reduced = (
+        np.load(kept / name)["logits"] for name in ("held_out.npz", f"held_out.{precision}.npz")
+    )
+    assert not np.array_equal(plain, reduced)
+    assert np.allclose(plain, reduced, atol=0.5 if precision == "int8" else 0.01)
+    assert metrics["reduced"]["agreement"] > 0.9
+    assert f"{precision}: " in metrics_table(metrics)
+    assert [len(features) for features in ranges] == ([36, 36] if precision == "int8" else [])
 
 
 def test_the_mean_of_networks_that_average_their_decays_converts(made: Made, tmp_path: Path) -> None:
