@@ -155,13 +155,13 @@ def sweep_command(sweep: Path, out: Path, as_json: bool, corpus: Path | None, **
     A stopped sweep goes on where it was; sweep.json and sweep.md are written anew after every trial.
     """
     require(*_PACKAGES)
-    from drumline_convert.sweep import ranking, read_sweep, run_sweep
+    from drumline_convert.sweep import ranking, read_sweep, run_sweep, sweep_json
 
     planned = read_sweep(sweep)
     settings = _settings(corpus, Path("models/sweep"), "0.0.0", **options)
     trials = run_sweep(settings, planned, out, _to_stderr)
     if as_json:
-        echo_json({"trials": [trial.to_json() for trial in trials]})
+        echo_json(sweep_json(trials))
     else:
         click.echo(ranking(trials, len(trials)), nl=False)
 

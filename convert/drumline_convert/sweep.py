@@ -21,7 +21,7 @@ trials are trained side by side.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from drumline_convert.recipe import read_yaml, with_values
 from drumline_convert.side_by_side import Training, train_side_by_side
 from drumline_convert.workbench import ModelSettings, Report, Workbench, prepare
 
-__all__ = ["Sweep", "Trial", "ranking", "read_sweep", "run_sweep"]
+__all__ = ["Sweep", "Trial", "ranking", "read_sweep", "run_sweep", "sweep_json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,15 @@ class Trial:
 
     Parameters
     ----------
+    number
+        Its place in the sweep, from 1.
     values
         The settings that it has, by dotted name.
     folds
         Figures of each fold, by fold number.
     """
 
+    number: int
     values: dict[str, Any]
     folds: dict[int, Metrics]
 
@@ -73,13 +76,33 @@ class Trial:
         """Mean of one figure over the folds."""
         return float(np.mean([getattr(figures, name) for figures in self.folds.values()]))
 
+    def less(self, other: Trial) -> dict[str, float]:
+        """Return the mean of each figure, less that of another trial on the same folds."""
+        return {name: round(self.mean(name) - other.mean(name), 4) for name in FIGURES}
+
     def to_json(self) -> dict[str, Any]:
         """Return values, the mean of each figure, and the figures of each fold."""
         return {
+            "number": self.number,
             "values": self.values,
             "mean": {name: round(self.mean(name), 4) for name in FIGURES},
             "folds": {str(fold): figures.to_json() for fold, figures in self.folds.items()},
         }
+
+
+def sweep_json(trials: list[Trial]) -> dict[str, Any]:
+    """Return all trials, each with its ``difference`` to the sweep's first one; None until that is done."""
+    first = _first(trials)
+    return {
+        "trials": [
+            {**trial.to_json(), "difference": None if first is None else trial.less(first)}
+            for trial in trials
+        ]
+    }
+
+
+def _first(trials: list[Trial]) -> Trial | None:
+    return next((trial for trial in trials if trial.number == 1), None)
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -170,15 +193,15 @@ def run_sweep(settings: ModelSettings, sweep: Sweep, out: Path, report: Report =
     done: dict[int, Trial] = {}
 
     def write_ranking() -> None:
-        for number, (values, bench) in enumerate(zip(sweep.trials, benches, strict=True)):
+        for number, (values, bench) in enumerate(zip(sweep.trials, benches, strict=True), start=1):
             if number not in done and all(bench.result(fold).exists() for fold in folds):
-                done[number] = Trial(values, fold_figures(bench, folds))
-                _write(out, _ranked(done), len(planned))
+                done[number] = Trial(number, values, fold_figures(bench, folds))
+                _write(out, _ranked(done.values()), len(planned))
 
     write_ranking()
     trainings = [Training(bench, fold) for bench in benches for fold in folds]
     train_side_by_side(trainings, settings.threads, write_ranking)
-    return _ranked(done)
+    return _ranked(done.values())
 
 
 def _prepared(trial: ModelSettings, values: Mapping[str, Any], name: str, report: Report) -> Workbench:
@@ -186,14 +209,13 @@ def _prepared(trial: ModelSettings, values: Mapping[str, Any], name: str, report
     return prepare(trial, lambda line: report(f"{name}, {line}"))
 
 
-def _ranked(done: Mapping[int, Trial]) -> list[Trial]:
+def _ranked(trials: Iterable[Trial]) -> list[Trial]:
     """Return the trials by their mean accuracy, equal ones in the sweep's order."""
-    order = sorted(done, key=lambda number: (-done[number].mean("accuracy"), number))
-    return [done[number] for number in order]
+    return sorted(trials, key=lambda trial: (-trial.mean("accuracy"), trial.number))
 
 
 def _write(out: Path, trials: list[Trial], planned: int) -> None:
-    write_json(out / "sweep.json", {"trials": [trial.to_json() for trial in trials]})
+    write_json(out / "sweep.json", sweep_json(trials))
     write_bytes(out / "sweep.md", ranking(trials, planned).encode())
 
 
@@ -209,17 +231,20 @@ def fold_figures(bench: Workbench, folds: tuple[int, ...]) -> dict[int, Metrics]
 
 def ranking(trials: list[Trial], planned: int) -> str:
     """Return the report: a line for each trial, best first, and how sure the order is."""
-    header = ["", "settings", *FIGURES, "spread"]
+    first = _first(trials)
+    header = ["", "settings", *FIGURES, "spread", "difference"]
     lines = [header, ["---"] * len(header)]
     for place, trial in enumerate(trials, start=1):
         spread = np.std([fold.accuracy for fold in trial.folds.values()])
         values = ", ".join(f"{name} = {value}" for name, value in trial.values.items()) or "as given"
         figures = [f"{trial.mean(name):.4f}" for name in FIGURES]
-        lines.append([str(place), values, *figures, f"{spread:.4f}"])
+        less = "–" if first is None else f"{trial.less(first)['accuracy']:+.4f}"
+        lines.append([str(place), values, *figures, f"{spread:.4f}", less])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     folds = ", ".join(map(str, trials[0].folds))
     return (
         f"# Sweep\n\n{len(trials)} of {planned} trials, mean of the folds {folds} (from 0); `spread` is the "
-        "standard deviation of the\naccuracy over the folds. What differs by less than two seeds do is no "
+        "standard deviation of the\naccuracy over the folds, `difference` the accuracy less that of the "
+        "sweep's first trial. What differs by less than two seeds do is no "
         f"difference: put `training.seed` into the space.\n\n{table}\n"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,13 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["parts.yml", "parts_of_features.yml"])
 def test_the_shipped_sweeps_try_settings_that_there_are(name: str) -> None:
-    sweep = read_sweep(Path(recipe.__file__).with_name(name))
+    path = Path(recipe.__file__).with_name(name)
+    sweep = read_sweep(path)
+    base = with_values(SETTINGS, parse_assignments(re.findall(r"--set '?([^\s']+)", path.read_text())))
+    assert base.architecture.bands == 48
     assert sweep.trials[0] == {}
-    made = [with_values(SETTINGS, values) for values in sweep.trials]
-    assert all(settings != SETTINGS for settings in made[1:])
+    made = [with_values(base, values) for values in sweep.trials]
+    assert all(settings != base for settings in made[1:])
 
 
 def test_a_random_sweep_is_seeded_and_within_its_ranges(tmp_path: Path) -> None:
@@ -138,8 +142,11 @@ def figures(accuracy: float) -> Metrics:
 
 
 def test_the_ranking_says_the_mean_and_how_far_folds_differ() -> None:
-    trial = Trial({"training.epochs": 3}, {0: figures(0.5), 1: figures(0.7)})
+    trial = Trial(2, {"training.epochs": 3}, {0: figures(0.5), 1: figures(0.7)})
     report = ranking([trial], planned=4)
     assert "1 of 4 trials" in report
     assert "| 1 | training.epochs = 3 | 0.6000 |" in report
-    assert "| 0.1000 |" in report
+    assert "| 0.1000 | – |" in report
+    first = Trial(1, {}, {0: figures(0.4), 1: figures(0.7)})
+    lines = ranking([trial, first], planned=4).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines[-2:]] == ["+0.0500", "+0.0000"]

@@ -59,6 +59,10 @@ def test_a_sweep_ranks_its_trials_and_trains_nothing_twice(
     assert trials[0].mean("accuracy") >= trials[1].mean("accuracy")
     saved = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert [entry["values"] for entry in saved["trials"]] == [trial.values for trial in trials]
+    change = trials[0].mean("accuracy") - trials[1].mean("accuracy")
+    second = next(entry for entry in saved["trials"] if entry["number"] == 2)
+    assert abs(second["difference"]["accuracy"]) == pytest.approx(change, abs=1e-4)
+    assert next(entry for entry in saved["trials"] if entry["number"] == 1)["difference"]["accuracy"] == 0
     assert "2 of 2 trials" in (tmp_path / "sweep" / "sweep.md").read_text()
 
     def forbidden(*_: object, **__: object) -> None:
