@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import stat
 from pathlib import Path
 
 import pytest
 
-from drumline.durable import sync_directory, write_json
+from drumline.durable import new_directory, sync_directory, write_json
 from drumline.errors import OutputError
 
 
@@ -60,3 +61,31 @@ def test_what_a_kill_left_of_a_write_the_next_write_takes_away(
     assert len(list(tmp_path.iterdir())) == 1
     write_json(tmp_path / "it.json", {"second": True})
     assert [path.name for path in tmp_path.iterdir()] == ["it.json"]
+
+
+def test_a_new_directory_has_nothing_beside_it_that_would_have_to_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for module, name in ((shutil, "rmtree"), (os, "rmdir"), (os, "unlink")):
+        monkeypatch.setattr(module, name, failing)
+    with new_directory(tmp_path / "it") as draft:
+        (draft / "part").write_text("whole")
+    assert [os.fspath(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["it", "it/part"]
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "it").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_new_directory_that_a_failing_disk_does_not_sync_is_in_nobodys_way(
+    tmp_path: Path, directories_sync: list[int]
+) -> None:
+    directories_sync.append(errno.EIO)
+    with pytest.raises(OutputError, match="Input/output error"), new_directory(tmp_path / "it"):
+        pass
+    assert not list(tmp_path.iterdir())
+    directories_sync.clear()
+    with new_directory(tmp_path / "it"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]

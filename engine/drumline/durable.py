@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,18 +85,27 @@ def new_directory(out: Path) -> Iterator[Path]:
     out = Path(os.path.abspath(out))
     if os.path.lexists(out):
         raise OutputError(f"{str(out)!r} exists already", "Choose another place: nothing is overwritten.")
+    draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     with output_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        draft.mkdir()
     try:
-        # A directory in it, for the draft itself can be entered by its owner alone.
-        (draft / out.name).mkdir()
-        yield draft / out.name
+        yield draft
         with output_errors(out):
-            os.rename(draft / out.name, out)
-            sync_directory(out.parent)
-    finally:
+            _publish(draft, out)
+    except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _publish(draft: Path, out: Path) -> None:
+    """Give a directory its name; one that does not reach the disk is taken back, for another try."""
+    os.rename(draft, out)
+    try:
+        sync_directory(out.parent)
+    except BaseException:
+        os.rename(out, draft)
+        raise
 
 
 def draft_of(path: Path) -> Path:

@@ -7,6 +7,7 @@ encoded by `drumline.onnxfile`, so that neither `onnx` nor a training framework 
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def create_stub(output: Path, model: str | Path | None = None) -> Taxonomy:
     """
     front_end, taxonomy = _pattern(model)
     with new_directory(output) as draft:
-        _write_parts(draft, display_path(draft.name), front_end, taxonomy)
+        _write_parts(draft, display_path(Path(os.path.abspath(output)).name), front_end, taxonomy)
     return taxonomy
 
 

@@ -224,10 +224,15 @@ class Bundle(Subject):
 
     def prepare(self) -> None:
         (self.place / "bundles").mkdir()
+        self._made = False
 
     def start(self) -> Result:
-        shutil.rmtree(self.place / "bundles" / "stub", ignore_errors=True)
-        return self.run("create-stub", "--output", self.place / "bundles" / "stub")
+        """Write it anew. What failed before must not be in the way; what was made would be."""
+        if self._made:
+            shutil.rmtree(self.place / "bundles" / "stub", ignore_errors=True)
+        result = self.run("create-stub", "--output", self.place / "bundles" / "stub")
+        self._made = result.code == 0
+        return result
 
     def check(self, result: Result) -> None:
         assert load_bundle(self.place / "bundles" / "stub").name == "stub"
