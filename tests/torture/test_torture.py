@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from tests.torture import __main__ as frame
-from tests.torture import attacks
+from tests.torture import attacks, writes
 from tests.torture.attacks import ATTACKS, Arena, Attack, arena, load
 
 SEED = 6
@@ -62,6 +62,15 @@ def test_a_failure_is_told_with_the_command_that_repeats_it(
     assert frame.main(again[1].split()) == 1
     assert first[1] in capsys.readouterr().out
     assert '"failed": ' in report.read_text()
+
+
+def test_each_part_of_the_failing_writes_takes_calls_from_every_command(ground: Arena) -> None:
+    assert writes.ATTACK.episodes is not None
+    cases = [writes.case_of(number) for number in range(writes.ATTACK.episodes(ground))]
+    assert len(set(cases)) == len(cases)
+    for parts in (2, 3, 4, 8):
+        for part in range(parts):
+            assert {subject for subject, _first, _shift in cases[part::parts]} == set(writes.SUBJECTS)
 
 
 def test_the_parts_of_an_attack_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

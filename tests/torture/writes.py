@@ -22,7 +22,7 @@ from tests.torture.attacks import Arena, Attack
 from tests.torture.expected import ChangingArchive, pool_of
 from tests.torture.faultlayer import ERRORS, fault_layer, impossible
 
-__all__ = ["ATTACK", "SUBJECTS"]
+__all__ = ["ATTACK", "SUBJECTS", "case_of"]
 
 _CALLS = 8
 """Calls that fail in one episode, one after the other."""
@@ -269,18 +269,19 @@ def _subject(arena: Arena, name: str) -> Subject:
     return subject
 
 
-def _case(number: int) -> tuple[str, int, int]:
+def case_of(number: int) -> tuple[str, int, int]:
     """Return an episode's subject, first call and shift of the errors, which depend on its number alone.
 
-    All calls come once with some error before any comes with another, and soon some from everywhere.
+    All calls come once with some error before any comes with another, and soon some from everywhere, also
+    when only every second or fourth number comes.
     """
     shift, place = divmod(number, _PLACES)
-    block, subject = divmod(place * _HOP % _PLACES, len(SUBJECTS))
-    return list(SUBJECTS)[subject], 1 + block * _CALLS, shift
+    block, turn = divmod(place * _HOP % _PLACES, len(SUBJECTS))
+    return list(SUBJECTS)[(turn + block) % len(SUBJECTS)], 1 + block * _CALLS, shift
 
 
 def _episode(arena: Arena, _random: Random, number: int) -> Counter[str]:
-    name, first, shift = _case(number)
+    name, first, shift = case_of(number)
     subject, figures = _subject(arena, name), Counter[str]()
     assert subject.calls + _SPARE < _BLOCKS * _CALLS, f"{name} makes {subject.calls} calls"
     errors = list(ERRORS)
