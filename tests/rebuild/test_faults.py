@@ -195,3 +195,49 @@ def test_what_a_killed_rebuild_removed_is_not_missed_when_it_is_completed(fast_p
     archive.rebuild(run)
     report = verify_tree(archive.out)
     assert report.ok, report.findings
+
+
+@pytest.mark.parametrize("step", ["log.write.before", "log.sync.before", "tree.remove-directory.before"])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_directories_that_a_killed_rebuild_emptied_go_when_it_is_completed(
+    fast_path: Path, step: str, number: int
+) -> None:
+    """All files in them were removed before the kill; whether the log could say so or not."""
+    archive = small_archive(fast_path)
+    run = archive.run()
+    archive.rebuild(run, layout="flat")
+    wanted = archive.tree()
+    folders = _folders(archive.out)
+    undo(archive.out)
+    archive.rebuild(run, layout="mirror")
+    assert _folders(archive.out) != folders
+    child = os.fork()
+    if child == 0:
+        arm(f"{step}=kill@{number}")
+        archive.rebuild(run, layout="flat")
+        os._exit(0)
+    os.waitpid(child, 0)
+    archive.rebuild(run, layout="flat")
+    assert archive.tree() == wanted
+    assert _folders(archive.out) == folders
+
+
+def test_directories_that_a_killed_undo_emptied_go_with_the_next_rebuild(fast_path: Path) -> None:
+    archive = small_archive(fast_path)
+    run = archive.run()
+    archive.rebuild(run, layout="flat")
+    folders = _folders(archive.out)
+    undo(archive.out)
+    archive.rebuild(run, layout="mirror")
+    child = os.fork()
+    if child == 0:
+        arm("tree.remove-directory.before=kill")
+        undo(archive.out)
+        os._exit(0)
+    os.waitpid(child, 0)
+    archive.rebuild(run, layout="flat")
+    assert _folders(archive.out) == folders
+
+
+def _folders(out: Path) -> set[str]:
+    return {os.fspath(path.relative_to(out)) for path in out.rglob("*") if path.is_dir()}

@@ -39,7 +39,8 @@ class Clearing:
     ) -> None:
         self._plan, self._store, self._site = plan, plan.store, site
         self._counts, self._progress = counts, progress
-        self._removed_before = 0
+        # What was killed before its reports may have emptied directories and not come to removing them.
+        self._may_have_emptied = plan.log is not None and not plan.log.reported
 
     def remove_unwanted(self) -> None:
         """Remove what was made earlier and the plan does not want, where it is not the last copy."""
@@ -75,6 +76,7 @@ class Clearing:
             self._site.removals.add(old.target)
             if old is not made:
                 self._store.drop_stale(old)
+                self._may_have_emptied = True
                 self._counts["removed"] += 1
         if made is None:
             self._remove_folders()
@@ -88,6 +90,7 @@ class Clearing:
 
     def _remove(self, made: Made, *, even_last: bool) -> None:
         how = fate(self._site.tree, made, even_last=even_last)
+        self._may_have_emptied |= how in ("ours", "gone")
         if how == "ours":
             self._site.tree.unlink(made.target)
             self._site.removals.add(made.target)
@@ -95,7 +98,7 @@ class Clearing:
             if self._counts["removed"] % _REPORT_EVERY == 0:
                 self._progress(Progress("removing", self._counts["removed"], self._plan.counts["remove"]))
         elif how == "gone":
-            # By somebody, or by a rebuild that was killed before it noted it.
+            # By somebody, or by what was killed before it noted it.
             self._site.removals.add(made.target)
         else:
             self._note_kept(made, WHY_IT_STAYS[how])
@@ -115,8 +118,8 @@ class Clearing:
         return status is not None and (stat.S_ISLNK(status.st_mode) or status.st_size == action.size)
 
     def _remove_folders(self) -> None:
-        """Remove directories that became empty, when something was removed."""
+        """Remove directories that became empty, when there may be some."""
         self._site.removals.flush()
-        if self._counts["removed"] != self._removed_before:
-            self._removed_before = self._counts["removed"]
+        if self._may_have_emptied:
+            self._may_have_emptied = False
             self._site.remove_empty_folders()

@@ -33,7 +33,7 @@ from drumline.failpoints import step
 from drumline.rebuild.actions import Action
 from drumline.rebuild.names import MAX_TARGET, is_safe
 from drumline.rebuild.store import Made, Store
-from drumline.rebuild.tree import Tree, not_a_tree, write_all
+from drumline.rebuild.tree import STAGING, Tree, not_a_tree, write_all
 from drumline.records import path_fields
 
 __all__ = [
@@ -154,11 +154,14 @@ class LogState(NamedTuple):
         Whether rebuild made the directory itself.
     settings
         Those of the latest rebuild; empty where the log has none.
+    reported
+        Whether what was done last came as far as its reports, that is, has removed what it emptied.
     """
 
     length: int
     made_root: bool
     settings: dict[str, Any]
+    reported: bool
 
 
 def load_log(tree: Tree, store: Store) -> LogState | None:
@@ -188,7 +191,7 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
     first = stream.readline(_MAX_LINE)
     if not first.endswith(b"\n"):
         # Killed while it was begun; `guard` checks that nothing else is there.
-        return LogState(0, made_root=False, settings={})
+        return LogState(0, made_root=False, settings={}, reported=False)
     head = _parse(tree, first, 1)
     if head.get("drumline_mapping") != LOG_VERSION:
         raise OutputError(
@@ -196,17 +199,25 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
             f"this drumline reads version {LOG_VERSION}",
             "Use the drumline that made it.",
         )
-    length, settings = len(first), dict[str, Any]()
+    length, settings, reported = len(first), dict[str, Any](), False
     for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), 2):
         if not line.endswith(b"\n") and len(line) < _MAX_LINE:
             break  # torn by a kill: what it announces never came
         value = _parse(tree, line, number)
         _apply(tree, store, value, number)
+        reported = _reports(value, before=reported)
         if isinstance(latest := value.get("settings"), dict):
             settings = latest
         length += len(line)
     store.flush()
-    return LogState(length, made_root=bool(head.get("made_root")), settings=settings)
+    return LogState(length, made_root=bool(head.get("made_root")), settings=settings, reported=reported)
+
+
+def _reports(line: dict[str, Any], *, before: bool) -> bool:
+    """Tell whether nothing but the staging directory came or went since the reports, up to a line."""
+    if line["action"] in ("report", "rebuild"):
+        return bool(line["action"] == "report")
+    return before and _exact(line, "target") == STAGING
 
 
 def _parse(tree: Tree, line: bytes, number: int) -> dict[str, Any]:
