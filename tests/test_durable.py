@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from drumline.durable import new_directory, sync_directory, write_json
+from drumline.durable import make_directories, new_directory, sync_directory, write_json
 from drumline.errors import OutputError
 
 
@@ -89,3 +89,24 @@ def test_a_new_directory_that_a_failing_disk_does_not_sync_is_in_nobodys_way(
     with new_directory(tmp_path / "it"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["it"]
+
+
+def test_directories_that_are_made_with_one_are_on_disk_each_in_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    make_directories(tmp_path / "a" / "b" / "c")
+    wanted = [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    assert synced == [path.stat().st_ino for path in wanted]
+    make_directories(tmp_path / "a" / "b" / "c")
+    assert len(synced) == len(wanted)
+
+
+def test_directories_that_a_failing_disk_does_not_sync_are_taken_back(
+    tmp_path: Path, directories_sync: list[int]
+) -> None:
+    directories_sync.append(errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        make_directories(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from drumline.failpoints import step
 
 __all__ = [
     "draft_of",
+    "make_directories",
     "new_directory",
     "output_errors",
     "sync_directory",
@@ -73,6 +74,23 @@ def sync_directory(directory: str | bytes | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def make_directories(directory: Path) -> None:
+    """Make a directory and what it is in, durably; what could not be made known to the disk is taken back."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            # One that may be written but not read cannot be synced.
+            with suppress(PermissionError):
+                sync_directory(path.parent)
+        directory.mkdir(exist_ok=True)  # fails where something else stands there
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
 @contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
     """Give a directory to write in, which becomes `out` when the enclosed code has ended well.
@@ -87,7 +105,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         raise OutputError(f"{str(out)!r} exists already", "Choose another place: nothing is overwritten.")
     draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     with output_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(out.parent)
         draft.mkdir()
     try:
         yield draft

@@ -106,6 +106,7 @@ class _Infer(_Blackout):
     """A run, sometimes one that was killed and the one that goes on with it."""
 
     def prepare(self) -> None:
+        self.runs_root = self.root / "made" / "with it"
         self._complete: dict[Path, object] = {}
         for _ in range(self.random.randrange(3)):
             self._finish()
@@ -147,7 +148,7 @@ class _Rebuild(_Blackout):
     below = "out"
 
     def prepare(self) -> None:
-        self._tree, self._settings = self.root / "tree", self._chosen()
+        self._tree, self._settings = self.root / "made" / "with it" / "tree", self._chosen()
         self._run = self.infer()
         self._is_first = self.random.random() < 0.3
         if not self._is_first:
@@ -239,7 +240,7 @@ class _Bundle(_Blackout):
     below = "bundles"
 
     def prepare(self) -> None:
-        self._bundle = self.root / "stub"
+        self._bundle = self.root / "made" / "with it" / "stub"
 
     def record(self) -> None:
         result = self.ended("create-stub", "--output", self._bundle)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from drumline import __version__, memory
 from drumline.bundle import load_bundle
 from drumline.cache import Cache
-from drumline.durable import output_errors
+from drumline.durable import make_directories, output_errors
 from drumline.errors import ArchiveError, IndexFormatError, OutputError, StageError
 from drumline.failpoints import step
 from drumline.machine import address_space_limit
@@ -139,7 +139,7 @@ def _archive(settings: InferSettings) -> bytes:
 def make_runs_root(settings: InferSettings) -> None:
     """Make the directory for runs, and see that it can be written."""
     with output_errors(settings.runs_root):
-        settings.runs_root.mkdir(parents=True, exist_ok=True)
+        make_directories(settings.runs_root)
         with tempfile.TemporaryFile(dir=settings.runs_root):
             pass  # permissions, a read-only file system and a full one are told apart only by trying
 
