@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from types import ModuleType
 
 import numpy as np
@@ -105,3 +108,15 @@ def test_an_array_that_is_too_small_is_refused(kernel: ModuleType, which: int) -
         arrays[which] = arrays[which].reshape(-1)[:-1].copy()
     with pytest.raises(ValueError, match="do not fit"):
         kernel.analyse(*sizes, *arrays)
+
+
+def test_the_kernel_leaves_scipy_alone(kernel: ModuleType) -> None:
+    program = (
+        "import sys, numpy; from drumline.features import FeatureExtractor;"
+        "from drumline.frontend import FrontEnd;"
+        "FeatureExtractor(FrontEnd(deltas=1)).features(numpy.ones(4000, numpy.float32));"
+        "print('scipy' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.errors import BundleError
-from drumline.features import delta_matrix, mel_filterbank
+from drumline.features import dct_matrix, delta_matrix, mel_filterbank
 from drumline.frontend import FrontEnd
 from drumline.spectra import hann_window
 from drumline_convert.canvas import Canvas, put_together
@@ -291,7 +291,7 @@ class _Writer:
         if self._front_end.kind == "mfcc":
             # In float32 the sum over the bands would be off by 0.001 dB.
             precise = self._node("Cast", [decibels], "precise_db", to=_DOUBLE)
-            matrix = _cosines(self._front_end.n_mels, self._front_end.n_mfcc)
+            matrix = dct_matrix(self._front_end.n_mfcc, self._front_end.n_mels).T
             product = self._node(
                 "MatMul", [precise, self._constant("dct", matrix, np.float64)], "cepstrum.sums"
             )
@@ -317,11 +317,3 @@ class _Writer:
         sizes = [-1, front_end.frames, front_end.waveform, front_end.hop_length // front_end.waveform]
         means = self._reduced("ReduceMean", self._reshaped(cut, sizes, "hops"), [3], "means", keepdims=0)
         return self._node("Transpose", [means], "waveform", perm=[0, 2, 1])
-
-
-def _cosines(n_mels: int, n_mfcc: int) -> NDArray[np.float64]:
-    """Return the orthonormal DCT-II, (n_mels, n_mfcc)."""
-    bands, order = np.arange(n_mels)[:, np.newaxis], np.arange(n_mfcc)
-    cosines: NDArray[np.float64] = np.sqrt(2.0 / n_mels) * np.cos(np.pi / n_mels * (bands + 0.5) * order)
-    cosines[:, 0] /= math.sqrt(2.0)
-    return cosines

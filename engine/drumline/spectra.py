@@ -13,9 +13,7 @@ from types import ModuleType
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 __all__ = [
     "ROLLOFF",
@@ -98,7 +96,12 @@ class PlainSpectra:
     """
 
     def __init__(self, n_fft: int, hop_length: int, mel: Floats) -> None:
+        # Only here, for it takes 0.1 s: where the kernel is compiled, nothing needs it.
+        from scipy.fft import rfft
+        from scipy.sparse import csr_array
+
         bins = 1 + n_fft // 2
+        self._rfft = rfft
         self._n_fft, self._hop_length = n_fft, hop_length
         self._window = hann_window(n_fft).astype(np.float32)
         self._mel = csr_array(mel)
@@ -115,7 +118,7 @@ class PlainSpectra:
         shape, strides = (frames, self._n_fft), (4 * self._hop_length, 4)
         windowed = np.lib.stride_tricks.as_strided(samples, shape, strides) * self._window
         # The transform along the first axis of the transposed view gives (bins, frames) at no extra cost.
-        magnitude: Floats = np.abs(scipy.fft.rfft(windowed.T, axis=0))
+        magnitude: Floats = np.abs(self._rfft(windowed.T, axis=0))
         power = np.square(magnitude)
         mel, mean_power = self._mel @ power, self._average @ power
         if not statistics:
