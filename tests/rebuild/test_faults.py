@@ -239,5 +239,36 @@ def test_directories_that_a_killed_undo_emptied_go_with_the_next_rebuild(fast_pa
     assert _folders(archive.out) == folders
 
 
+@pytest.mark.parametrize("again", ["rebuild", "undo"])
+def test_a_log_whose_last_write_lost_power_took_in_part_is_gone_on_with(fast_path: Path, again: str) -> None:
+    """A part of it is on disk, and one before that is not: zeros, and a line that ends well after them."""
+    archive = small_archive(fast_path)
+    run = archive.run()
+    before = snapshot(os.fsencode(fast_path))
+    archive.rebuild(run)
+    wanted = archive.tree()
+    with open(archive.out / "_mapping.jsonl", "ab") as log:
+        log.write(bytes(512) + b'rumline":"0.1.0"}\n{"action":"dir","target":"never came"}\n')
+    if again == "rebuild":
+        archive.rebuild(run)
+        assert archive.tree() == wanted
+        report = verify_tree(archive.out)
+        assert report.ok, report.findings
+    undo(archive.out)
+    assert same(archive, before)
+
+
+def test_a_log_with_zeros_before_what_was_synced_is_damaged(fast_path: Path) -> None:
+    archive = small_archive(fast_path)
+    run = archive.run()
+    archive.rebuild(run)
+    log = archive.out / "_mapping.jsonl"
+    data = log.read_bytes()
+    log.write_bytes(data[:100] + bytes(512) + data[612:])
+    for work in (lambda: archive.rebuild(run), lambda: undo(archive.out)):
+        with pytest.raises(OutputError, match="makes no sense"):
+            work()
+
+
 def _folders(out: Path) -> set[str]:
     return {os.fspath(path.relative_to(out)) for path in out.rglob("*") if path.is_dir()}

@@ -50,6 +50,9 @@ __all__ = [
 LOG_NAME = b"_mapping.jsonl"
 LOG_VERSION = 1
 _MAX_LINE = 1 << 17
+_HOLE = b"\0"
+"""What lost power leaves where a later part of a write is on disk, and an earlier one not."""
+
 _LINES_TOGETHER = 10_000
 
 
@@ -90,7 +93,9 @@ class MappingLog:
         with output_errors(tree.path):
             self._descriptor = tree.open_file(LOG_NAME, os.O_WRONLY | os.O_CREAT)
             self._length = length
-            os.ftruncate(self._descriptor, length)
+            if os.fstat(self._descriptor).st_size > length:
+                os.ftruncate(self._descriptor, length)
+                os.fsync(self._descriptor)  # no old bytes may show through in what is appended
             os.lseek(self._descriptor, length, os.SEEK_SET)
             if length == 0:
                 tree.sync_names()
@@ -189,7 +194,7 @@ def load_log(tree: Tree, store: Store) -> LogState | None:
 
 def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
     first = stream.readline(_MAX_LINE)
-    if not first.endswith(b"\n"):
+    if not first.endswith(b"\n") or _HOLE in first:
         # Killed while it was begun; `guard` checks that nothing else is there.
         return LogState(0, made_root=False, settings={}, reported=False)
     head = _parse(tree, first, 1)
@@ -201,6 +206,9 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
         )
     length, settings, reported = len(first), dict[str, Any](), False
     for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), 2):
+        if _HOLE in line:
+            _check_torn(tree, stream, number)
+            break
         if not line.endswith(b"\n") and len(line) < _MAX_LINE:
             break  # torn by a kill: what it announces never came
         value = _parse(tree, line, number)
@@ -218,6 +226,15 @@ def _reports(line: dict[str, Any], *, before: bool) -> bool:
     if line["action"] in ("report", "rebuild"):
         return bool(line["action"] == "report")
     return before and _exact(line, "target") == STAGING
+
+
+def _check_torn(tree: Tree, stream: IO[bytes], number: int) -> None:
+    """Refuse a hole with what was synced after it: all up to a report is on disk before a line follows that."""
+    reported = False
+    for line in iter(lambda: stream.readline(_MAX_LINE), b""):
+        if reported:
+            raise _damaged(tree, number)
+        reported = line.startswith(b'{"action":"report"')
 
 
 def _parse(tree: Tree, line: bytes, number: int) -> dict[str, Any]:
