@@ -229,7 +229,7 @@ def _reports(line: dict[str, Any], *, before: bool) -> bool:
 
 
 def _check_torn(tree: Tree, stream: IO[bytes], number: int) -> None:
-    """Refuse a hole with what was synced after it: all up to a report is on disk before a line follows that."""
+    """Refuse a hole before what was synced: all up to a report is on disk before a line follows it."""
     reported = False
     for line in iter(lambda: stream.readline(_MAX_LINE), b""):
         if reported:
