@@ -208,7 +208,7 @@ class _Execution:
         self.counts["reports_left"] += not reports.write_json(
             STATS, {**self._plan.tally.report(), "tree": labels}
         )
-        if self.to_make:
+        if self.to_make or reports.published:
             site.tree.sync()
         seconds = round(time.monotonic() - self._began, 3)
         summary = RebuildSummary(display_path(self._plan.settings.out), self._counts(), labels, seconds)

@@ -97,6 +97,7 @@ class Reports:
 
     def __init__(self, plan: Plan, tree: Tree, log: MappingLog) -> None:
         self._plan, self._tree, self._log, self._store = plan, tree, log, plan.store
+        self.published = False
 
     def write_manifests(self) -> int:
         """Write a manifest for each label and the list of errors; remove those of labels that are gone.
@@ -170,6 +171,7 @@ class Reports:
         self._store.note_report(target, digest)
         self._store.flush()
         self._rename(target)
+        self.published = True
 
     def _rename(self, target: bytes) -> None:
         staging, number = self._tree.locate(_STAGED)
