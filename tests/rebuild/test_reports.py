@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import orjson
+import pytest
 
+from drumline.rebuild.manifests import SUMMARY, Reports
+from drumline.rebuild.tree import Tree
 from tests.rebuild.archives import KICK, Archive
 
 
@@ -74,3 +77,22 @@ def test_a_summary_that_somebody_wrote_is_counted_as_left(drums: Archive) -> Non
     place.write_text("mine")
     assert drums.rebuild().counts["reports_left"] == 1
     assert place.read_text() == "mine"
+
+
+def test_reports_of_a_rebuild_that_only_removes_are_on_disk_before_it_is_called_done(
+    drums: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"one.wav", b"two.wav"):
+        drums.add(name, content=b"the same")
+    run, events = drums.run(), list[bytes]()
+    drums.rebuild(run)
+    rename, sync = Reports._rename, Tree.sync
+    monkeypatch.setattr(
+        Reports, "_rename", lambda reports, target: (events.append(target), rename(reports, target))
+    )
+    monkeypatch.setattr(Tree, "sync", lambda tree: (events.append(b"sync"), sync(tree)))
+    counts = drums.rebuild(run, dedup="first").counts
+    assert (counts["made"], counts["removed"]) == (0, 1)
+    written = max(place for place, event in enumerate(events) if event not in (b"sync", SUMMARY))
+    done = events.index(SUMMARY)
+    assert b"sync" in events[written:done]
