@@ -97,10 +97,19 @@ def test_directories_that_are_made_with_one_are_on_disk_each_in_its_own(
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     make_directories(tmp_path / "a" / "b" / "c")
-    wanted = [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    wanted = [tmp_path.parent, tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
     assert synced == [path.stat().st_ino for path in wanted]
+
+
+@pytest.mark.parametrize("made", ["a", "a/b", "a/b/c"])
+def test_a_name_that_a_kill_left_unsynced_is_synced_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    (tmp_path / made).mkdir(parents=True)
+    synced: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
     make_directories(tmp_path / "a" / "b" / "c")
-    assert len(synced) == len(wanted)
+    assert (tmp_path / made).parent.stat().st_ino in synced
 
 
 def test_directories_that_a_failing_disk_does_not_sync_are_taken_back(

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -34,20 +36,30 @@ def decaying_noise(count: int) -> NDArray[np.float32]:
 
 
 def test_the_kernel_is_compiled_where_there_is_a_compiler() -> None:
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler")
+    if shutil.which("cc") is None or not Path(sysconfig.get_path("include"), "Python.h").exists():
+        pytest.skip("no C compiler, or none of Python's headers")
     assert compiled_kernel() is not None
 
 
+def test_a_kernel_of_another_version_counts_as_none(
+    kernel: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "VERSION", kernel.VERSION + 1)
+    assert compiled_kernel() is None
+
+
+@pytest.mark.parametrize("kind", range(3))
 @pytest.mark.parametrize("frames", FRAMES)
 @pytest.mark.parametrize(("n_fft", "hop_length", "n_mels"), SIZES)
 def test_both_ways_give_the_same_figures(
-    kernel: ModuleType, n_fft: int, hop_length: int, n_mels: int, frames: int
+    kernel: ModuleType, n_fft: int, hop_length: int, n_mels: int, frames: int, kind: int
 ) -> None:
+    if kind >= kernel.KINDS:
+        pytest.skip("this processor has not what the kernel's faster kinds need")
     mel = mel_filterbank(44_100, n_fft, n_mels)
     samples = decaying_noise((frames - 1) * hop_length + n_fft)
     plain = PlainSpectra(n_fft, hop_length, mel).figures(samples, frames, statistics=True)
-    compiled = CompiledSpectra(n_fft, hop_length, mel, kernel).figures(samples, frames, statistics=True)
+    compiled = CompiledSpectra(n_fft, hop_length, mel, kernel, kind).figures(samples, frames, statistics=True)
     np.testing.assert_allclose(compiled.mel, plain.mel, rtol=0, atol=2e-6 * plain.mel.max())
     np.testing.assert_allclose(compiled.mean_power, plain.mean_power, rtol=1e-5)
     np.testing.assert_allclose(compiled.centroid, plain.centroid, rtol=1e-5)
@@ -97,7 +109,7 @@ def test_an_array_that_is_too_small_is_refused(kernel: ModuleType, which: int) -
         np.zeros(frames, np.int32),
         np.zeros(frames, np.bool_),
     ]
-    sizes = (front_end.n_fft, front_end.hop_length, 5, frames, 0.85, 4e-6, True)
+    sizes = (0, front_end.n_fft, front_end.hop_length, 5, frames, 0.85, 4e-6, True)
     kernel.analyse(*sizes, *arrays)
     if which == 0:  # samples that are missing are zeros
         kernel.analyse(*sizes, np.zeros(0, np.float32), *arrays[1:])
@@ -120,3 +132,30 @@ def test_the_kernel_leaves_scipy_alone(kernel: ModuleType) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert (done.stdout.strip(), done.stderr) == ("False", "")
+
+
+@pytest.mark.parametrize(
+    ("starts", "bins"), [([0, 2**31 - 1, -(2**31)], [1, 0]), ([0, 9, 8], [0, 0]), ([-1, 4, 8], [0, 0])]
+)
+def test_bands_outside_of_the_weights_are_refused(
+    kernel: ModuleType, starts: list[int], bins: list[int]
+) -> None:
+    spectra = CompiledSpectra(64, 16, mel_filterbank(44_100, 64, 2), kernel)
+    spectra.figures(np.zeros(1000, np.float32), 3, statistics=True)
+    window, turns, _, _, _ = spectra._tables
+    spectra._tables = (
+        *(window, turns, np.array(starts, np.int32), np.array(bins, np.int32), np.ones(8, np.float32)),
+    )
+    with pytest.raises(ValueError, match="do not fit"):
+        spectra.figures(np.zeros(1000, np.float32), 3, statistics=True)
+
+
+@pytest.mark.parametrize(("place", "value"), [(0, 99), (0, -1), (3, 2**40), (3, 0), (2, 2**40), (4, 2**40)])
+def test_sizes_that_cannot_be_are_refused(kernel: ModuleType, place: int, value: int) -> None:
+    spectra = CompiledSpectra(64, 16, mel_filterbank(44_100, 64, 2), kernel)
+    figures = spectra.figures(np.zeros(1000, np.float32), 3, statistics=True)
+    sizes = [*spectra._sizes, 3]
+    sizes[place] = value
+    arrays = (np.zeros(1000, np.float32), *spectra._tables, spectra._scratch, *figures)
+    with pytest.raises(ValueError, match="do not fit"):
+        kernel.analyse(*sizes, 0.85, 4e-6, True, *arrays)

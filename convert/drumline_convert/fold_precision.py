@@ -18,7 +18,7 @@ from drumline_convert.export import OPSET, export_onnx, onnx_outputs
 from drumline_convert.graph import INPUT, LOGITS
 from drumline_convert.metrics import softmax
 from drumline_convert.precision import Precision, drawn, half_graph, int8_graph
-from drumline_convert.workbench import Workbench
+from drumline_convert.workbench import Workbench, save_array
 
 __all__ = ["held_out_in", "precision_facts"]
 
@@ -45,9 +45,7 @@ def _fold_logits(bench: Workbench, fold: int, precision: Precision) -> Floats:
         graph = _reduced(bench, fold, precision)
         logits = onnx_outputs(graph, _features(bench, bench.fold_of == fold))[LOGITS]
         bench.report(f"{bench.name_of(fold)} in {precision}")
-        partial = path.with_name(f"partial-{path.name}")
-        np.save(partial, logits)
-        partial.replace(path)
+        save_array(logits, path)
     return np.asarray(np.load(path), np.float32)
 
 

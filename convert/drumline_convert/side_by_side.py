@@ -138,9 +138,11 @@ def _hear(reader: Connection, worker: _Worker) -> bool:
         said = reader.recv()
     except (EOFError, OSError) as error:
         worker.end()
+        code = worker.process.exitcode or 0
+        killed = f"Where memory was short, use fewer --threads. {_GO_ON}"
         raise StageError(
-            f"the process that trained {name} was killed (exit code {worker.process.exitcode})",
-            f"Where memory was short, use fewer --threads. {_GO_ON}",
+            f"the process that trained {name} {'was killed' if code < 0 else 'ended'} (exit code {code})",
+            killed if code < 0 else f"What it said stands above. {_GO_ON}",
         ) from error
     if isinstance(said, DrumlineError):
         raise type(said)(f"training {name}: {said.what}", said.way_out)

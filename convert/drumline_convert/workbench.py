@@ -7,6 +7,7 @@ settings never meet old results, and a stopped run goes on with the folds that a
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drumline.durable import output_errors
+from drumline.durable import output_errors, write_bytes
 from drumline.errors import ConfigError
 from drumline.frontend import FrontEnd
 from drumline_convert.architecture import Architecture
@@ -37,7 +38,7 @@ from drumline_convert.training import (
 )
 from drumline_convert.transfer import load_earlier, take_over
 
-__all__ = ["ModelSettings", "Report", "Workbench", "load_model", "prepare", "save_model"]
+__all__ = ["ModelSettings", "Report", "Workbench", "load_model", "prepare", "save_array", "save_model"]
 
 Report = Callable[[str], None]
 """Takes a line of text as work proceeds."""
@@ -168,9 +169,7 @@ class Workbench:
         path = self.result(fold)
         if not path.exists():
             logits = predict_logits(self.fold_network(fold), self.features, self.rows[self.fold_of == fold])
-            partial = path.with_name(f"partial-{path.name}")
-            np.save(partial, logits)
-            partial.replace(path)
+            save_array(logits, path)
         return np.asarray(np.load(path), np.float32)
 
     def fold_network(self, fold: int) -> Any:
@@ -230,10 +229,18 @@ class Workbench:
 
 
 def save_model(model: Any, path: Path) -> None:
-    """Write a Keras model, whole or not at all."""
+    """Write a Keras model, whole or not at all, also where power is lost."""
     partial = path.with_name(f"partial-{path.name}")
     model.save(partial)
-    partial.replace(path)
+    write_bytes(path, partial.read_bytes())
+    partial.unlink()
+
+
+def save_array(values: NDArray[Any], path: Path) -> None:
+    """Write an array, whole or not at all, also where power is lost."""
+    data = io.BytesIO()
+    np.save(data, values)
+    write_bytes(path, data.getvalue())
 
 
 def load_model(path: Path, threads: int) -> Any:

@@ -13,6 +13,9 @@ summed in the order of PlainSpectra: first blocks of bins, then within the block
 #include <stdint.h>
 
 #define LANES 16
+#define LARGEST (1 << 24)
+#define SMALLEST 1.17549435e-38f
+#define VERSION 1 /* of what drumline.spectra calls: raised with any change of arguments or results */
 #define INLINE static inline __attribute__((always_inline))
 
 /* The compiler makes of it what a processor has: one AVX-512 register, two of AVX2, four of SSE or NEON. */
@@ -69,35 +72,42 @@ typedef void analyser(const front_end *, const float *, Py_ssize_t, figures *, f
 #undef KIND
 #pragma GCC pop_options
 
-static analyser *best_analyser(void)
-{
-    __builtin_cpu_init();
-    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"))
-        return analyse_avx512;
-    return avx2 ? analyse_avx2 : analyse_any;
-}
-#else
-static analyser *best_analyser(void)
-{
-    return analyse_any;
-}
 #endif
 
-static int holds(const Py_buffer *buffer, Py_ssize_t values, Py_ssize_t size)
+/* From the slowest to the fastest; how many of them this processor has is decided once. */
+static analyser *const analysers[] = {
+    analyse_any,
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+    analyse_avx2, analyse_avx512,
+#endif
+};
+
+static int usable_analysers(void)
+{
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        return 1;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") ? 3 : 2;
+#else
+    return 1;
+#endif
+}
+
+static int holds(const Py_buffer *buffer, int64_t values, int64_t size)
 {
     return values >= 0 && buffer->len / size >= values;
 }
 
 /* Whether every band lies within the bins and the weights: a mistake here would read other memory. */
-static int bands_fit(const front_end *fe, Py_ssize_t weights)
+static int bands_fit(const front_end *fe, int64_t weights)
 {
     for (Py_ssize_t band = 0; band < fe->n_mels; band++) {
-        int32_t start = fe->band_start[band], width = fe->band_start[band + 1] - start, bin = fe->band_bin[band];
-        if (start < 0 || width < 0 || bin < 0 || bin + width > fe->n_fft / 2 + 1)
+        int64_t start = fe->band_start[band], end = fe->band_start[band + 1], bin = fe->band_bin[band];
+        if (start < 0 || end < start || end > weights || bin < 0 || bin + end - start > fe->n_fft / 2 + 1)
             return 0;
     }
-    return fe->band_start[fe->n_mels] <= weights;
+    return 1;
 }
 
 static PyObject *py_analyse(PyObject *module, PyObject *args)
@@ -107,9 +117,9 @@ static PyObject *py_analyse(PyObject *module, PyObject *args)
     Py_buffer b[COUNT] = {{0}};
     front_end fe = {0};
     figures out = {0};
-    int with_statistics;
+    int with_statistics, kind;
     (void)module;
-    if (!PyArg_ParseTuple(args, "nnnnffpy*y*y*y*y*y*w*w*w*w*w*w*", &fe.n_fft, &fe.hop_length, &fe.block, &out.frames,
+    if (!PyArg_ParseTuple(args, "innnnffpy*y*y*y*y*y*w*w*w*w*w*w*", &kind, &fe.n_fft, &fe.hop_length, &fe.block, &out.frames,
                           &out.share, &out.noise, &with_statistics, &b[SAMPLES], &b[WINDOW], &b[TWIDDLES],
                           &b[BAND_START], &b[BAND_BIN], &b[WEIGHTS], &b[SCRATCH], &b[MEL], &b[MEAN_POWER],
                           &b[CENTROID], &b[ROLLOFF], &b[CLOSE]))
@@ -119,18 +129,18 @@ static PyObject *py_analyse(PyObject *module, PyObject *args)
     fe.n_mels = b[BAND_BIN].len / 4;
     out.mel = b[MEL].buf, out.mean_power = b[MEAN_POWER].buf, out.centroid = b[CENTROID].buf;
     out.rolloff = b[ROLLOFF].buf, out.close = b[CLOSE].buf;
-    Py_ssize_t frames = out.frames, n_fft = fe.n_fft;
-    int fits = n_fft >= 8 && (n_fft & (n_fft - 1)) == 0 && n_fft <= 1 << 24 && fe.hop_length >= 1 && fe.block >= 1
-        && frames >= 1 && frames <= 1 << 24 && fe.hop_length <= 1 << 24
-        && holds(&b[WINDOW], n_fft, 4) && holds(&b[TWIDDLES], n_fft, 8) && holds(&b[BAND_START], fe.n_mels + 1, 4)
-        && bands_fit(&fe, b[WEIGHTS].len / 4) && holds(&b[MEL], fe.n_mels * frames, 4)
+    int64_t frames = out.frames, n_fft = fe.n_fft, hop_length = fe.hop_length, n_mels = fe.n_mels;
+    int fits = kind >= 0 && kind < usable_analysers() && n_fft >= 8 && n_fft <= LARGEST && (n_fft & (n_fft - 1)) == 0
+        && hop_length >= 1 && hop_length <= LARGEST && frames >= 1 && frames <= LARGEST && n_mels <= LARGEST
+        && fe.block >= 1 && fe.block <= n_fft
+        && holds(&b[WINDOW], n_fft, 4) && holds(&b[TWIDDLES], n_fft, 8) && holds(&b[BAND_START], n_mels + 1, 4)
+        && bands_fit(&fe, b[WEIGHTS].len / 4) && holds(&b[MEL], n_mels * frames, 4)
         && holds(&b[MEAN_POWER], frames, 4) && holds(&b[CENTROID], frames, 4) && holds(&b[ROLLOFF], frames, 4)
         && holds(&b[CLOSE], frames, 1)
-        && holds(&b[SCRATCH], 2 * n_fft * LANES
-                 + fe.hop_length * (frames + (n_fft + fe.hop_length - 1) / fe.hop_length + LANES), 4);
+        && holds(&b[SCRATCH], 2 * n_fft * LANES + hop_length * (frames + (n_fft + hop_length - 1) / hop_length + LANES), 4);
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        best_analyser()(&fe, b[SAMPLES].buf, b[SAMPLES].len / 4, &out, b[SCRATCH].buf, with_statistics);
+        analysers[kind](&fe, b[SAMPLES].buf, b[SAMPLES].len / 4, &out, b[SCRATCH].buf, with_statistics);
         Py_END_ALLOW_THREADS
     }
     for (int which = 0; which < COUNT; which++)
@@ -151,5 +161,10 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_spectra", NULL,
 
 PyMODINIT_FUNC PyInit__spectra(void)
 {
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition);
+    if (module != NULL
+        && (PyModule_AddIntConstant(module, "VERSION", VERSION) || PyModule_AddIntConstant(module, "LANES", LANES)
+            || PyModule_AddIntConstant(module, "KINDS", usable_analysers())))
+        Py_CLEAR(module);
+    return module;
 }

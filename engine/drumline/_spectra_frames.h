@@ -132,7 +132,8 @@ INLINE void FN(find_rolloff)(const front_end *fe, const float *magnitude, const 
         sum += magnitude[(bin < bins ? bin : bins - 1) * LANES + lane];
         float missing = sum - threshold;
         below += missing < 0.0f;
-        nearest = fminf(nearest, fabsf(missing));
+        missing = fabsf(missing);
+        nearest = missing < nearest ? missing : nearest;
     }
     out->rolloff[frame] = (int32_t)(block * fe->block + below);
     out->close[frame] = total > 0.0f && nearest <= out->noise * total;
@@ -157,7 +158,7 @@ INLINE void FN(statistics)(const front_end *fe, lanes *power, lanes *running, fi
     }
     lanes total = running[number - 1];
     for (Py_ssize_t lane = 0; lane < count; lane++) {
-        out->centroid[first + lane] = weighted[lane] / fmaxf(total[lane], 1.17549435e-38f);
+        out->centroid[first + lane] = weighted[lane] / (total[lane] > SMALLEST ? total[lane] : SMALLEST);
         FN(find_rolloff)(fe, (const float *)power, (const float *)running, out, first + lane, lane);
     }
 }

@@ -53,6 +53,7 @@ __all__ = [
     "cache_way_out",
     "checked_frame",
     "connect",
+    "damage_found",
     "digest_of",
     "file_row",
     "is_damage",
@@ -263,6 +264,18 @@ def cache_errors(path: Path) -> Iterator[None]:
             f"cannot use the cache {display_path(path)!r}: {error}",
             cache_way_out(error),
         ) from error
+
+
+@contextmanager
+def damage_found(path: Path) -> Iterator[None]:
+    """Turn what SQLite says of damage in the cache at `path` into a `CacheError`: it can be made anew."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if is_damage(error):
+            what = f"the cache {display_path(path)!r} is damaged: {error}"
+            raise CacheError(what, cache_way_out(error)) from error
+        raise
 
 
 def cache_way_out(error: sqlite3.DatabaseError) -> str:

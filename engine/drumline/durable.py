@@ -77,18 +77,27 @@ def sync_directory(directory: str | bytes | os.PathLike[str]) -> None:
 def make_directories(directory: Path) -> None:
     """Make a directory and what it is in, durably; what could not be made known to the disk is taken back."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    made: list[Path] = []
+    # The innermost one that stands may be of a call that was killed before it synced its name.
+    _sync_name(missing[-1].parent if missing else directory)
     try:
         for path in reversed(missing):
-            path.mkdir(exist_ok=True)
-            # One that may be written but not read cannot be synced.
-            with suppress(PermissionError):
-                sync_directory(path.parent)
+            with suppress(FileExistsError):
+                path.mkdir()
+                made.append(path)
+            _sync_name(path)
         directory.mkdir(exist_ok=True)  # fails where something else stands there
     except BaseException:
-        for path in missing:
+        for path in reversed(made):
             with suppress(OSError):
                 path.rmdir()
         raise
+
+
+def _sync_name(directory: Path) -> None:
+    # What may be written but not read cannot be synced.
+    with suppress(PermissionError):
+        sync_directory(directory.parent)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ __all__ = [
 
 _TINY = np.finfo(np.float32).tiny
 _ROLLOFF_NOISE = 4e-6  # of a frame's sum: where float32 magnitudes may put the rolloff into the wrong bin
-_LANES = 16  # frames that the compiled kernel takes at a time
+_KERNEL_VERSION = 1
 
 ROLLOFF = 0.85
 """Share of a frame's magnitude that lies below its rolloff."""
@@ -151,20 +151,28 @@ class PlainSpectra:
 class CompiledSpectra:
     """The same in C; parameters as of `PlainSpectra`, and the kernel.
 
+    Parameters
+    ----------
+    kind
+        Which of the kernel's KINDS, from the plainest on; None: the last, and fastest, that runs here.
+
     Raises
     ------
     ValueError
         Where `fits` is False for the front end.
     """
 
-    def __init__(self, n_fft: int, hop_length: int, mel: Floats, kernel: ModuleType) -> None:
+    def __init__(
+        self, n_fft: int, hop_length: int, mel: Floats, kernel: ModuleType, kind: int | None = None
+    ) -> None:
         if not self.fits(n_fft):
             raise ValueError(f"the compiled kernel takes no frames of {n_fft} samples")
-        self._analyse = kernel.analyse
+        self._analyse, self._lanes = kernel.analyse, kernel.LANES
         self._n_fft, self._hop_length, self._n_mels = n_fft, hop_length, len(mel)
         turns = np.exp(-2j * np.pi / n_fft * np.arange(n_fft)).astype(np.complex64)
         self._tables = (hann_window(n_fft).astype(np.float32), turns, *_bands(mel))
-        self._sizes = (n_fft, hop_length, math.isqrt(1 + n_fft // 2))
+        kind = kernel.KINDS - 1 if kind is None else kind
+        self._sizes = (kind, n_fft, hop_length, math.isqrt(1 + n_fft // 2))
         self._scratch = np.empty(0, np.float32)
 
     @staticmethod
@@ -187,12 +195,13 @@ class CompiledSpectra:
         return figures
 
     def _scratch_for(self, frames: int) -> Floats:
-        hops = frames + -(-self._n_fft // self._hop_length) + _LANES
-        wanted = 2 * self._n_fft * _LANES + self._hop_length * hops
+        lanes = self._lanes
+        hops = frames + -(-self._n_fft // self._hop_length) + lanes
+        wanted = 2 * self._n_fft * lanes + self._hop_length * hops
         if len(self._scratch) < wanted:
-            memory = np.empty(wanted + _LANES, np.float32)
+            memory = np.empty(wanted + lanes, np.float32)
             # Vectors that lie across two cache lines take twice as long to load.
-            skipped = -memory.ctypes.data % (4 * _LANES) // 4
+            skipped = -memory.ctypes.data % (4 * lanes) // 4
             self._scratch = memory[skipped : skipped + wanted]
         return self._scratch
 
@@ -210,8 +219,9 @@ def _bands(mel: Floats) -> tuple[NDArray[np.int32], NDArray[np.int32], Floats]:
 
 
 def compiled_kernel() -> ModuleType | None:
-    """Return the compiled kernel; None where there is none."""
+    """Return the compiled kernel; None where there is none, or only one of another version of drumline."""
     try:
-        return import_module("drumline._spectra")
+        kernel = import_module("drumline._spectra")
     except ImportError:
         return None
+    return kernel if getattr(kernel, "VERSION", None) == _KERNEL_VERSION else None

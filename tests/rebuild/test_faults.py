@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,20 @@ def test_the_log_and_the_data_are_on_disk_before_a_name_appears(
         assert "fsync" in before[_last(before, "copy_file_range") :]
 
 
+@contextmanager
+def _leaving() -> Iterator[None]:
+    """End this process, a child, whatever happens in it."""
+    try:
+        yield
+    finally:
+        os._exit(1)
+
+
+def _assert_killed(child: int) -> None:
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
 def _last(calls: list[str], name: str) -> int:
     return len(calls) - 1 - calls[::-1].index(name)
 
@@ -187,10 +202,10 @@ def test_what_a_killed_rebuild_removed_is_not_missed_when_it_is_completed(fast_p
     before = len(archive.tree())
     child = os.fork()
     if child == 0:
-        arm("tree.remove.after=kill")
-        archive.rebuild(run)
-        os._exit(0)
-    os.waitpid(child, 0)
+        with _leaving():
+            arm("tree.remove.after=kill")
+            archive.rebuild(run)
+    _assert_killed(child)
     assert len(archive.tree()) == before - 1
     archive.rebuild(run)
     report = verify_tree(archive.out)
@@ -213,10 +228,10 @@ def test_directories_that_a_killed_rebuild_emptied_go_when_it_is_completed(
     assert _folders(archive.out) != folders
     child = os.fork()
     if child == 0:
-        arm(f"{step}=kill@{number}")
-        archive.rebuild(run, layout="flat")
-        os._exit(0)
-    os.waitpid(child, 0)
+        with _leaving():
+            arm(f"{step}=kill@{number}")
+            archive.rebuild(run, layout="flat")
+    _assert_killed(child)
     archive.rebuild(run, layout="flat")
     assert archive.tree() == wanted
     assert _folders(archive.out) == folders
@@ -231,10 +246,10 @@ def test_directories_that_a_killed_undo_emptied_go_with_the_next_rebuild(fast_pa
     archive.rebuild(run, layout="mirror")
     child = os.fork()
     if child == 0:
-        arm("tree.remove-directory.before=kill")
-        undo(archive.out)
-        os._exit(0)
-    os.waitpid(child, 0)
+        with _leaving():
+            arm("tree.remove-directory.before=kill")
+            undo(archive.out)
+    _assert_killed(child)
     archive.rebuild(run, layout="flat")
     assert _folders(archive.out) == folders
 

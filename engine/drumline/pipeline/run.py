@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drumline.cache import Cache, cache_errors
+from drumline.cache import Cache, cache_errors, damage_found
 from drumline.errors import ArchiveError, BundleError, CacheError, OutputError, RuntimeMissingError
 from drumline.laps import Lap, Step
 from drumline.lock import exclusive
@@ -52,7 +52,8 @@ def run(
     )
     with lock, cache_errors(request.cache_path):
         try:
-            return _run(request, walking, progress, profile, lap)
+            with damage_found(request.cache_path):
+                return _run(request, walking, progress, profile, lap)
         except CacheError as error:
             progress.note(f"{error.what}; making it anew from the indexes")
             rebuild_cache(request.cache_path, request.settings.runs_root)
