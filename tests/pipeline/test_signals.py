@@ -241,7 +241,7 @@ main()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("library", ["orjson", "numpy.", "scipy.", "onnxruntime."])
+@pytest.mark.parametrize("library", ["orjson", "numpy.", "soxr.", "onnxruntime."])
 def test_a_signal_while_a_library_is_loaded_stops_the_command(
     sounds: list[Path], tidy: Infer, tmp_path: Path, library: str, number: signal.Signals
 ) -> None:
