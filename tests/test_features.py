@@ -261,3 +261,15 @@ def test_the_engine_imports_neither_librosa_nor_scipy_signal() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize("tau", [150, 300, 600])
+def test_a_sound_that_fades_to_nearly_nothing_keeps_its_statistics(tau: int) -> None:
+    noise = np.random.default_rng(0).standard_normal(50_000) * np.exp(-np.arange(50_000) / tau)
+    out = np.empty((40, 98), np.float32)
+    plain, compiled = (
+        FeatureExtractor(FrontEnd(), compiled=way).extract(noise.astype(np.float32), out)
+        for way in (False, True)
+    )
+    assert compiled.spectral_centroid == pytest.approx(plain.spectral_centroid, rel=1e-3)
+    assert compiled.spectral_rolloff == pytest.approx(plain.spectral_rolloff, rel=1e-3)
