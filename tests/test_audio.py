@@ -7,6 +7,7 @@ import ctypes
 import itertools
 import math
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -281,6 +282,12 @@ def test_bytes_that_are_no_audio_give_an_audio_error(junk: bytes, magic: bytes) 
 )
 def test_what_cannot_be_analysed_has_its_error_type(kind: str, data: bytes) -> None:
     assert error_type(data) == kind
+
+
+@pytest.mark.parametrize(("largest", "told"), [(1e25, "reach 1e+25"), (np.inf, "not all finite")])
+def test_samples_beyond_all_measure_are_told_from_what_is_no_number(largest: float, told: str) -> None:
+    with pytest.raises(AudioError, match=re.escape(told)):
+        decode(encoded(np.array([0.0, largest]), 44_100, "WAV", "FLOAT"))
 
 
 @pytest.mark.usefixtures("no_ffmpeg")

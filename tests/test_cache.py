@@ -14,17 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from drumline.cache import (
-    Cache,
-    Failure,
-    FileRow,
-    FrameRow,
-    KnownFile,
-    Mode,
-    Split,
-    cache_way_out,
-    digest_of,
-)
+from drumline.cache import Cache, Failure, FileRow, FrameRow, KnownFile, Split, digest_of
+from drumline.cache_file import Mode, cache_way_out
 from drumline.errors import OutputError
 from drumline.tally import Tally
 from drumline.walk import Directory

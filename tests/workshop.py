@@ -82,6 +82,6 @@ def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
 
 
 def edit_cache(run: Run, statement: str) -> None:
-    """Change a row of the cache."""
+    """Change rows of the cache, at least one, or drop what it holds them in."""
     with closing(sqlite3.connect(run.directory.parent / "cache.sqlite")) as database, database:
-        assert database.execute(statement).rowcount > 0
+        assert database.execute(statement).rowcount > 0 or statement.startswith("DROP ")

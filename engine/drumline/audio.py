@@ -214,8 +214,11 @@ class Decoder:
         mono = start.mono
         if not len(mono):
             raise AudioError("empty_audio", "the file has no samples")
-        if not max(mono.max(), -mono.min()) < _LARGEST_MAGNITUDE:
+        largest = float(max(mono.max(), -mono.min()))
+        if not math.isfinite(largest):
             raise AudioError("invalid_samples", "the samples are not all finite numbers")
+        if largest >= _LARGEST_MAGNITUDE:
+            raise AudioError("invalid_samples", f"the samples reach {largest:.3g}, where full scale is 1")
         self._lap(Step.DECODE)
         samples = self._resampled(mono, start.sample_rate)
         self._lap(Step.RESAMPLE)

@@ -14,28 +14,27 @@ cache holds nothing that the indexes do not, so it can be deleted at any time: `
 At the end of a run each directory gets a *seal*: a digest of all names, sizes and times that its rows hold,
 and the lines that they point to. Where the digest of what walk finds is the same, all files are known and
 unchanged, and no row has to be read. Triggers drop a directory's seal with any change of its rows, in the
-same transaction.
+same transaction; a checksum tells when the seal itself was changed.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from enum import IntEnum
 from itertools import groupby
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 import xxhash
 
-from drumline.durable import output_errors, way_out_of
-from drumline.errors import CacheError, OutputError
+from drumline.cache_file import CACHE_SCHEMA, Mode, check_schema, connect, row_errors, wrong_row
+from drumline.durable import output_errors
 from drumline.failpoints import step
-from drumline.index import FRAME_LINES, GARBLED
-from drumline.records import TRANSIENT_ERRORS, WORKER_ERRORS, Record, display_path, relative_path
+from drumline.index import FRAME_LINES
+from drumline.records import TRANSIENT_ERRORS, WORKER_ERRORS, Record, relative_path
 from drumline.tally import Tally
 from drumline.walk import Directory
 
@@ -45,29 +44,13 @@ __all__ = [
     "FileRow",
     "FrameRow",
     "KnownFile",
-    "Mode",
     "Seal",
     "Split",
     "Twin",
-    "cache_errors",
-    "cache_way_out",
     "checked_frame",
-    "connect",
-    "damage_found",
     "digest_of",
     "file_row",
-    "is_damage",
-    "row_errors",
-    "wrong_row",
 ]
-
-CACHE_VERSION: Final = 4
-
-Mode = Literal["write", "read", "look", "build"]
-"""``write`` and ``read`` are for the processes of a run. ``look`` reads from outside: where nobody writes, no
-file is made beside the cache; where a run is at work or was killed, SQLite may make its -shm file. ``build``
-writes a new one, which nobody else has open: what cannot be written fails with its commit, rather than
-unseen when a log is moved in at the end."""
 
 # Small, so that memory does not grow with the cache: the system's page cache serves as well.
 _READER_CACHE_KB: Final = 500
@@ -77,43 +60,6 @@ _DIRECTORIES_KEPT: Final = 10_000
 _SECOND_NS: Final = 1_000_000_000
 _ID_BYTES: Final = 8
 _PLACE_BYTES: Final = _ID_BYTES + FRAME_LINES // 8
-
-_MADE_ANEW: Final = "Delete cache.sqlite in the runs root and give the same command again: it is made anew."
-
-_FILES_OF_A_CACHE: Final = 4
-"""The database, its log, the log's shared memory, and the directory while it is synced."""
-
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS scope (
-    id INTEGER PRIMARY KEY, archive BLOB NOT NULL, inference_key TEXT NOT NULL,
-    UNIQUE (archive, inference_key));
-CREATE TABLE IF NOT EXISTS run (
-    id INTEGER PRIMARY KEY, scope INTEGER NOT NULL, name TEXT NOT NULL UNIQUE, decision_key TEXT NOT NULL,
-    valid INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS frame (
-    id INTEGER PRIMARY KEY, run INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
-    lines INTEGER NOT NULL, failed INTEGER NOT NULL, carried INTEGER NOT NULL, tally BLOB NOT NULL,
-    kept BLOB);
-CREATE TABLE IF NOT EXISTS directory (
-    id INTEGER PRIMARY KEY, scope INTEGER NOT NULL, path BLOB NOT NULL, UNIQUE (scope, path));
-CREATE TABLE IF NOT EXISTS file (
-    directory INTEGER NOT NULL, name BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-    hash TEXT, failed INTEGER NOT NULL, frame INTEGER NOT NULL, line INTEGER NOT NULL,
-    PRIMARY KEY (directory, name)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS file_by_hash ON file (hash, failed) WHERE hash IS NOT NULL;
-CREATE TABLE IF NOT EXISTS seal (
-    directory INTEGER PRIMARY KEY, digest BLOB NOT NULL, failures INTEGER NOT NULL, coarse_ns INTEGER,
-    places BLOB NOT NULL);
-CREATE TRIGGER IF NOT EXISTS file_added AFTER INSERT ON file
-    BEGIN DELETE FROM seal WHERE directory = NEW.directory; END;
-CREATE TRIGGER IF NOT EXISTS file_changed AFTER UPDATE ON file
-    BEGIN DELETE FROM seal WHERE directory = OLD.directory; END;
-CREATE TRIGGER IF NOT EXISTS file_removed AFTER DELETE ON file
-    BEGIN DELETE FROM seal WHERE directory = OLD.directory; END;
-PRAGMA user_version = {CACHE_VERSION};
-COMMIT;
-"""
 
 
 class Failure(IntEnum):
@@ -254,59 +200,6 @@ class Split(NamedTuple):
     dropped: list[bytes]
 
 
-@contextmanager
-def cache_errors(path: Path) -> Iterator[None]:
-    """Turn what SQLite says of the cache at `path` into an `OutputError`."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise OutputError(
-            f"cannot use the cache {display_path(path)!r}: {error}",
-            cache_way_out(error),
-        ) from error
-
-
-@contextmanager
-def damage_found(path: Path) -> Iterator[None]:
-    """Turn what SQLite says of damage in the cache at `path` into a `CacheError`: it can be made anew."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if is_damage(error):
-            what = f"the cache {display_path(path)!r} is damaged: {error}"
-            raise CacheError(what, cache_way_out(error)) from error
-        raise
-
-
-def cache_way_out(error: sqlite3.DatabaseError) -> str:
-    """Return what can be done about an error of SQLite; a full disk is no reason to delete anything."""
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_NOMEM")):
-        return _more_files() or "Check the disk, its free space and quotas, then give the same command again."
-    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_LOCKED")):
-        return "Check the permissions and that no other program uses it, then give the same command again."
-    return _MADE_ANEW
-
-
-def is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Return whether an error of SQLite says that the file is damaged: then it can be made anew."""
-    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
-
-
-@contextmanager
-def row_errors(what: str) -> Iterator[None]:
-    """Turn what looking at a row with a wrong value raises into a `CacheError`; `what` names the row."""
-    try:
-        yield
-    except GARBLED as error:
-        raise wrong_row(what) from error
-
-
-def wrong_row(what: str) -> CacheError:
-    """Return the error for a row with a wrong value; `what` names the row."""
-    return CacheError(f"the cache is damaged: the row of {what} has a value that cannot be", _MADE_ANEW)
-
-
 def checked_frame(frame: FrameRow) -> FrameRow:
     """Return a frame whose row says what can be: as many lines as it has numbers for.
 
@@ -322,17 +215,6 @@ def checked_frame(frame: FrameRow) -> FrameRow:
     if not fits:
         raise wrong_row(what)
     return frame
-
-
-def _more_files() -> str:
-    """Return what helps when so many files cannot be open, which SQLite does not tell; empty if they can."""
-    with ExitStack() as opened:
-        try:
-            for _ in range(_FILES_OF_A_CACHE):
-                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError as error:
-            return way_out_of(error)
-    return ""
 
 
 def file_row(record: Record, line: int) -> FileRow:
@@ -374,7 +256,7 @@ class Cache:
                 self._prepare(mode)
             else:
                 self._db.execute(f"PRAGMA cache_size = -{_READER_CACHE_KB}")
-                self._check_version()
+                check_schema(self._db)
         except BaseException:
             self._db.close()
             raise
@@ -382,16 +264,11 @@ class Cache:
     def _prepare(self, mode: Mode) -> None:
         self._db.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KB}")
         if self._one("SELECT count(*) FROM sqlite_master"):
-            self._check_version()
+            check_schema(self._db)
         self._db.execute(f"PRAGMA journal_mode = {'DELETE' if mode == 'build' else 'WAL'}")
         self._db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'build' else 'NORMAL'}")
         if not self._one("PRAGMA user_version"):
-            self._db.executescript(_SCHEMA)
-
-    def _check_version(self) -> None:
-        version = self._one("PRAGMA user_version")
-        if version != CACHE_VERSION:
-            raise sqlite3.DatabaseError(f"cache version {version}, not {CACHE_VERSION}")
+            self._db.executescript(CACHE_SCHEMA)
 
     def close(self) -> None:
         """Close the file."""
@@ -484,13 +361,26 @@ class Cache:
     def files(self, directory: int) -> dict[bytes, KnownFile]:
         """Return what is known of a directory's files, by name."""
         sql = "SELECT name, size, mtime_ns, failed, frame, line FROM file WHERE directory = ?"
-        return {row[0]: KnownFile._make(row[1:]) for row in self._db.execute(sql, (directory,))}
+        known = {row[0]: KnownFile._make(row[1:]) for row in self._db.execute(sql, (directory,))}
+        if not all(type(name) is bytes for name in known):
+            raise wrong_row("a file")
+        return known
 
     def seal(self, directory: int) -> Seal | None:
-        """Return a directory's seal, if it has one."""
-        sql = "SELECT digest, failures, coarse_ns, places FROM seal WHERE directory = ?"
+        """Return a directory's seal, if it has one.
+
+        Raises
+        ------
+        CacheError
+            When the row is not as it was written.
+        """
+        sql = "SELECT digest, failures, coarse_ns, places, checksum FROM seal WHERE directory = ?"
         row = self._db.execute(sql, (directory,)).fetchone()
-        return Seal(row[0], row[1], row[2], _places_of(row[3])) if row else None
+        if row is None:
+            return None
+        if row[4] != _checksum_of(directory, *row[:4]):
+            raise wrong_row("a directory")
+        return Seal(row[0], row[1], row[2], _places_of(row[3]))
 
     def make_seal(self, directory: int) -> Seal | None:
         """Return the seal that the rows of a directory give; None where they give none."""
@@ -505,7 +395,8 @@ class Cache:
         for (number,) in self._db.execute(sql, (scope,)).fetchall():
             if seal := self.make_seal(number):
                 values = (number, *seal[:3], _bytes_of_places(seal.places))
-                self._db.execute("INSERT INTO seal VALUES (?, ?, ?, ?, ?)", values)
+                sql = "INSERT INTO seal VALUES (?, ?, ?, ?, ?, ?)"
+                self._db.execute(sql, (*values, _checksum_of(*values)))
 
     def count_directory(self, directory: int) -> int:
         """Return how many files are known in a directory."""
@@ -693,12 +584,16 @@ def _tally_of(blob: bytes, frame: int) -> Tally:
 
 
 def _places_of(blob: bytes) -> dict[int, int]:
-    with row_errors("a directory"):
-        pieces = [blob[start : start + _PLACE_BYTES] for start in range(0, len(blob), _PLACE_BYTES)]
-        return {
-            int.from_bytes(piece[:_ID_BYTES], "little"): int.from_bytes(piece[_ID_BYTES:], "little")
-            for piece in pieces
-        }
+    pieces = [blob[start : start + _PLACE_BYTES] for start in range(0, len(blob), _PLACE_BYTES)]
+    return {
+        int.from_bytes(piece[:_ID_BYTES], "little"): int.from_bytes(piece[_ID_BYTES:], "little")
+        for piece in pieces
+    }
+
+
+def _checksum_of(*values: object) -> bytes:
+    """Return the checksum of a seal's row: directory, digest, failures, coarse_ns and places; 8 bytes."""
+    return xxhash.xxh3_64_digest(repr(values).encode())
 
 
 def _bytes_of_places(places: dict[int, int]) -> bytes:
@@ -711,18 +606,3 @@ def _bytes_of_places(places: dict[int, int]) -> bytes:
 
 def _bytes_of(mask: int) -> bytes:
     return mask.to_bytes(-(-mask.bit_length() // 8), "little")
-
-
-def connect(path: Path, mode: Mode) -> sqlite3.Connection:
-    """Open the SQLite file of a cache, whatever is in it."""
-    how = "rwc" if mode in ("write", "build") else "ro"
-    if mode == "look" and not path.with_name(f"{path.name}-wal").exists():
-        how = "ro&immutable=1"
-    uri = f"file:{_quoted(path)}?mode={how}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
-
-
-def _quoted(path: Path) -> str:
-    from urllib.parse import quote_from_bytes
-
-    return quote_from_bytes(os.fsencode(path.absolute()))

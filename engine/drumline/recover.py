@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from drumline.cache import Cache, cache_errors, file_row
+from drumline.cache import Cache, file_row
+from drumline.cache_file import SIDE_FILES, cache_errors, check_place
 from drumline.durable import output_errors, sync_directory
 from drumline.errors import DrumlineError, OutputError
 from drumline.failpoints import step
@@ -24,7 +25,6 @@ _PAGE_BYTES: Final = 512
 """SQLite's smallest page: a file that is no multiple of it was cut, which SQLite notices late."""
 
 _PRIMARY_CODE: Final = 0xFF
-_SIDE_FILES: Final = ("-wal", "-shm", "-journal")
 
 
 def open_cache(path: Path, runs_root: Path, note: Callable[[str], None] = lambda _text: None) -> Cache:
@@ -44,6 +44,7 @@ def open_cache(path: Path, runs_root: Path, note: Callable[[str], None] = lambda
     OutputError
         When it cannot be read or written, or a disk fails while an index is read; it is left as it is.
     """
+    check_place(path)
     with cache_errors(path):
         return _open(path, runs_root, note)
 
@@ -116,7 +117,7 @@ def _remove(path: Path) -> None:
     """Remove a cache for good, and only then its log: that of another must never stand beside a new one."""
     path.unlink(missing_ok=True)
     sync_directory(path.parent)
-    for suffix in _SIDE_FILES:
+    for suffix in SIDE_FILES:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     sync_directory(path.parent)
 

@@ -32,6 +32,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from drumline.cache_file import SIDE_FILES
 from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import DrumlineError, IndexFormatError
 from drumline.failpoints import step
@@ -316,7 +317,7 @@ class _Repair:
             return
         target = self._set_aside(self._cache)
         with output_errors(self._cache):
-            for suffix in ("-wal", "-shm"):
+            for suffix in SIDE_FILES:
                 with suppress(FileNotFoundError):
                     os.rename(f"{self._cache}{suffix}", f"{target}{suffix}")
 

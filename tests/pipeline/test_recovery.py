@@ -48,10 +48,14 @@ def garble(cache: Path) -> None:
     cache.write_bytes(data)
 
 
-def change_version(cache: Path) -> None:
+def execute(cache: Path, sql: str) -> None:
     with sqlite3.connect(cache) as database:
-        database.execute("PRAGMA user_version = 99")
+        database.execute(sql)
     database.close()
+
+
+def change_version(cache: Path) -> None:
+    execute(cache, "PRAGMA user_version = 99")
 
 
 DAMAGE = {
@@ -64,6 +68,9 @@ DAMAGE = {
     "cut at the start": truncate(0.05),
     "garbled": garble,
     "of another version": change_version,
+    "without seals": lambda cache: execute(cache, "DROP TABLE seal"),
+    "without a trigger": lambda cache: execute(cache, "DROP TRIGGER file_changed"),
+    "without an index": lambda cache: execute(cache, "DROP INDEX file_by_hash"),
 }
 
 
@@ -90,13 +97,13 @@ WRONG_ROWS = {
     "a seal with a frame that is not there": "UPDATE seal SET places = CAST('x' AS BLOB) || places",
     "a seal with text for frames": "UPDATE seal SET places = 'x'",
     "a seal with text for a time": "UPDATE seal SET coarse_ns = 'x'",
+    "a seal with a time that is far ahead": "UPDATE seal SET coarse_ns = 9223372036854775807",
+    "a seal with fewer failures than none": "UPDATE seal SET failures = -1",
+    "a seal of no lines": "UPDATE seal SET places = CAST(substr(places, 1, 8) || zeroblob(64) AS BLOB)",
+    "a seal of another directory": "UPDATE seal SET places = (SELECT places FROM seal ORDER BY directory)",
+    "names that are text": "UPDATE file SET name = CAST(name AS TEXT)",
+    "tallies that count nothing": "UPDATE frame SET tally = '{}'",
 }
-
-
-def execute(cache: Path, sql: str) -> None:
-    with sqlite3.connect(cache) as database:
-        database.execute(sql)
-    database.close()
 
 
 @pytest.mark.parametrize("change", WRONG_ROWS)

@@ -151,9 +151,9 @@ def infer_command(
     Makes RUNS_ROOT/run_<time>/ with index.jsonl.zst, run.json and summary.json. The same command again goes
     on with an unfinished run; after a finished one, it reads only what is new or changed.
 
-    Exit codes: 0 done, 2 wrong command line, 3 wrong settings, 4 wrong model, 5 no ONNX Runtime or not the
-    device asked for, 6 archive cannot be read, 8 nothing can be written, 9 another run holds the runs root,
-    10 a stage died, 130 stopped.
+    Exit codes: 0 done, 1 a fault in drumline, 2 wrong command line, 3 wrong settings, 4 wrong model, 5 no
+    ONNX Runtime or not the device asked for, 6 archive cannot be read, 7 an earlier index is damaged, 8
+    nothing can be written, 9 another run holds the runs root, 10 a stage died, 130 stopped.
     """
     from drumline.config import infer_settings, load_config
 

@@ -31,9 +31,8 @@ from drumline.cache import (
     Seal,
     checked_frame,
     digest_of,
-    row_errors,
-    wrong_row,
 )
+from drumline.cache_file import row_errors, wrong_row
 from drumline.errors import ArchiveError, FilesGoneError
 from drumline.failpoints import step
 from drumline.laps import Lap, Step, no_lap

@@ -9,7 +9,7 @@ from typing import Any
 
 from drumline.cache import Cache, FileRow, FrameRow
 from drumline.durable import output_errors, sync_directory, write_json
-from drumline.errors import ArchiveError, DrumlineError
+from drumline.errors import ArchiveError, CacheError, DrumlineError
 from drumline.failpoints import step
 from drumline.index import IndexAppender, parse_record, read_frame, split_lines
 from drumline.pipeline.job import Job
@@ -78,10 +78,10 @@ def discard_if_empty(job: Job) -> None:
 def _assert_one_record_per_file(tally: Tally, rows: int, outcome: Outcome) -> None:
     discovered = outcome.counters["discovered"]
     if not discovered == tally.records == rows:
-        raise DrumlineError(
+        raise CacheError(
             f"found {discovered:,} files, but the index has {tally.records:,} and the cache {rows:,}",
-            "Delete cache.sqlite in the runs root and give the same command again: it is made anew from the"
-            " indexes. If that does not help, this is a fault in drumline: report it. --fresh starts anew.",
+            "The cache was made anew, and that did not help: this is a fault in drumline, report it. --fresh"
+            " starts anew.",
         )
 
 

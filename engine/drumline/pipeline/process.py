@@ -185,7 +185,7 @@ def _reported(name: str, error: BaseException) -> DrumlineError:
     """Return what the supervisor is to say of an error that ended a stage."""
     import sqlite3  # here, for walk starts before anything else is imported
 
-    from drumline.cache import cache_way_out, is_damage
+    from drumline.cache_file import cache_way_out, is_damage
 
     if isinstance(error, DrumlineError):
         return error

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drumline.cache import Cache, cache_errors, damage_found
+from drumline.cache import Cache
+from drumline.cache_file import cache_errors, damage_found
 from drumline.errors import ArchiveError, BundleError, CacheError, OutputError, RuntimeMissingError
 from drumline.laps import Lap, Step
 from drumline.lock import exclusive

@@ -10,7 +10,8 @@ from math import isclose
 from pathlib import Path
 from typing import NamedTuple
 
-from drumline.cache import CACHE_VERSION, Cache, FileRow, FrameRow, connect, file_row
+from drumline.cache import Cache, FileRow, FrameRow, file_row
+from drumline.cache_file import check_schema, connect
 from drumline.errors import DrumlineError
 from drumline.index import GARBLED, Codec, parse_record, read_frame, split_lines
 from drumline.runs import CACHE_NAME, Run
@@ -110,9 +111,7 @@ def _problems(ledger: Ledger) -> Iterator[None]:
 def _check_file(path: Path, run: Run) -> CachedRun | None:
     """Return the run as the cache knows it; raise `sqlite3.DatabaseError` when that is no sound cache."""
     with closing(connect(path, "look")) as database:
-        version = database.execute("PRAGMA user_version").fetchone()[0]
-        if version != CACHE_VERSION:
-            raise sqlite3.DatabaseError(f"version {version}, not {CACHE_VERSION}")
+        check_schema(database)
         found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(" ".join(found.split()))
