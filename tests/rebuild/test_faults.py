@@ -285,5 +285,20 @@ def test_a_log_with_zeros_before_what_was_synced_is_damaged(fast_path: Path) -> 
             work()
 
 
+def test_a_log_with_zeros_is_gone_on_with_only_where_they_are_behind_the_last_sync(fast_path: Path) -> None:
+    archive = small_archive(fast_path)
+    archive.rebuild(archive.run())
+    log = archive.out / "_mapping.jsonl"
+    data = log.read_bytes()
+    synced = data.rindex(b'{"action":"synced"}')
+    first = data.index(b"\n") + 1
+    refused = set()
+    for place in range(first, len(data) - 8, 7):
+        log.write_bytes(data[:place] + bytes(8) + data[place + 8 :])
+        if "log" in verify_tree(archive.out).kinds:
+            refused.add(place)
+    assert refused == {place for place in range(first, len(data) - 8, 7) if place + 8 <= synced}
+
+
 def _folders(out: Path) -> set[str]:
     return {os.fspath(path.relative_to(out)) for path in out.rglob("*") if path.is_dir()}

@@ -13,6 +13,7 @@ dir          a directory is about to be made
 make         a file is about to appear: target, source, mode, size, mtime_ns, hash
 report       a manifest or summary is about to be written: target, hash of its content
 removed      what stood at target is gone (or never came)
+synced       all that stands above is on disk
 ===========  ====================================================================================
 
 Paths that are no UTF-8 have their exact bytes in ``target_b64`` and ``source_b64`` too.
@@ -23,6 +24,8 @@ from __future__ import annotations
 import base64
 import os
 import stat
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import IO, Any, NamedTuple
 
 import orjson
@@ -52,6 +55,8 @@ LOG_VERSION = 1
 _MAX_LINE = 1 << 17
 _HOLE = b"\0"
 """What lost power leaves where a later part of a write is on disk, and an earlier one not."""
+
+_SYNCED = b'{"action":"synced"}\n'
 
 _LINES_TOGETHER = 10_000
 
@@ -90,6 +95,7 @@ class MappingLog:
 
     def __init__(self, tree: Tree, length: int) -> None:
         self._tree = tree
+        self._before = b""
         with output_errors(tree.path):
             self._descriptor = tree.open_file(LOG_NAME, os.O_WRONLY | os.O_CREAT)
             self._length = length
@@ -105,10 +111,13 @@ class MappingLog:
         self.append([_line({"action": "created", "drumline_mapping": LOG_VERSION, "made_root": made_root})])
 
     def append(self, lines: list[bytes], *, sync: bool = True) -> None:
-        """Append lines; on disk when this returns, unless `sync` is false."""
-        data = b"".join(lines)
-        if not data:
+        """Append lines; on disk when this returns, unless `sync` is false.
+
+        What follows a sync begins by saying so: then a hole above it is damage, and no lost power.
+        """
+        if not lines:
             return
+        data = b"".join([self._before, *lines])
         with output_errors(self._tree.path):
             try:
                 with step("log.write"):
@@ -121,6 +130,7 @@ class MappingLog:
                 os.lseek(self._descriptor, self._length, os.SEEK_SET)
                 raise
             self._length += len(data)
+            self._before = _SYNCED if sync else b""
 
     def close(self) -> None:
         """Close the file."""
@@ -205,9 +215,9 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
             "Use the drumline that made it.",
         )
     length, settings, reported = len(first), dict[str, Any](), False
-    for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), 2):
+    for number, line in enumerate(_lines_of(stream), 2):
         if _HOLE in line:
-            _check_torn(tree, stream, number)
+            _check_torn(tree, chain([line], _lines_of(stream)), number)
             break
         if not line.endswith(b"\n") and len(line) < _MAX_LINE:
             break  # torn by a kill: what it announces never came
@@ -223,18 +233,21 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
 
 def _reports(line: dict[str, Any], *, before: bool) -> bool:
     """Tell whether nothing but the staging directory came or went since the reports, up to a line."""
+    if line["action"] == "synced":
+        return before
     if line["action"] in ("report", "rebuild"):
         return bool(line["action"] == "report")
     return before and _exact(line, "target") == STAGING
 
 
-def _check_torn(tree: Tree, stream: IO[bytes], number: int) -> None:
-    """Refuse a hole before what was synced: all up to a report is on disk before a line follows it."""
-    reported = False
-    for line in iter(lambda: stream.readline(_MAX_LINE), b""):
-        if reported:
-            raise _damaged(tree, number)
-        reported = line.startswith(b'{"action":"report"')
+def _lines_of(stream: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: stream.readline(_MAX_LINE), b"")
+
+
+def _check_torn(tree: Tree, lines: Iterable[bytes], number: int) -> None:
+    """Refuse a hole, in the first of these lines, before what was synced."""
+    if any(line.endswith(_SYNCED) for line in lines):
+        raise _damaged(tree, number)
 
 
 def _parse(tree: Tree, line: bytes, number: int) -> dict[str, Any]:
@@ -256,7 +269,7 @@ def _damaged(tree: Tree, number: int) -> OutputError:
 
 def _apply(tree: Tree, store: Store, line: dict[str, Any], number: int) -> None:
     action = line.get("action")
-    if action == "rebuild":
+    if action in ("rebuild", "synced"):
         return
     try:
         target = _exact(line, "target")
