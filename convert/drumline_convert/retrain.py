@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drumline.bundle import find_bundle, load_bundle
-from drumline.durable import output_errors, sync_directory, write_bytes, write_json
+from drumline.durable import make_directories, output_errors, sync_directory, write_bytes, write_json
 from drumline.errors import ConfigError, OutputError
 from drumline_convert.bundle_writer import BundleDescription, write_bundle
 from drumline_convert.calibration import calibration_json
@@ -188,13 +188,23 @@ def _compared(old: Path, new: Path, manifest: Path, taxonomy: Path) -> dict[str,
 
 def _put_in_place(draft: Path, out: Path) -> None:
     """Move the new bundle to `out`; what stood there stays beside it as ``NAME.before``."""
+    arriving = out.with_name(f".{out.name}.new")
     with output_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(out.parent)
+        shutil.rmtree(arriving, ignore_errors=True)
+        # The draft may lie on another file system.
+        shutil.copytree(draft, arriving, copy_function=_copy_synced)
+        sync_directory(arriving)
         if out.exists():
             load_bundle(out)
             before = out.with_name(f"{out.name}.before")
             shutil.rmtree(before, ignore_errors=True)
             os.rename(out, before)
-        # The draft may lie on another file system.
-        shutil.copytree(draft, out)
+        os.rename(arriving, out)
         sync_directory(out.parent)
+
+
+def _copy_synced(source: str, target: str) -> None:
+    shutil.copy2(source, target)
+    with open(target, "rb") as stream:
+        os.fsync(stream.fileno())

@@ -74,8 +74,11 @@ def sync_directory(directory: str | bytes | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def make_directories(directory: Path) -> None:
-    """Make a directory and what it is in, durably; what could not be made known to the disk is taken back."""
+def make_directories(directory: Path) -> list[Path]:
+    """Make a directory and what it is in, durably; return those that were made, the outermost first.
+
+    What could not be made known to the disk is taken back.
+    """
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     made: list[Path] = []
     # The innermost one that stands may be of a call that was killed before it synced its name.
@@ -92,6 +95,7 @@ def make_directories(directory: Path) -> None:
             with suppress(OSError):
                 path.rmdir()
         raise
+    return made
 
 
 def _sync_name(directory: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from drumline.durable import make_directories
 from drumline.errors import DrumlineError, OutputError
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Failure, Refused
@@ -162,7 +163,7 @@ def open_site(plan: Plan) -> Iterator[tuple[Site, Placer | None]]:
 def _new_tree(plan: Plan, opened: ExitStack, on_error: ExitStack) -> Tree:
     """Make and lock the output directory; it is closed by `opened` and taken back by `on_error`."""
     out = plan.settings.out
-    on_error.callback(_remove_directories, _make_directories(out))
+    on_error.callback(_remove_directories, make_directories(out))
     found = guard.open_tree(out, plan.store)
     if found is None or found[1] is not None:
         raise OutputError(
@@ -172,16 +173,9 @@ def _new_tree(plan: Plan, opened: ExitStack, on_error: ExitStack) -> Tree:
     return found[0]
 
 
-def _make_directories(out: Path) -> list[Path]:
-    """Make a directory and what it is in; return what had to be made, innermost first."""
-    missing = [path for path in (out, *out.parents) if not path.exists()]
-    os.makedirs(out, exist_ok=True)
-    return missing
-
-
 def _remove_directories(directories: list[Path]) -> None:
     with suppress(OSError):
-        for directory in directories:
+        for directory in reversed(directories):
             os.rmdir(directory)
 
 
