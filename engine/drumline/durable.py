@@ -131,7 +131,8 @@ def new_directory(out: Path) -> Iterator[Path]:
 
 def _publish(draft: Path, out: Path) -> None:
     """Give a directory its name; one that does not reach the disk is taken back, for another try."""
-    os.rename(draft, out)
+    with step("durable.publish"):
+        os.rename(draft, out)
     try:
         sync_directory(out.parent)
     except BaseException:

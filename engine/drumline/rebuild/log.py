@@ -100,7 +100,8 @@ class MappingLog:
             self._descriptor = tree.open_file(LOG_NAME, os.O_WRONLY | os.O_CREAT)
             self._length = length
             if os.fstat(self._descriptor).st_size > length:
-                os.ftruncate(self._descriptor, length)
+                with step("log.cut"):
+                    os.ftruncate(self._descriptor, length)
                 os.fsync(self._descriptor)  # no old bytes may show through in what is appended
             os.lseek(self._descriptor, length, os.SEEK_SET)
             if length == 0:
