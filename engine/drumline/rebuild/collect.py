@@ -1,7 +1,8 @@
-"""Reading the index: label, target and collision key of every file that is to be placed."""
+"""Reading the index: label, target and collision key of every file to be placed, and whether it is there."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import TypeAlias
 from drumline.errors import IndexFormatError
 from drumline.helpers import helpers_for
 from drumline.index import GARBLED, garbled, parse_records, read_frames, split_lines
-from drumline.rebuild.actions import Problem, Progress
+from drumline.rebuild import guard
+from drumline.rebuild.actions import Problem, Progress, Refused
 from drumline.rebuild.labelling import Labeller
 from drumline.rebuild.names import collision_key, flat_name, is_safe, label_directory
 from drumline.rebuild.plan import Plan
 from drumline.rebuild.store import Row
+from drumline.rebuild.tree import Sources
 from drumline.records import Record, relative_path
 from drumline.tally import Tally
 
@@ -52,6 +55,8 @@ class Found:
         Content hashes that have an override.
     overridden
         Files to be placed that an override gave their label.
+    devices
+        Devices that files to be placed lie on, each with one of these.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -60,6 +65,7 @@ class Found:
     tally: Tally = field(default_factory=Tally)
     used: set[str] = field(default_factory=set)
     overridden: int = 0
+    devices: dict[int, Row] = field(default_factory=dict)
 
 
 def collect(plan: Plan, labeller: Labeller, progress: Callable[[Progress], None]) -> None:
@@ -71,15 +77,17 @@ def collect(plan: Plan, labeller: Labeller, progress: Callable[[Progress], None]
         When it cannot be read, or holds something that is no record.
     ConfigError
         When the hash of an override is in no record.
+    OutputError
+        When a file lies on a device from which the copy mode cannot bring it into the tree.
     """
-    path, used = plan.run.index_path, set[str]()
-    reader = Reader(path, labeller, flat=plan.settings.layout == "flat")
+    path, total = plan.run.index_path, _Sum(plan)
+    reader = Reader(path, labeller, plan.sources, flat=plan.settings.layout == "flat")
     with helpers_for(reader.read, _size(path) // _BYTES_PER_RECORD) as helpers:
         for lines in _frames(path):
-            used |= _add_up(plan, helpers.give(lines))
+            total.add(helpers.give(lines))
             progress(Progress("reading", plan.tally.records, None))
-        used |= _add_up(plan, helpers.finish())
-    labeller.check_used(used, plan.settings.overrides)
+        total.add(helpers.finish())
+    labeller.check_used(total.used, plan.settings.overrides)
     plan.store.flush()
 
 
@@ -109,49 +117,80 @@ def _unreadable(path: Path, error: OSError) -> IndexFormatError:
     )
 
 
-def _add_up(plan: Plan, done: list[tuple[Lines, Found]]) -> set[str]:
-    used: set[str] = set()
-    for _, found in done:
-        plan.store.add_all("record", found.rows)
-        plan.store.add_all("failed", found.failed)
-        for problem, path, message in found.refused:
-            plan.store.note_problem(problem, path, message)
-            plan.counts[problem] += 1
-        plan.tally.merge(found.tally)
-        plan.counts["overridden"] += found.overridden
-        used |= found.used
-    return used
+class _Sum:
+    """Adds up what frames give: most of it in the plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._devices = {os.fstat(plan.sources.root).st_dev} if plan.sources else set()
+        self.used: set[str] = set()
+
+    def add(self, done: list[tuple[Lines, Found]]) -> None:
+        """Add what was found in frames."""
+        plan = self._plan
+        for _, found in done:
+            plan.store.add_all("record", found.rows)
+            plan.store.add_all("failed", found.failed)
+            for problem, path, message in found.refused:
+                plan.store.note_problem(problem, path, message)
+                plan.counts[problem] += 1
+            plan.tally.merge(found.tally)
+            plan.counts["overridden"] += found.overridden
+            self.used |= found.used
+            for device in found.devices.keys() - self._devices:
+                self._check_device(device, found.devices[device])
+
+    def _check_device(self, device: int, row: Row) -> None:
+        assert self._plan.sources is not None
+        self._devices.add(device)
+        settings, path = self._plan.settings, self._plan.sources.absolute(row)
+        guard.check_device(settings.out, settings.copy_mode, device, path)
 
 
 class Reader:
-    """Turns lines of the index into rows; has no other effect, so that helpers can do it."""
+    """Turns lines of the index into rows; only reads, so that helpers can do it.
 
-    def __init__(self, path: Path, labeller: Labeller, *, flat: bool) -> None:
-        self._path, self._labeller, self._flat = path, labeller, flat
+    Parameters
+    ----------
+    path
+        The index.
+    labeller
+        Says what label each file gets.
+    sources
+        The archive, to see whether each file is as it was indexed; None where nothing is taken from it.
+    flat
+        Whether the tree has no directories but the labels'.
+    """
+
+    def __init__(self, path: Path, labeller: Labeller, sources: Sources | None, *, flat: bool) -> None:
+        self._path, self._labeller, self._sources, self._flat = path, labeller, sources, flat
         self._directories: dict[str, bytes | None] = {}
 
     def read(self, lines: Lines) -> Found:
         """Read one frame's lines."""
-        found, line = Found(), b""
+        found, line, labelled = Found(), b"", list[Record]()
         first = lines[0] << _FRAME_SHIFT
         try:
             texts = split_lines(lines[1])
             for place, record in enumerate(parse_records(texts, self._path)):
                 line = texts[place]
-                self._read(first + place, record, found)
+                labelled.append(self._read(first + place, record, found))
+            found.tally.add_all(labelled)
             found.tally.report()  # whatever it cannot count must not reach the sum
         except GARBLED as error:
             raise IndexFormatError(
                 f"{str(self._path)!r} holds a garbled record: {garbled(error)}, in {line[:80]!r}",
                 "'drumline verify' tells more, 'drumline repair' mends.",
             ) from error
+        if self._sources is not None:
+            self._look_for(self._sources, found)
         return found
 
-    def _read(self, place: int, record: Record, found: Found) -> None:
+    def _read(self, place: int, record: Record, found: Found) -> Record:
+        """Read one record; return it as it is labelled now."""
         record, overridden = self._labeller.label(record)
         if overridden:
             found.used.add(str(record["hash"]))
-        found.tally.add(record)
         source, failure = _source_of(record), record["errors"]
         if failure is not None:
             found.failed.append((place, source or b"", str(failure["type"]), str(failure["message"])))
@@ -163,10 +202,20 @@ class Reader:
             found.refused.append(("unsafe_label", source, f"no directory can be called {label[:_SHOWN]!r}"))
         else:
             target = directory + b"/" + (flat_name(source) if self._flat else source)
-            found.rows.append(
-                Row(place, collision_key(target), source, directory.decode(), target, *_checked(record))
-            )
+            key = collision_key(target)
+            row = Row(place, key, source, directory.decode(), target, *_checked(record))
+            found.rows.append(row)
             found.overridden += overridden
+        return record
+
+    def _look_for(self, sources: Sources, found: Found) -> None:
+        """Note what is wrong with files in the archive; one directory after another."""
+        for place in sorted(range(len(found.rows)), key=lambda place: found.rows[place].source):
+            row = found.rows[place]
+            try:
+                found.devices.setdefault(sources.find(row)[2].st_dev, row)
+            except Refused as refused:
+                found.rows[place] = row._replace(problem=refused.problem, message=refused.message)
 
     def _directory(self, label: str) -> bytes | None:
         if label not in self._directories:

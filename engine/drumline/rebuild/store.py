@@ -6,8 +6,8 @@ so vanishes with the process, however that ends. Sorting and joining 10^7 rows n
 10^5. Measured: 2 µs a row inserted, 2 µs a row sorted and read.
 
 ==========  =================================================================================
-record      a file of the index that is to be placed, its place in the index, its wanted target and the
-            collision key
+record      a file of the index that is to be placed, its place in the index, its wanted target, the
+            collision key, and what is wrong with it in the archive
 content     content that several files have, and which of them is placed (only with dedup)
 spare       keys that are taken and hold a ``~``: only these can clash with a spare name
 plan        the plan: one row per file, numbered in the order of execution
@@ -24,33 +24,37 @@ stale       made earlier, no longer in the plan, as it was made, or gone already
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 from drumline.errors import OutputError
 from drumline.rebuild.actions import Action, Problem, State
 
-__all__ = ["PLACED", "TO_DO", "Made", "Row", "Store", "working_space"]
+__all__ = ["PLACED", "SOURCE_PROBLEMS", "TO_DO", "Made", "Row", "Store", "working_space"]
 
 PLACED = ("make", "replace", "adopt", "there", "listed")
 """States of files that are, or will be, in the tree."""
+
+SOURCE_PROBLEMS = ("missing", "unreadable", "changed")
+"""Problems of a file in the archive."""
 
 TO_DO = ("make", "replace")
 """States of files that `execute` makes."""
 
 _CACHE_KIB = 64 << 10
 _CHUNK = 5_000
+_INTERRUPTIBLE_STEPS = 200_000
 _FOLDERS = 1_000
 _TWINS = 100
 _PLAN = "number, state, label, target, source, size, mtime_ns, hash"
 _MADE = "m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash"
 _SCHEMA = """
 CREATE TABLE record (place INTEGER PRIMARY KEY, key BLOB, source BLOB, label TEXT, target BLOB, size INT,
-                     mtime_ns INT, hash TEXT);
+                     mtime_ns INT, hash TEXT, problem TEXT, message TEXT);
 CREATE TABLE spare (key BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE plan (number INTEGER PRIMARY KEY, state TEXT, label TEXT, target BLOB, source BLOB,
-                   size INT, mtime_ns INT, hash TEXT);
+                   size INT, mtime_ns INT, hash TEXT, message TEXT);
 CREATE TABLE failed (place INTEGER PRIMARY KEY, path BLOB, type TEXT, message TEXT);
 CREATE TABLE problem (kind TEXT, path BLOB, message TEXT);
 CREATE TABLE made (target BLOB PRIMARY KEY, mode TEXT, size INT, mtime_ns INT, source BLOB, hash TEXT)
@@ -64,7 +68,8 @@ CREATE TABLE stale (target BLOB PRIMARY KEY, is_last INT) WITHOUT ROWID;
 class Row(NamedTuple):
     """A record of the index that is to be placed.
 
-    `place` is where it stands in the index, `key` the target's collision key, `label` the label's directory.
+    `place` is where it stands in the index, `key` the target's collision key, `label` the label's directory;
+    `problem` and `message` say why the archive does not have it as it was indexed.
     """
 
     place: int
@@ -75,6 +80,8 @@ class Row(NamedTuple):
     size: int
     mtime_ns: int
     hash: str | None
+    problem: Problem | None = None
+    message: str | None = None
 
 
 class Made(NamedTuple):
@@ -94,6 +101,8 @@ def working_space() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            raise KeyboardInterrupt from error
         raise OutputError(
             f"the plan's table in the temporary directory failed: {error}",
             "If the temporary directory is full or read-only, set TMPDIR to a directory on a larger disk.",
@@ -109,6 +118,8 @@ class Store:
         for pragma in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.executescript(_SCHEMA)
+        # Sorting ten million rows is one call, and a signal is only handled where Python code runs.
+        self._db.set_progress_handler(lambda: 0, _INTERRUPTIBLE_STEPS)
         self._db.execute("BEGIN")
         self._buffers: dict[str, list[Sequence[Any]]] = {}
         self._is_claimed = False
@@ -226,7 +237,8 @@ class Store:
             "WITH named AS (SELECT source, place FROM record"
             " UNION ALL SELECT path, place FROM failed WHERE path <> x'')"
             " SELECT source, place FROM (SELECT source, place,"
-            " lead(place) OVER (PARTITION BY source ORDER BY place) AS later FROM named)"
+            " lead(place) OVER (PARTITION BY source ORDER BY place) AS later FROM named"
+            " WHERE source IN (SELECT source FROM named GROUP BY source HAVING COUNT(*) > 1))"
             " WHERE later IS NOT NULL"
         ).fetchall()
         for _, place in gone:
@@ -245,7 +257,7 @@ class Store:
             (other, other.encode(), len(label.encode()) + 1, label),
         )
 
-    def keep_one_of_each_content(self, can_be_placed: Callable[[Row], bool]) -> int:
+    def keep_one_of_each_content(self) -> int:
         """Of files with the same content keep the first by path that can be placed; return how many went."""
         self._change(
             "CREATE TABLE content (hash TEXT, size INT, first INT, kept INT, PRIMARY KEY (hash, size))"
@@ -260,7 +272,7 @@ class Store:
             content = (row.hash, row.size)
             if self._row(f"SELECT kept FROM content {same}", content)[0] is None:
                 self._change(f"UPDATE content SET first = ifnull(first, ?) {same}", (row.place, *content))
-                if can_be_placed(row):
+                if row.problem is None:
                     self._change(f"UPDATE content SET kept = ? {same}", (row.place, *content))
         return self._change(
             "DELETE FROM record WHERE place IN (SELECT r.place FROM record r"
@@ -283,13 +295,43 @@ class Store:
         """Return how many files there are to be placed."""
         return int(self._row("SELECT COUNT(*) FROM record")[0])
 
-    def records(self) -> Iterator[Row]:
-        """Iterate over the files to be placed, in their order in the tree."""
-        return map(Row._make, self._rows("SELECT * FROM record ORDER BY key, source"))
+    def clashes(self) -> Iterator[tuple[list[Row], bool]]:
+        """Iterate over (files that want one name, in their order; whether a directory wants it, too).
 
-    def drop_records(self) -> None:
-        """Free the room of the records: all of them are in the plan."""
-        self.flush()
+        Keys sort depth first: what is in a directory follows right after a file that would take its name.
+        """
+        alike: list[tuple[list[int], bool]] = []
+        places: list[int] = []
+        before = b""
+        for place, key in self._rows("SELECT place, key FROM record ORDER BY key, source"):
+            is_near = key.startswith(before)
+            if is_near and key == before:
+                places.append(place)
+                continue
+            is_directory = is_near and key.startswith(before + b"\0")
+            if is_directory or len(places) > 1:
+                alike.append((places, is_directory))
+            places, before = [place], key
+        if len(places) > 1:
+            alike.append((places, False))
+        for places, is_directory in alike:
+            yield [self._record(place) for place in places], is_directory
+
+    def _record(self, place: int) -> Row:
+        return Row._make(self._row("SELECT * FROM record WHERE place = ?", (place,)))
+
+    def rename(self, row: Row, target: bytes) -> None:
+        """Give a file another name in the tree."""
+        self._change("UPDATE record SET target = ? WHERE place = ?", (target, row.place))
+
+    def plan_records(self, state: State) -> None:
+        """Make the plan of the records, in their order in the tree; with nothing against them, in `state`."""
+        columns = "label, target, source, size, mtime_ns, hash, message"
+        self._change(
+            f"INSERT INTO plan (state, {columns}) SELECT ifnull(problem, ?), {columns} FROM record"
+            " ORDER BY key, source",
+            (state,),
+        )
         self._change("DROP TABLE record")
 
     def failed_files(self) -> Iterator[tuple[bytes, str, str]]:
@@ -305,9 +347,27 @@ class Store:
         """Tell whether a file of the index has an error."""
         return self._row("SELECT 1 FROM failed WHERE path = ? LIMIT 1", (path,)) is not None
 
-    def add_action(self, action: Action) -> None:
-        """Add a file to the plan, soon."""
-        self.add("plan", action)
+    def note_source_problems(self) -> None:
+        """Note what stands against files of the plan in the archive."""
+        self._change(
+            "INSERT INTO problem SELECT state, target, message FROM plan"
+            f" WHERE message IS NOT NULL AND state IN ({_places(SOURCE_PROBLEMS)})",
+            SOURCE_PROBLEMS,
+        )
+
+    def state_counts(self) -> dict[str, int]:
+        """Return state → files of the plan."""
+        return dict(self._rows("SELECT state, COUNT(*) FROM plan GROUP BY state"))
+
+    def label_totals(self) -> Iterator[tuple[str, int, int]]:
+        """Iterate over (label, files, bytes) of what is, or will be, in the tree."""
+        # In halves, for the sum of a few sparse files can be more than SQLite's integers hold.
+        rows = self._rows(
+            "SELECT label, COUNT(*), SUM(size >> 32), SUM(size & 0xFFFFFFFF) FROM plan"
+            f" WHERE state IN ({_places(PLACED)}) GROUP BY label",
+            PLACED,
+        )
+        return ((label, files, (high << 32) + low) for label, files, high, low in rows)
 
     def action_count(self) -> int:
         """Return how many files are in the plan."""

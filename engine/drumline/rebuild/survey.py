@@ -1,21 +1,20 @@
-"""The survey: over the files in their order in the tree, final name, then how each stands there."""
+"""The survey: the files' final names, their order in the tree, then how each stands there."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Progress, Refused, State
 from drumline.rebuild.names import collision_key, spare_names
 from drumline.rebuild.originals import archive_has
-from drumline.rebuild.plan import PLACED, LabelTotal, Plan
+from drumline.rebuild.plan import LabelTotal, Plan
 from drumline.rebuild.standing import WHY_IT_STAYS, fate, has_same_content, replaces, standing
-from drumline.rebuild.store import Made, Row
+from drumline.rebuild.store import SOURCE_PROBLEMS, Made, Row
 
 __all__ = ["Surveyor"]
 
-_REPORT_EVERY = 5_000
+_TOGETHER = 2_048
 
 
 class Surveyor:
@@ -26,23 +25,22 @@ class Surveyor:
         self._mode = plan.settings.copy_mode
         self._log_is_empty = not plan.store.made_count()
         self._root = plan.archive_root or b""
-        self._devices = {os.fstat(plan.sources.root).st_dev} if plan.sources else set()
 
     def survey(self) -> None:
         """Go over all files."""
         self._drop_superseded()
         self._unify_labels()
         if self._plan.settings.dedup == "first":
-            self._plan.counts["duplicate"] = self._store.keep_one_of_each_content(
-                lambda row: self._is_there(_action(0, row.target, row))
-            )
-        self._store.reserve_marked()
-        total = self._store.record_count()
-        for number, (target, row) in enumerate(self._named()):
-            self._add(number, target, row)
-            if number % _REPORT_EVERY == 0:
-                self._progress(Progress("planning", number, total))
-        self._store.drop_records()
+            self._plan.counts["duplicate"] = self._store.keep_one_of_each_content()
+        self._name_apart()
+        self._progress(Progress("planning", 0, self._store.record_count()))
+        self._store.plan_records("listed" if self._mode == "none" else "make")
+        if self._plan.tree and self._mode != "none":
+            self._compare_with_tree()
+        self._store.note_source_problems()
+        self._plan.counts.update(self._store.state_counts())
+        for label, files, size in self._store.label_totals():
+            self._plan.labels[label] = LabelTotal(files, size)
         if self._mode != "none" and not self._log_is_empty:
             self._find_stale()
         self._store.flush()
@@ -62,33 +60,12 @@ class Surveyor:
             if kept != label:
                 self._store.rename_label(label, kept)
 
-    def _is_there(self, action: Action) -> bool:
-        """Tell whether the archive has a file as it was indexed."""
-        if self._plan.sources is None:
-            return True
-        try:
-            self._plan.sources.find(action)
-        except Refused:
-            return False
-        return True
-
-    def _named(self) -> Iterator[tuple[bytes, Row]]:
-        """Iterate over (final target, row): the first of colliding ones keeps its name.
-
-        A directory goes before a file of the same key. Keys sort depth first, so what is in a directory
-        follows right after a file that would take its name: holding back one row is all that this needs.
-        """
-        first: Row | None = None
-        for row in self._store.records():
-            if first is not None and row.key == first.key:
-                yield self._spare(row), row
-                continue
-            if first is not None:
-                is_directory = row.key.startswith(first.key + b"\0")
-                yield (self._spare(first) if is_directory else first.target), first
-            first = row
-        if first is not None:
-            yield first.target, first
+    def _name_apart(self) -> None:
+        """Give the first of several files their name, and to none a name that a directory has."""
+        self._store.reserve_marked()
+        for rows, is_directory in self._store.clashes():
+            for row in (*rows[1:], *rows[:is_directory]):
+                self._store.rename(row, self._spare(row))
 
     def _spare(self, row: Row) -> bytes:
         for target in spare_names(row.target, row.source):
@@ -96,36 +73,24 @@ class Surveyor:
                 return target
         raise AssertionError("spare names never end")
 
-    def _add(self, number: int, target: bytes, row: Row) -> None:
-        action = _action(number, target, row)
-        action = action._replace(state=self._state(action))
-        self._store.add_action(action)
-        self._plan.counts[action.state] += 1
-        if action.state in PLACED:
-            total = self._plan.labels.setdefault(action.label, LabelTotal())
-            total.files += 1
-            total.bytes += action.size
+    def _compare_with_tree(self) -> None:
+        total, done = self._store.action_count(), 0
+        for batch in self._plan.batches(_TOGETHER, 1 << 62, ("make", *SOURCE_PROBLEMS)):
+            for action in batch:
+                state = self._state(action)
+                if state != action.state:
+                    self._store.set_state(action, state)
+            done += len(batch)
+            self._progress(Progress("planning", done, total))
 
     def _state(self, action: Action) -> State:
-        if self._mode == "none":
-            return "listed"
+        """Return how a file stands; what stands as planned need not be in the archive any more."""
         try:
-            state = self._standing(action) if self._plan.tree else "make"
-            if state not in ("there", "adopt"):
-                self._check_source(action)
+            state = self._standing(action)
         except Refused as refused:
             self._store.note_problem(refused.problem, action.target, refused.message)
             return refused.problem
-        return state
-
-    def _check_source(self, action: Action) -> None:
-        assert self._plan.sources is not None
-        status = self._plan.sources.find(action)[2]
-        if status.st_dev not in self._devices:
-            self._devices.add(status.st_dev)
-            guard.check_device(
-                self._plan.settings.out, self._mode, status.st_dev, self._plan.sources.absolute(action)
-            )
+        return state if state in ("there", "adopt") or action.state == "make" else action.state
 
     def _standing(self, action: Action) -> State:
         assert self._plan.tree is not None
@@ -190,7 +155,7 @@ class Surveyor:
 
     def _knows_origin(self, made: Made, action: Action) -> bool:
         """Tell whether the log names the planned origin of a copy, or that is not there to be named."""
-        return made.source == os.path.join(self._root, action.source) or not self._is_there(action)
+        return made.source == os.path.join(self._root, action.source) or action.state != "make"
 
     def _find_stale(self) -> None:
         """Find what was made earlier and is not in the plan; only what is elsewhere too is removed."""
@@ -227,7 +192,3 @@ class Surveyor:
                 self._store.note_problem("occupied", action.target, "a file that stays is in the way")
                 self._plan.labels[action.label].files -= 1
                 self._plan.labels[action.label].bytes -= action.size
-
-
-def _action(number: int, target: bytes, row: Row) -> Action:
-    return Action(number, "make", row.label, target, row.source, row.size, row.mtime_ns, row.hash)

@@ -15,13 +15,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from drumline.durable import output_errors
 from drumline.errors import BusyError, OutputError
 from drumline.failpoints import step
 from drumline.lock import holder_in_kernel
 from drumline.machine import open_files_limit
-from drumline.rebuild.actions import Action, Refused
+from drumline.rebuild.actions import Refused
 from drumline.walk import mtime_of
 
 __all__ = [
@@ -114,6 +115,19 @@ class Directories:
             self.root = -1
 
 
+class Indexed(Protocol):
+    """A file as it was indexed: its path in the archive, in exact bytes, its size and its time."""
+
+    @property
+    def source(self) -> bytes: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def mtime_ns(self) -> int: ...
+
+
 class Sources(Directories):
     """The archive; only read. Where a path of the index leads over a link, `infer` was told to follow it."""
 
@@ -121,8 +135,8 @@ class Sources(Directories):
         super().__init__(os.open(root, _SEARCH), follow=True)
         self._prefix = root.rstrip(b"/") + b"/"
 
-    def find(self, action: Action) -> tuple[int, bytes, os.stat_result]:
-        """Return (directory, name, stat) of an action's source.
+    def find(self, file: Indexed) -> tuple[int, bytes, os.stat_result]:
+        """Return (directory, name, stat) of a file's source.
 
         Raises
         ------
@@ -130,16 +144,16 @@ class Sources(Directories):
             When it is missing, unreadable, or not the file that was indexed.
         """
         try:
-            descriptor, name = self.locate(action.source)
+            descriptor, name = self.locate(file.source)
             status = os.stat(name, dir_fd=descriptor)
         except OSError as error:
             raise source_refusal(error) from error
-        check_unchanged(status, action)
+        check_unchanged(status, file)
         return descriptor, name, status
 
-    def absolute(self, action: Action) -> bytes:
-        """Return the absolute path of an action's source."""
-        return self._prefix + action.source
+    def absolute(self, file: Indexed) -> bytes:
+        """Return the absolute path of a file's source."""
+        return self._prefix + file.source
 
 
 def source_refusal(error: OSError) -> Refused:
@@ -150,13 +164,13 @@ def source_refusal(error: OSError) -> Refused:
     return Refused("missing" if gone else "unreadable", error.strerror or str(error))
 
 
-def check_unchanged(status: os.stat_result, action: Action) -> None:
+def check_unchanged(status: os.stat_result, file: Indexed) -> None:
     """Raise `Refused` when a source is not the file that was indexed."""
     if not stat.S_ISREG(status.st_mode):
         raise Refused("changed", "no regular file any more")
-    if status.st_size != action.size:
-        raise Refused("changed", f"{status.st_size} bytes now, {action.size} when it was indexed")
-    if mtime_of(status) != action.mtime_ns:
+    if status.st_size != file.size:
+        raise Refused("changed", f"{status.st_size} bytes now, {file.size} when it was indexed")
+    if mtime_of(status) != file.mtime_ns:
         raise Refused("changed", "modified since it was indexed")
 
 
