@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
-from bench.measure import Outcome, interleaved, median, ratio_text, ratios, run_command, seconds_text
+from bench.measure import interleaved, median, ratio_text, ratios, run_command, seconds_text
 from bench.report import Measure
 from bench.workshop import Sizes, Workshop, say, verdict
 
@@ -125,42 +126,63 @@ def measure_rebuild(workshop: Workshop) -> list[Measure]:
     """Compare ``drumline rebuild`` by hardlink with ``cp -al``, and by copy with ``cp -a``."""
     files = workshop.sizes.rescan_files
     with workshop.room("rebuild") as room:
-        archive, runs = room / "archive", room / "runs"
+        archive, runs, tree = room / "archive", room / "runs", room / "tree"
         workshop.tiny_archive(archive, files)
         say("rebuild: first run")
         workshop.infer(archive, runs)
-        ways = [("hardlink", ("cp", "-al")), ("hardlink", ("rsync", "-a", f"--link-dest={archive}"))]
-        ways.append(("copy", ("cp", "-a")))
-        return [_rebuild_against(workshop, room, mode, way) for mode, way in ways if shutil.which(way[0])]
+        workshop.rebuild(runs, tree, "hardlink")
+        rivals = [
+            Rival("hardlink", "cp -al", ("cp", "-al", archive), has_bar=True),
+            Rival("hardlink", "cp -al of the tree", ("cp", "-al", tree)),
+            Rival(
+                "hardlink", "rsync -a --link-dest", ("rsync", "-a", f"--link-dest={archive}", f"{archive}/")
+            ),
+            Rival("copy", "cp -a", ("cp", "-a", archive), has_bar=True),
+        ]
+        return [_rebuild_against(workshop, room, rival) for rival in rivals if shutil.which(rival.command[0])]
 
 
-def _rebuild_against(workshop: Workshop, room: Path, mode: str, way: tuple[str, ...]) -> Measure:
-    archive, out, files = room / "archive", room / "out", workshop.sizes.rescan_files
-    # cp makes `out` itself; rsync is to fill it.
-    command = (*way, f"{archive}/" if way[0] == "rsync" else archive, out)
-    shown = " ".join(part.partition("=")[0] for part in way)
-    say(f"rebuild: {mode} and {shown}")
+class Rival(NamedTuple):
+    """What a rebuild is compared with.
+
+    Parameters
+    ----------
+    mode
+        How drumline rebuilds.
+    name
+        What the other is called.
+    command
+        The other, but for where to.
+    has_bar
+        Whether drumline is to keep up with it. A tree has a directory of the archive's once for each label in
+        it, so that it takes longer to make than the archive's own; a copy of the tree shows how much.
+    """
+
+    mode: str
+    name: str
+    command: tuple[str | Path, ...]
+    has_bar: bool = False
+
+
+def _rebuild_against(workshop: Workshop, room: Path, rival: Rival) -> Measure:
+    files, mode = workshop.sizes.rescan_files, rival.mode
+    say(f"rebuild: {mode} and {rival.name}")
+    # A new place each time, and nothing is removed meanwhile: for a minute after a removal, ext4 searches
+    # past the freed inodes, and every directory that is made then costs several times as much.
+    places = (room / f"{mode} {rival.name} {number}" for number in count())
     ours, theirs = interleaved(
         workshop.sizes.repeats,
-        lambda: _into_nothing(out, lambda: workshop.rebuild(room / "runs", out, mode)),
-        lambda: _into_nothing(out, lambda: run_command(command)),
+        lambda: workshop.rebuild(room / "runs", next(places), mode).seconds,
+        lambda: run_command((*rival.command, next(places))).seconds,
     )
-    found, promised = ratios(ours, theirs), way[0] == "cp"
+    found = ratios(ours, theirs)
     return Measure(
-        f"rebuild-{mode}-{way[0]}",
-        f"rebuild of {files:,} files by {mode} against {shown}",
+        f"rebuild-{mode}-{rival.name.replace(' ', '-')}",
+        f"rebuild of {files:,} files by {mode} against {rival.name}",
         f"{ratio_text(found)} its time",
         seconds_text(ours),
         seconds_text(theirs),
-        "≤ 1.5×" if promised else "",
-        verdict(median(found) <= 1.5, files >= Sizes().rescan_files) if promised else None,
+        "≤ 1.5×" if rival.has_bar else "",
+        verdict(median(found) <= 1.5, files >= Sizes().rescan_files) if rival.has_bar else None,
         {"files": files, "ours_sec": ours, "theirs_sec": theirs, "ratios": found},
     )
-
-
-def _into_nothing(out: Path, action: Callable[[], Outcome]) -> float:
-    """Run what makes `out`, which is removed before and after, and return its time."""
-    shutil.rmtree(out, ignore_errors=True)
-    seconds = action().seconds
-    shutil.rmtree(out)
-    return seconds
