@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def measure_infer(workshop: Workshop) -> list[Measure]:
         contest.hold(archive)
         what = f"first run, {count:,} {'real recordings' if corpus else 'synthesised files'}"
         measures = [contest.measure(peer, what, count, archive) for peer in contest.peers]
-        return [*measures, contest.efficiency(count), _measure_cold(workshop, room, archive, what, contest)]
+        measures += [contest.efficiency(count), contest.efficiency_at_once(count, archive)]
+        return [*measures, _measure_cold(workshop, room, archive, what, contest)]
 
 
 class _Contest:
@@ -134,6 +136,27 @@ class _Contest:
             "≥ 0.75",
             verdict(share >= 0.75, files >= Sizes().infer_files),
             {"share": share},
+        )
+
+    def efficiency_at_once(self, files: int, archive: Path) -> Measure:
+        """Compare files/s with what floors on all cores at once do: cores share caches, memory and power."""
+        say("infer: a floor on every core at once")
+        cores = usable_cpus()
+        (peer,) = (peer for peer in self.peers if peer.name == "floor")
+        indexes = [self._room / f"floor-{number}.jsonl" for number in range(cores)]
+        with ThreadPoolExecutor(cores) as pool:
+            outcomes = list(pool.map(lambda index: self._run(peer, archive, index), indexes))
+        floor = median([json.loads(outcome.stdout)["elapsed_sec"] for outcome in outcomes])
+        share = floor / cores / median(_seconds(self.ours))
+        return Measure(
+            "efficiency-at-once",
+            f"files/s against {cores} floors at once, one on each core",
+            f"{share:.2f}",
+            f"{files / median(_seconds(self.ours)):,.0f} files/s",
+            f"{cores} × {files / floor:,.0f} files/s",
+            "",
+            None,
+            {"share": share, "floor_sec": floor},
         )
 
 

@@ -55,7 +55,7 @@ __all__ = [
 # Small, so that memory does not grow with the cache: the system's page cache serves as well.
 _READER_CACHE_KB: Final = 500
 _WRITER_CACHE_KB: Final = 2000
-_DIRECTORIES_KEPT: Final = 10_000
+_DIRECTORIES_KEPT: Final = 1_000
 
 _SECOND_NS: Final = 1_000_000_000
 _ID_BYTES: Final = 8
