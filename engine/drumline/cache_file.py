@@ -123,9 +123,10 @@ def cache_way_out(error: sqlite3.DatabaseError) -> str:
 def is_damage(error: sqlite3.DatabaseError) -> bool:
     """Return whether an error of SQLite says that the file is damaged: then it can be made anew.
 
-    Every statement is one of this module's: where SQLite finds one wrong, a table is not as it was made.
+    Every statement is one of ours: where SQLite finds one wrong, a table is not as it was made. An error
+    without a name is of a text that is no UTF-8, or of `check_schema`.
     """
-    name = getattr(error, "sqlite_errorname", "")
+    name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
     return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CONSTRAINT")) or name == "SQLITE_ERROR"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from drumline.cache import Cache, file_row
-from drumline.cache_file import SIDE_FILES, cache_errors, check_place
+from drumline.cache_file import SIDE_FILES, cache_errors, check_place, is_damage
 from drumline.durable import output_errors, sync_directory
 from drumline.errors import DrumlineError, OutputError
 from drumline.failpoints import step
@@ -65,7 +65,7 @@ def _is_good(path: Path, runs_root: Path) -> bool:
             return agrees(cache, runs_root)
     except sqlite3.OperationalError as error:
         # Killed while it was switched to its log, it would have to be rolled back, which reading cannot do.
-        if error.sqlite_errorcode & _PRIMARY_CODE in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY):
+        if is_damage(error) or error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_READONLY:
             return False
         raise  # locked, or the disk fails: that says nothing of the file
     except sqlite3.DatabaseError:

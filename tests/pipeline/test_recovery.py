@@ -102,6 +102,8 @@ WRONG_ROWS = {
     "a seal of no lines": "UPDATE seal SET places = CAST(substr(places, 1, 8) || zeroblob(64) AS BLOB)",
     "a seal of another directory": "UPDATE seal SET places = (SELECT places FROM seal ORDER BY directory)",
     "names that are text": "UPDATE file SET name = CAST(name AS TEXT)",
+    "a run's name that is no text": "UPDATE run SET name = CAST(x'ff' AS TEXT)",
+    "hashes that are no text": "UPDATE file SET hash = CAST(x'ff' || name AS TEXT)",
     "tallies that count nothing": "UPDATE frame SET tally = '{}'",
 }
 
