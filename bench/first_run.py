@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,18 +126,10 @@ class _Contest:
 
     def efficiency(self, files: int) -> Measure:
         """Compare files/s with what the floor would do on every core at once."""
-        cores, floor = usable_cpus(), median(self._floor("elapsed_sec"))
-        share = floor / cores / median(_seconds(self.ours))
-        return Measure(
-            "efficiency",
-            f"files/s against {cores} times the floor's of one core",
-            f"{share:.2f}",
-            f"{files / median(_seconds(self.ours)):,.0f} files/s",
-            f"{cores} × {files / floor:,.0f} files/s",
-            "≥ 0.75",
-            verdict(share >= 0.75, files >= Sizes().infer_files),
-            {"share": share},
-        )
+        what = f"files/s against {usable_cpus()} times the floor's of one core"
+        measure = self._share("efficiency", what, files, median(self._floor("elapsed_sec")))
+        met = verdict(measure.details["share"] >= 0.75, files >= Sizes().infer_files)
+        return replace(measure, bar="≥ 0.75", met=met)
 
     def efficiency_at_once(self, files: int, archive: Path) -> Measure:
         """Compare files/s with what floors on all cores at once do: cores share caches, memory and power."""
@@ -147,12 +140,18 @@ class _Contest:
         with ThreadPoolExecutor(cores) as pool:
             outcomes = list(pool.map(lambda index: self._run(peer, archive, index), indexes))
         floor = median([json.loads(outcome.stdout)["elapsed_sec"] for outcome in outcomes])
-        share = floor / cores / median(_seconds(self.ours))
+        what = f"files/s against {cores} floors at once, one on each core"
+        return self._share("efficiency-at-once", what, files, floor)
+
+    def _share(self, name: str, what: str, files: int, floor: float) -> Measure:
+        """Compare files/s with those of a floor on each core, each of which takes `floor` seconds."""
+        cores, ours = usable_cpus(), median(_seconds(self.ours))
+        share = floor / cores / ours
         return Measure(
-            "efficiency-at-once",
-            f"files/s against {cores} floors at once, one on each core",
+            name,
+            what,
             f"{share:.2f}",
-            f"{files / median(_seconds(self.ours)):,.0f} files/s",
+            f"{files / ours:,.0f} files/s",
             f"{cores} × {files / floor:,.0f} files/s",
             "",
             None,

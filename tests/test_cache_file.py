@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import drumline
 from drumline.cache import Cache
-from drumline.cache_file import SIDE_FILES, check_place
-from drumline.errors import OutputError
+from drumline.cache_file import SIDE_FILES, check_length, check_permissions
+from drumline.errors import CacheError, DrumlineError, OutputError
 from drumline.recover import rebuild_cache
+from drumline.settings import InferSettings
 from drumline.stub import create_stub
 from tests.making import write_tone
 from tests.pipeline.support import environment
@@ -39,7 +41,7 @@ def directory_of(length: int, base: Path) -> Path:
 def test_in_the_longest_runs_root_that_is_allowed_a_cache_is_made_anew(tmp_path: Path) -> None:
     root = directory_of(LONGEST, tmp_path)
     root.mkdir(parents=True)
-    check_place(root / "cache.sqlite")
+    check_length(root / "cache.sqlite")
     rebuild_cache(root / "cache.sqlite", root)
     with closing(Cache(root / "cache.sqlite")) as cache, cache.transaction():
         cache.scope(b"/archive", "key")
@@ -48,20 +50,52 @@ def test_in_the_longest_runs_root_that_is_allowed_a_cache_is_made_anew(tmp_path:
 def test_a_runs_root_with_a_longer_path_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     root = directory_of(LONGEST + 1, tmp_path)
     with pytest.raises(OutputError, match="1 byte too long") as refused:
-        check_place(root / "cache.sqlite")
+        check_length(root / "cache.sqlite")
     assert "shorter" in refused.value.way_out
     write_tone(tmp_path / "archive.wav")
-    ended = infer(tmp_path, root)
-    assert ended.returncode == 8, ended.stderr
-    assert "too long" in ended.stderr
-    assert not root.parent.exists()
+    for options in ((), ("--dry-run",)):
+        ended = infer(tmp_path, root, options=options)
+        assert ended.returncode == 8, ended.stderr
+        assert "too long" in ended.stderr
+        assert not root.parent.exists()
 
 
-def infer(archive: Path, runs_root: Path, *before: str) -> subprocess.CompletedProcess[str]:
+def test_a_runs_root_with_a_name_that_is_too_long_is_no_fault_of_drumline(tmp_path: Path) -> None:
+    write_tone(tmp_path / "archive.wav")
+    ended = infer(tmp_path, tmp_path / ("x" * 300))
+    assert ended.returncode == 8
+    assert "Choose a shorter name" in ended.stderr
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_cache_that_is_found_damaged_right_after_it_was_made_anew_is_a_fault_of_drumline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    outcomes = iter([CacheError("found 3 files", "") for _ in range(1 + again)])
+
+    def run(*_: object) -> dict[str, int]:
+        if error := next(outcomes, None):
+            raise error
+        return {"files": 3}
+
+    monkeypatch.setattr("drumline.pipeline.infer._infer", run)
+    settings = InferSettings(archive=tmp_path, runs_root=tmp_path / "runs")
+    if not again:
+        assert drumline.infer(settings) == {"files": 3}
+        return
+    with pytest.raises(DrumlineError, match="found 3 files") as ended:
+        drumline.infer(settings)
+    assert ended.value.exit_code == 1
+    assert "report it" in ended.value.way_out
+
+
+def infer(
+    archive: Path, runs_root: Path, *before: str, options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run infer; `before` is what the command is given to."""
     if not (archive / "model").exists():
         create_stub(archive / "model")
-    options = ("--runs-root", runs_root, "--model", archive / "model", "--workers", "1", "--quiet")
+    options += ("--runs-root", str(runs_root), "--model", str(archive / "model"), "--workers", "1", "--quiet")
     command = (*before, sys.executable, "-m", "drumline", "infer", archive, *options)
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
 
@@ -93,7 +127,7 @@ def test_a_log_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: pyt
         assert all((tmp_path / f"cache.sqlite{suffix}").exists() for suffix in SIDE_FILES[:2])
         monkeypatch.setattr("os.access", lambda path, _mode: not str(path).endswith("-shm"))
         with pytest.raises(OutputError, match=r"cache\.sqlite-shm"):
-            check_place(cache)
+            check_permissions(cache)
 
 
 @pytest.mark.parametrize(

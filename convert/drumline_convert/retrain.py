@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from drumline.bundle import find_bundle, load_bundle
 from drumline.durable import make_directories, output_errors, sync_directory, write_bytes, write_json
 from drumline.errors import ConfigError, OutputError
+from drumline.failpoints import step
 from drumline_convert.bundle_writer import BundleDescription, write_bundle
 from drumline_convert.calibration import calibration_json
 from drumline_convert.corpus import Recording, open_manifest, recordings_of
@@ -188,19 +189,24 @@ def _compared(old: Path, new: Path, manifest: Path, taxonomy: Path) -> dict[str,
 
 def _put_in_place(draft: Path, out: Path) -> None:
     """Move the new bundle to `out`; what stood there stays beside it as ``NAME.before``."""
-    arriving = out.with_name(f".{out.name}.new")
+    arriving, before = out.with_name(f".{out.name}.new"), out.with_name(f"{out.name}.before")
     with output_errors(out):
+        if out.exists():
+            load_bundle(out)  # what is no bundle is not moved away
         make_directories(out.parent)
         shutil.rmtree(arriving, ignore_errors=True)
-        # The draft may lie on another file system.
-        shutil.copytree(draft, arriving, copy_function=_copy_synced)
-        sync_directory(arriving)
-        if out.exists():
-            load_bundle(out)
-            before = out.with_name(f"{out.name}.before")
-            shutil.rmtree(before, ignore_errors=True)
-            os.rename(out, before)
-        os.rename(arriving, out)
+        try:
+            # The draft may lie on another file system.
+            shutil.copytree(draft, arriving, copy_function=_copy_synced)
+            sync_directory(arriving)
+            with step("durable.publish"):
+                if out.exists():
+                    shutil.rmtree(before, ignore_errors=True)
+                    os.rename(out, before)
+                os.rename(arriving, out)
+        except BaseException:
+            shutil.rmtree(arriving, ignore_errors=True)
+            raise
         sync_directory(out.parent)
 
 

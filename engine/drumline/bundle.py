@@ -159,7 +159,8 @@ def shipped_bundles() -> list[Path]:
     found: dict[str, Path] = {}
     for root in bundle_roots():
         for manifest in sorted(root.glob(f"*/{MANIFEST_NAME}")):
-            found.setdefault(manifest.parent.name, manifest.parent)
+            if not manifest.parent.name.startswith("."):  # what is being put in place
+                found.setdefault(manifest.parent.name, manifest.parent)
     return list(found.values())
 
 

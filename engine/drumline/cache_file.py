@@ -22,7 +22,8 @@ __all__ = [
     "Mode",
     "cache_errors",
     "cache_way_out",
-    "check_place",
+    "check_length",
+    "check_permissions",
     "check_schema",
     "connect",
     "damage_found",
@@ -123,11 +124,12 @@ def cache_way_out(error: sqlite3.DatabaseError) -> str:
 def is_damage(error: sqlite3.DatabaseError) -> bool:
     """Return whether an error of SQLite says that the file is damaged: then it can be made anew.
 
-    Every statement is one of ours: where SQLite finds one wrong, a table is not as it was made. An error
-    without a name is of a text that is no UTF-8, or of `check_schema`.
+    An error without a name is of a text that is no UTF-8, or of `check_schema`.
     """
-    name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
-    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CONSTRAINT")) or name == "SQLITE_ERROR"
+    name = getattr(error, "sqlite_errorname", "")
+    if not name:
+        return type(error) in (sqlite3.DatabaseError, sqlite3.OperationalError)
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CONSTRAINT"))
 
 
 @contextmanager
@@ -171,34 +173,35 @@ def check_schema(database: sqlite3.Connection) -> None:
 
 
 @cache
-def _expected_schema() -> list[tuple[str, str]]:
+def _expected_schema() -> tuple[tuple[str, str], ...]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as database:
         database.executescript(CACHE_SCHEMA)
         return _schema_of(database)
 
 
-def _schema_of(database: sqlite3.Connection) -> list[tuple[str, str]]:
+def _schema_of(database: sqlite3.Connection) -> tuple[tuple[str, str], ...]:
     sql = "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite%' ORDER BY name"
-    return database.execute(sql).fetchall()
+    return tuple(database.execute(sql))
 
 
-def check_place(path: Path) -> None:
-    """See that a cache can be at `path`, before anything is made there.
-
-    Raises
-    ------
-    OutputError
-        When the path is longer than SQLite can open, or a file that is there may not be read and written.
-    """
+def check_length(path: Path) -> None:
+    """Raise `OutputError` when the path of a cache is longer than SQLite can open."""
     excess = len(os.path.realpath(os.fsencode(path))) + _LONGEST_SUFFIX - _LONGEST_PATH
     if excess > 0:
         raise OutputError(
             f"the path of the cache is {counted(excess, 'byte')} too long for SQLite: {display_path(path)!r}",
             "Choose a runs root with a shorter path.",
         )
+
+
+def check_permissions(path: Path) -> None:
+    """Raise `OutputError` when a cache, or what lies beside it, is there and may not be read and written.
+
+    SQLite would make a log's shared memory with the permissions of the cache, and it would stay.
+    """
     for suffix in ("", *SIDE_FILES):
         file = path.with_name(path.name + suffix)
-        if file.exists() and not os.access(file, os.R_OK | os.W_OK):
+        if os.path.exists(file) and not os.access(file, os.R_OK | os.W_OK):
             raise OutputError(
                 f"may not read and write {display_path(file)!r}",
                 "Check its permissions, then give the same command again.",

@@ -1,9 +1,9 @@
 """Helpers: processes that do the heavy part of a task while the main process prepares the next ones.
 
-Counting: the main process finds frames of the index, helpers unpack and count them. Reading: the main process
-unpacks frames, helpers turn them into rows of a rebuild's plan. Placing: the main process announces batches,
-helpers make the names; that costs the kernel more time than all that Python does for it, and several
-processes can ask it to at the same time.
+Counting: the main process finds frames of the index, helpers unpack and count them. Reading: the main
+process unpacks frames, helpers turn them into rows of a rebuild's plan and look for the files in the archive.
+Placing: the main process announces batches, helpers make the names; that costs the kernel more time than all
+that Python does for it, and several processes can ask it to at the same time.
 
 The main process gives a task only to a helper that is idle, so a helper is always there to read it, and its
 answer is read before it gets another: no pipe ever fills from both sides. A helper that reads the end of its

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from drumline.cache import Cache, file_row
-from drumline.cache_file import SIDE_FILES, cache_errors, check_place, is_damage
+from drumline.cache_file import SIDE_FILES, cache_errors, check_length, check_permissions, is_damage
 from drumline.durable import output_errors, sync_directory
 from drumline.errors import DrumlineError, OutputError
 from drumline.failpoints import step
@@ -25,6 +25,7 @@ _PAGE_BYTES: Final = 512
 """SQLite's smallest page: a file that is no multiple of it was cut, which SQLite notices late."""
 
 _PRIMARY_CODE: Final = 0xFF
+_NOT_ROLLED_BACK: Final = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY)
 
 
 def open_cache(path: Path, runs_root: Path, note: Callable[[str], None] = lambda _text: None) -> Cache:
@@ -44,7 +45,8 @@ def open_cache(path: Path, runs_root: Path, note: Callable[[str], None] = lambda
     OutputError
         When it cannot be read or written, or a disk fails while an index is read; it is left as it is.
     """
-    check_place(path)
+    check_length(path)
+    check_permissions(path)
     with cache_errors(path):
         return _open(path, runs_root, note)
 
@@ -65,7 +67,7 @@ def _is_good(path: Path, runs_root: Path) -> bool:
             return agrees(cache, runs_root)
     except sqlite3.OperationalError as error:
         # Killed while it was switched to its log, it would have to be rolled back, which reading cannot do.
-        if is_damage(error) or error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_READONLY:
+        if is_damage(error) or error.sqlite_errorcode & _PRIMARY_CODE in _NOT_ROLLED_BACK:
             return False
         raise  # locked, or the disk fails: that says nothing of the file
     except sqlite3.DatabaseError:

@@ -54,6 +54,10 @@ def execute(cache: Path, sql: str) -> None:
     database.close()
 
 
+def spoil_schema(cache: Path) -> None:
+    cache.write_bytes(cache.read_bytes().replace(b"CREATE TABLE frame", b"CREATE TABLE \xff\xferame", 1))
+
+
 def change_version(cache: Path) -> None:
     execute(cache, "PRAGMA user_version = 99")
 
@@ -70,6 +74,7 @@ DAMAGE = {
     "of another version": change_version,
     "without seals": lambda cache: execute(cache, "DROP TABLE seal"),
     "without a trigger": lambda cache: execute(cache, "DROP TRIGGER file_changed"),
+    "with text in its schema that is none": spoil_schema,
     "without an index": lambda cache: execute(cache, "DROP INDEX file_by_hash"),
 }
 

@@ -266,7 +266,7 @@ def test_the_mapping_log_says_where_every_file_came_from(archive: Archive) -> No
     record = archive.add(b"a\xff.wav", KICK)
     archive.rebuild(copy_mode="hardlink")
     lines = [orjson.loads(line) for line in out(archive, "_mapping.jsonl").read_bytes().splitlines()]
-    assert lines[0] == {"action": "created", "drumline_mapping": 1, "made_root": True}
+    assert lines[0] == {"action": "created", "drumline_mapping": 2, "made_root": True}
     (made,) = (line for line in lines if line["action"] == "make")
     assert made["hash"] == record["hash"]
     assert made["size"] == record["size"]

@@ -48,7 +48,7 @@ def test_a_log_that_was_never_begun_makes_no_directory_ours(drums: Archive) -> N
     "log",
     [
         b"my own notes\n",
-        b'{"drumline_mapping":2}\n',
+        b'{"drumline_mapping":3}\n',
         b"[]\n",
         b'{"drumline_mapping":1}\n{"action":"make"}\n',
         b'{"drumline_mapping":1}\n{"action":"make","target":"../x","source":"/x","mode":"copy","size":1,'

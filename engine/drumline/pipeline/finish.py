@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 from drumline.cache import Cache, FileRow, FrameRow
@@ -80,8 +80,7 @@ def _assert_one_record_per_file(tally: Tally, rows: int, outcome: Outcome) -> No
     if not discovered == tally.records == rows:
         raise CacheError(
             f"found {discovered:,} files, but the index has {tally.records:,} and the cache {rows:,}",
-            "The cache was made anew, and that did not help: this is a fault in drumline, report it. --fresh"
-            " starts anew.",
+            "Give the same command again: the cache is made anew from the indexes.",
         )
 
 
@@ -98,8 +97,11 @@ def _drop_superseded(job: Job, cache: Cache) -> None:
     with output_errors(path):
         temporary.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    appender = IndexAppender(temporary, job.codec)
-    with closing(appender), closing(Cache(job.cache_path, "read")) as before, cache.transaction():
+    with ExitStack() as opened:
+        opened.callback(os.close, descriptor)
+        appender = opened.enter_context(closing(IndexAppender(temporary, job.codec)))
+        before = opened.enter_context(closing(Cache(job.cache_path, "read")))
+        opened.enter_context(cache.transaction())
         for frame, carried, rows in before.live_frames(job.run_id):
             if len(rows) == frame.lines:
                 raw = os.pread(descriptor, frame.length, frame.offset)
@@ -113,7 +115,6 @@ def _drop_superseded(job: Job, cache: Cache) -> None:
             with step("index.replace"):
                 os.replace(temporary, path)
             sync_directory(path.parent)
-    os.close(descriptor)
 
 
 def _rewrite(

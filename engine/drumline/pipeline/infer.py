@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drumline.errors import CacheError
+from drumline.errors import CacheError, DrumlineError
 from drumline.pipeline.walk import walking
 from drumline.progress import Progress
 from drumline.steps import Lap, no_lap
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from drumline.settings import InferSettings
 
 __all__ = ["infer"]
+
+_IN_VAIN = (
+    "The cache was made anew from the indexes, and that did not help. If the disk is sound, this is a fault"
+    " in drumline: please report it. --fresh starts anew."
+)
 
 
 def infer(
@@ -51,7 +56,10 @@ def infer(
     try:
         return _infer(settings, progress or Progress(), profile)
     except CacheError:  # it was made anew, and the run goes on; its walk has to begin again
-        return _infer(settings, progress or Progress(), profile)
+        try:
+            return _infer(settings, progress or Progress(), profile)
+        except CacheError as error:
+            raise DrumlineError(error.what, _IN_VAIN) from error
 
 
 def _infer(settings: InferSettings, progress: Progress, profile: Profile | None) -> dict[str, Any]:

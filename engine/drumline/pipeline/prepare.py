@@ -13,7 +13,7 @@ from typing import Any, Final
 from drumline import __version__, memory
 from drumline.bundle import load_bundle
 from drumline.cache import Cache
-from drumline.cache_file import check_place
+from drumline.cache_file import check_length
 from drumline.durable import make_directories, output_errors
 from drumline.errors import ArchiveError, IndexFormatError, OutputError, StageError
 from drumline.failpoints import step
@@ -140,7 +140,7 @@ def _archive(settings: InferSettings) -> bytes:
 
 def make_runs_root(settings: InferSettings) -> None:
     """Make the directory for runs, and see that it can be written and a cache can be in it."""
-    check_place(settings.runs_root / CACHE_NAME)
+    check_length(settings.runs_root / CACHE_NAME)
     with output_errors(settings.runs_root):
         make_directories(settings.runs_root)
         with tempfile.TemporaryFile(dir=settings.runs_root):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drumline.cache import Cache
-from drumline.cache_file import cache_errors, damage_found
+from drumline.cache_file import cache_errors, check_length, damage_found
 from drumline.errors import ArchiveError, BundleError, CacheError, OutputError, RuntimeMissingError
 from drumline.laps import Lap, Step
 from drumline.lock import exclusive
@@ -42,7 +42,8 @@ def run(
     Raises
     ------
     CacheError
-        When a row of the cache cannot be: it was made anew from the indexes, so the same call goes on.
+        When the cache is damaged, or does not agree with the index: it was made anew from the indexes, so the
+        same call goes on.
     """
     request = check_request(settings)
     make_runs_root(request.settings)
@@ -89,11 +90,14 @@ def _supervise(job: Job, walking: Walking, progress: Progress, profile: Profile 
 def preview(settings: InferSettings) -> dict[str, Any]:
     """Return what `infer` would read and what it would carry over; writes nothing."""
     request = check_request(replace(settings, runs_root=Path(os.path.abspath(settings.runs_root))))
+    check_length(request.cache_path)
     with tempfile.TemporaryDirectory() as directory, cache_errors(request.cache_path):
         cache = None if settings.fresh else _known(request, Path(directory) / CACHE_NAME)
         try:
             survey, new = _surveyed(request, cache)
         except CacheError:
+            assert cache is not None
+            cache.close()
             cache = _anew(request, Path(directory) / CACHE_NAME)
             survey, new = _surveyed(request, cache)
         if cache:

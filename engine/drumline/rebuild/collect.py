@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TypeAlias
 from drumline.errors import IndexFormatError
 from drumline.helpers import helpers_for
 from drumline.index import GARBLED, garbled, parse_records, read_frames, split_lines
-from drumline.rebuild import guard
 from drumline.rebuild.actions import Problem, Progress, Refused
 from drumline.rebuild.labelling import Labeller
 from drumline.rebuild.names import collision_key, flat_name, is_safe, label_directory
@@ -55,8 +53,6 @@ class Found:
         Content hashes that have an override.
     overridden
         Files to be placed that an override gave their label.
-    devices
-        Devices that files to be placed lie on, each with one of these.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -65,7 +61,6 @@ class Found:
     tally: Tally = field(default_factory=Tally)
     used: set[str] = field(default_factory=set)
     overridden: int = 0
-    devices: dict[int, Row] = field(default_factory=dict)
 
 
 def collect(plan: Plan, labeller: Labeller, progress: Callable[[Progress], None]) -> None:
@@ -77,17 +72,17 @@ def collect(plan: Plan, labeller: Labeller, progress: Callable[[Progress], None]
         When it cannot be read, or holds something that is no record.
     ConfigError
         When the hash of an override is in no record.
-    OutputError
-        When a file lies on a device from which the copy mode cannot bring it into the tree.
     """
-    path, total = plan.run.index_path, _Sum(plan)
-    reader = Reader(path, labeller, plan.sources, flat=plan.settings.layout == "flat")
+    path, used = plan.run.index_path, set[str]()
+    # What stands already is not looked for: all of it might be, on a slow volume.
+    sources = plan.sources if plan.is_first else None
+    reader = Reader(path, labeller, sources, flat=plan.settings.layout == "flat")
     with helpers_for(reader.read, _size(path) // _BYTES_PER_RECORD) as helpers:
         for lines in _frames(path):
-            total.add(helpers.give(lines))
+            used |= _add_up(plan, helpers.give(lines))
             progress(Progress("reading", plan.tally.records, None))
-        total.add(helpers.finish())
-    labeller.check_used(total.used, plan.settings.overrides)
+        used |= _add_up(plan, helpers.finish())
+    labeller.check_used(used, plan.settings.overrides)
     plan.store.flush()
 
 
@@ -117,34 +112,18 @@ def _unreadable(path: Path, error: OSError) -> IndexFormatError:
     )
 
 
-class _Sum:
-    """Adds up what frames give: most of it in the plan."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._devices = {os.fstat(plan.sources.root).st_dev} if plan.sources else set()
-        self.used: set[str] = set()
-
-    def add(self, done: list[tuple[Lines, Found]]) -> None:
-        """Add what was found in frames."""
-        plan = self._plan
-        for _, found in done:
-            plan.store.add_all("record", found.rows)
-            plan.store.add_all("failed", found.failed)
-            for problem, path, message in found.refused:
-                plan.store.note_problem(problem, path, message)
-                plan.counts[problem] += 1
-            plan.tally.merge(found.tally)
-            plan.counts["overridden"] += found.overridden
-            self.used |= found.used
-            for device in found.devices.keys() - self._devices:
-                self._check_device(device, found.devices[device])
-
-    def _check_device(self, device: int, row: Row) -> None:
-        assert self._plan.sources is not None
-        self._devices.add(device)
-        settings, path = self._plan.settings, self._plan.sources.absolute(row)
-        guard.check_device(settings.out, settings.copy_mode, device, path)
+def _add_up(plan: Plan, done: list[tuple[Lines, Found]]) -> set[str]:
+    used: set[str] = set()
+    for _, found in done:
+        plan.store.add_all("record", found.rows)
+        plan.store.add_all("failed", found.failed)
+        for problem, path, message in found.refused:
+            plan.store.note_problem(problem, path, message)
+            plan.counts[problem] += 1
+        plan.tally.merge(found.tally)
+        plan.counts["overridden"] += found.overridden
+        used |= found.used
+    return used
 
 
 class Reader:
@@ -157,7 +136,7 @@ class Reader:
     labeller
         Says what label each file gets.
     sources
-        The archive, to see whether each file is as it was indexed; None where nothing is taken from it.
+        The archive, to see whether each file is as it was indexed; None: files are not looked for.
     flat
         Whether the tree has no directories but the labels'.
     """
@@ -175,11 +154,13 @@ class Reader:
             for place, record in enumerate(parse_records(texts, self._path)):
                 line = texts[place]
                 labelled.append(self._read(first + place, record, found))
+            line = b""
             found.tally.add_all(labelled)
             found.tally.report()  # whatever it cannot count must not reach the sum
         except GARBLED as error:
+            where = f", in {line[:80]!r}" if line else ""
             raise IndexFormatError(
-                f"{str(self._path)!r} holds a garbled record: {garbled(error)}, in {line[:80]!r}",
+                f"{str(self._path)!r} holds a garbled record: {garbled(error)}{where}",
                 "'drumline verify' tells more, 'drumline repair' mends.",
             ) from error
         if self._sources is not None:
@@ -209,18 +190,21 @@ class Reader:
         return record
 
     def _look_for(self, sources: Sources, found: Found) -> None:
-        """Note what is wrong with files in the archive; one directory after another."""
-        for place in sorted(range(len(found.rows)), key=lambda place: found.rows[place].source):
-            row = found.rows[place]
-            try:
-                found.devices.setdefault(sources.find(row)[2].st_dev, row)
-            except Refused as refused:
-                found.rows[place] = row._replace(problem=refused.problem, message=refused.message)
+        """Note how files are found in the archive; one directory after another."""
+        found.rows.sort(key=lambda row: row.source)
+        found.rows = [_looked_for(row, sources) for row in found.rows]
 
     def _directory(self, label: str) -> bytes | None:
         if label not in self._directories:
             self._directories[label] = label_directory(label)
         return self._directories[label]
+
+
+def _looked_for(row: Row, sources: Sources) -> Row:
+    try:
+        return row._replace(device=sources.find(row)[2].st_dev)
+    except Refused as refused:
+        return row._replace(problem=refused.problem, message=refused.message)
 
 
 def _source_of(record: Record) -> bytes | None:

@@ -51,12 +51,16 @@ __all__ = [
 ]
 
 LOG_NAME = b"_mapping.jsonl"
-LOG_VERSION = 1
+LOG_VERSION = 2
+_READABLE = (1, LOG_VERSION)
+"""Logs of version 1 do not say what was synced."""
+
 _MAX_LINE = 1 << 17
 _HOLE = b"\0"
 """What lost power leaves where a later part of a write is on disk, and an earlier one not."""
 
 _SYNCED = b'{"action":"synced"}\n'
+_REPORT = b'{"action":"report"'
 
 _LINES_TOGETHER = 10_000
 
@@ -126,7 +130,7 @@ class MappingLog:
                 if sync:
                     with step("log.sync"):
                         os.fsync(self._descriptor)
-            except OSError:
+            except BaseException:  # of Ctrl-C, too: nobody knows whether what was written was synced
                 os.ftruncate(self._descriptor, self._length)
                 os.lseek(self._descriptor, self._length, os.SEEK_SET)
                 raise
@@ -209,7 +213,7 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
         # Killed while it was begun; `guard` checks that nothing else is there.
         return LogState(0, made_root=False, settings={}, reported=False)
     head = _parse(tree, first, 1)
-    if head.get("drumline_mapping") != LOG_VERSION:
+    if head.get("drumline_mapping") not in _READABLE:
         raise OutputError(
             f"{str(tree.path)!r} has a mapping log of version {head.get('drumline_mapping')!r}; "
             f"this drumline reads version {LOG_VERSION}",
@@ -246,9 +250,17 @@ def _lines_of(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _check_torn(tree: Tree, lines: Iterable[bytes], number: int) -> None:
-    """Refuse a hole, in the first of these lines, before what was synced."""
-    if any(line.endswith(_SYNCED) for line in lines):
-        raise _damaged(tree, number)
+    """Refuse a hole, in the first of these lines, before what was synced.
+
+    All up to a report is on disk before a line follows it; of version 1, no other line tells.
+    """
+    before, reported = b"", False
+    for line in lines:
+        # What is no line of ours can be longer than is read at once, and end with half of the mark.
+        if reported or _SYNCED in before + line:
+            raise _damaged(tree, number)
+        reported = line.startswith(_REPORT)
+        before = line[-len(_SYNCED) :]
 
 
 def _parse(tree: Tree, line: bytes, number: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from drumline.errors import UsageError
 from drumline.rebuild.actions import Action, Problem
 from drumline.rebuild.log import LogState
 from drumline.rebuild.settings import RebuildSettings
-from drumline.rebuild.store import PLACED, TO_DO, Store
+from drumline.rebuild.store import PLACED, TO_DO, Store, working_space
 from drumline.rebuild.tree import Sources, Tree
 from drumline.records import display_path
 from drumline.runs import Run
@@ -88,6 +88,11 @@ class Plan:
                 part.close()
 
     @property
+    def is_first(self) -> bool:
+        """Whether nothing that an earlier rebuild made stands in the tree."""
+        return not self.store.made_count()
+
+    @property
     def files(self) -> int:
         """Files that the tree will hold of this plan."""
         return sum(total.files for total in self.labels.values())
@@ -106,19 +111,22 @@ class Plan:
 
     def actions(self) -> Iterator[Action]:
         """Iterate over the whole plan, in order: what will be done, what is done, what cannot be done."""
-        return self.store.actions()
+        with working_space():
+            yield from self.store.actions()
 
     def problems(self) -> Iterator[tuple[Problem, bytes, str]]:
         """Iterate over (problem, path, message), sorted."""
-        return self.store.problems()
+        with working_space():
+            yield from self.store.problems()
 
     def batches(self, files: int, size: int, states: Sequence[str] = TO_DO) -> Iterator[list[Action]]:
         """Iterate over what is to be done, in lists of at most `files` files and about `size` bytes."""
         last = -1
-        while actions := self.store.actions_after(last, states, files):
-            batch = _up_to(actions, size)
-            yield batch
-            last = batch[-1].number
+        with working_space():
+            while actions := self.store.actions_after(last, states, files):
+                batch = _up_to(actions, size)
+                yield batch
+                last = batch[-1].number
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that can be counted."""

@@ -1,11 +1,13 @@
 """Planning: from an index to a plan.
 
-The index is read once, then its files are gone over once more in their order in the tree:
+The index is read once, by helpers that look for each file in the archive too; then the files get their order:
 
-    records ─ label ─► targets ─ order, collisions ─► names ─ look at tree and archive ─► states
+    records ─ label, look at the archive ─► targets ─ order, collisions ─► names ─ look at the tree ─► states
 
-Nothing is written but a temporary table (see `drumline.rebuild.store`), and the plan does not depend on the
-order of the records. The output directory stays locked from planning to the end of the execution.
+Where something stands in the tree already, only files that do not are looked for, one by one. Nothing is
+written but a temporary table (see `drumline.rebuild.store`), and but for records of one file, of which the
+last counts, the plan does not depend on their order. The output directory stays locked from planning to the
+end of the execution.
 """
 
 from __future__ import annotations

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Progress, Refused, State
 from drumline.rebuild.names import collision_key, spare_names
 from drumline.rebuild.originals import archive_has
 from drumline.rebuild.plan import LabelTotal, Plan
 from drumline.rebuild.standing import WHY_IT_STAYS, fate, has_same_content, replaces, standing
 from drumline.rebuild.store import SOURCE_PROBLEMS, Made, Row
+from drumline.rebuild.tree import Indexed
 
 __all__ = ["Surveyor"]
 
-_TOGETHER = 2_048
+_COMPARED_TOGETHER = 2_048
 
 
 class Surveyor:
@@ -23,7 +25,8 @@ class Surveyor:
     def __init__(self, plan: Plan, progress: Callable[[Progress], None]) -> None:
         self._plan, self._store, self._progress = plan, plan.store, progress
         self._mode = plan.settings.copy_mode
-        self._log_is_empty = not plan.store.made_count()
+        self._is_first = plan.is_first
+        self._devices: dict[int, bytes] = {}
         self._root = plan.archive_root or b""
 
     def survey(self) -> None:
@@ -31,17 +34,20 @@ class Surveyor:
         self._drop_superseded()
         self._unify_labels()
         if self._plan.settings.dedup == "first":
-            self._plan.counts["duplicate"] = self._store.keep_one_of_each_content()
+            self._plan.counts["duplicate"] = self._store.keep_one_of_each_content(self._is_there)
+        total = self._store.record_count()
+        self._progress(Progress("planning", 0, total))
         self._name_apart()
-        self._progress(Progress("planning", 0, self._store.record_count()))
         self._store.plan_records("listed" if self._mode == "none" else "make")
         if self._plan.tree and self._mode != "none":
             self._compare_with_tree()
-        self._store.note_source_problems()
+        self._check_devices()
+        self._store.note_problems_of_plan()
+        self._progress(Progress("planning", total, total))
         self._plan.counts.update(self._store.state_counts())
         for label, files, size in self._store.label_totals():
             self._plan.labels[label] = LabelTotal(files, size)
-        if self._mode != "none" and not self._log_is_empty:
+        if self._mode != "none" and not self._is_first:
             self._find_stale()
         self._store.flush()
 
@@ -60,12 +66,21 @@ class Surveyor:
             if kept != label:
                 self._store.rename_label(label, kept)
 
+    def _is_there(self, file: Indexed) -> bool:
+        """Tell whether the archive has a file as it was indexed."""
+        if self._plan.sources is None:
+            return True
+        try:
+            self._plan.sources.find(file)
+        except Refused:
+            return False
+        return True
+
     def _name_apart(self) -> None:
         """Give the first of several files their name, and to none a name that a directory has."""
         self._store.reserve_marked()
-        for rows, is_directory in self._store.clashes():
-            for row in (*rows[1:], *rows[:is_directory]):
-                self._store.rename(row, self._spare(row))
+        for row in self._store.without_their_name():
+            self._store.rename(row, self._spare(row))
 
     def _spare(self, row: Row) -> bytes:
         for target in spare_names(row.target, row.source):
@@ -75,22 +90,41 @@ class Surveyor:
 
     def _compare_with_tree(self) -> None:
         total, done = self._store.action_count(), 0
-        for batch in self._plan.batches(_TOGETHER, 1 << 62, ("make", *SOURCE_PROBLEMS)):
+        for batch in self._plan.batches(_COMPARED_TOGETHER, 1 << 62, ("make", *SOURCE_PROBLEMS)):
             for action in batch:
-                state = self._state(action)
-                if state != action.state:
-                    self._store.set_state(action, state)
+                self._compare(action)
             done += len(batch)
             self._progress(Progress("planning", done, total))
 
-    def _state(self, action: Action) -> State:
-        """Return how a file stands; what stands as planned need not be in the archive any more."""
+    def _compare(self, action: Action) -> None:
+        """Say how a file stands; one that stands as planned need not be in the archive any more."""
         try:
             state = self._standing(action)
+            if state not in ("there", "adopt"):
+                if action.state != "make":
+                    return
+                self._look_for(action)
         except Refused as refused:
-            self._store.note_problem(refused.problem, action.target, refused.message)
-            return refused.problem
-        return state if state in ("there", "adopt") or action.state == "make" else action.state
+            self._store.set_state(action, refused.problem, refused.message)
+        else:
+            if state != action.state:
+                self._store.set_state(action, state)
+
+    def _look_for(self, action: Action) -> None:
+        """Look for a file in the archive, unless that was done while the index was read."""
+        if not self._is_first:
+            assert self._plan.sources is not None
+            self._devices.setdefault(self._plan.sources.find(action)[2].st_dev, action.source)
+
+    def _check_devices(self) -> None:
+        """See that the copy mode can bring files into the tree from each device that they lie on."""
+        if self._plan.sources is None:
+            return
+        settings, archive = self._plan.settings, os.fstat(self._plan.sources.root).st_dev
+        for device, source in {**self._devices, **dict(self._store.devices_to_do())}.items():
+            if device != archive:
+                path = os.path.join(self._root, source)
+                guard.check_device(settings.out, settings.copy_mode, device, path)
 
     def _standing(self, action: Action) -> State:
         assert self._plan.tree is not None
@@ -117,7 +151,7 @@ class Surveyor:
         return not archive_has(made)
 
     def _made(self, target: bytes) -> Made | None:
-        return None if self._log_is_empty else self._store.made_at(target)
+        return None if self._is_first else self._store.made_at(target)
 
     def _check_free(self, target: bytes) -> None:
         """Raise `Refused` when something is at `target` that this rebuild is not going to remove first."""
@@ -155,7 +189,7 @@ class Surveyor:
 
     def _knows_origin(self, made: Made, action: Action) -> bool:
         """Tell whether the log names the planned origin of a copy, or that is not there to be named."""
-        return made.source == os.path.join(self._root, action.source) or action.state != "make"
+        return made.source == os.path.join(self._root, action.source) or not self._is_there(action)
 
     def _find_stale(self) -> None:
         """Find what was made earlier and is not in the plan; only what is elsewhere too is removed."""
