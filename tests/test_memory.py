@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drumline.machine import trim_heap
 from drumline.memory import Memory, Ration, Thrift, affordable_slots, ration, read_memory
 
 MB = 1_000_000
@@ -169,3 +172,14 @@ def test_this_machine_tells_what_it_has() -> None:
 def test_a_machine_without_proc_is_asked_in_another_way(tmp_path: Path) -> None:
     available = read_memory(tmp_path).available
     assert available is None or available > 0
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_a_trimmed_heap_gives_back_what_is_free_between_what_stays() -> None:
+    lines = [bytes(1000 + number % 7) for number in range(100_000)]
+    held = lines[::100]
+    lines.clear()
+    before = psutil.Process().memory_info().rss
+    trim_heap()
+    assert before - psutil.Process().memory_info().rss > 30_000_000
+    assert len(held) == 1000

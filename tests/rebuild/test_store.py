@@ -96,7 +96,8 @@ def test_ctrl_c_while_a_plan_is_read_is_no_error_of_sqlite(monkeypatch: pytest.M
         error.sqlite_errorname = "SQLITE_INTERRUPT"
         raise error
 
-    plan = Plan(RebuildSettings(Path("run"), Path("out")), Run(Path("run"), Path("run") / "index.jsonl.zst", {}), None, Store())
+    run = Run(Path("run"), Path("run") / "index.jsonl.zst", {})
+    plan = Plan(RebuildSettings(run.directory, Path("out")), run, None, Store())
     monkeypatch.setattr(Store, "_rows", interrupted)
     for read in (plan.actions, plan.problems, lambda: plan.batches(1, 1)):
         with pytest.raises(KeyboardInterrupt):

@@ -38,6 +38,7 @@ from drumline.index import (
     split_lines,
 )
 from drumline.laps import Lap, Step
+from drumline.machine import trim_heap
 from drumline.pipeline.assemble import Assembler
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
@@ -51,6 +52,7 @@ __all__ = ["write"]
 _TAKE = 256
 _FIRST_FLUSH_SEC, _LATER_FLUSH_SEC = 0.2, 2.0
 _CHANGES_PER_FLUSH = 64
+_TRIM_SEC = 5.0
 
 
 @dataclass
@@ -141,7 +143,7 @@ class _Writer:
         self._carried: list[tuple[int, int]] = []
         self._split: list[Split] = []
         self._gone: list[tuple[int, bytes | None]] = []
-        self._flushed = time.monotonic()
+        self._flushed = self._trimmed = time.monotonic()
         self._interval = _FIRST_FLUSH_SEC
 
     def accept(self, slots: list[int]) -> None:
@@ -244,6 +246,9 @@ class _Writer:
             self._interval = _LATER_FLUSH_SEC
         self._frames, self._carried, self._split, self._gone = [], [], [], []
         self._flushed = time.monotonic()
+        if self._flushed - self._trimmed >= _TRIM_SEC:
+            trim_heap()
+            self._trimmed = time.monotonic()
 
     def _commit(self) -> None:
         job = self._job
