@@ -82,10 +82,9 @@ class Picture:
         if done and not counts["classified"] and carried:
             text = Text.assemble((f"Rescan: {done:,} files, none changed", "bold"), f", in {seconds:.2f} s.")
             return text.append(" Nothing was decoded or inferred again.", "dim")
-        text = Text.assemble((f"{done:,} files classified in {seconds:.1f} s", "bold"))
-        text.append(
-            f"   {self.infer['files_per_sec']:,.0f} files/s   {self.infer['size_bytes'] / 1e6:,.0f} MB"
-        )
+        text = Text.assemble((f"{done:,} files in {seconds:.1f} s", "bold"))
+        text.append(f"   {self.infer['files_per_sec']:,.0f} files/s")
+        text.append(f"   {self.infer['size_bytes'] / 1e6:,.0f} MB of samples")
         return text.append(f"   {carried:,} carried over" if carried else "")
 
     def _labels(self) -> Table:

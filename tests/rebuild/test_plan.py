@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from drumline.bundle import Gate, load_bundle
@@ -394,3 +395,22 @@ def test_an_index_that_cannot_be_read_is_named_and_other_errors_are_not_called_t
     monkeypatch.setattr(collect, "helpers_for", full)
     with pytest.raises(OutputError, match="no memory for helpers"):
         drums.plan(run)
+
+
+def test_corrections_that_are_left_out_the_next_time_are_named(drums: Archive, tmp_path: Path) -> None:
+    overrides = tmp_path / "corrections.jsonl"
+    digest = str(drums.records[0]["hash"]).upper()
+    overrides.write_bytes(orjson.dumps({"hash": digest, "correct_label": "Snare"}))
+    run = drums.run()
+    assert drums.rebuild(run, overrides=overrides).counts["overridden"] == 1
+    with drums.plan(run, overrides=overrides) as plan:
+        assert not plan.warnings
+    with drums.plan(run) as plan:
+        assert any("corrections are taken back" in warning for warning in plan.warnings)
+
+
+def test_a_label_in_another_case_is_guessed(drums: Archive, tmp_path: Path) -> None:
+    (tmp_path / "corrections.jsonl").write_text('{"hash": "0", "correct_label": "snare"}')
+    with pytest.raises(ConfigError, match="unknown label 'snare'") as refused:
+        drums.plan(overrides=tmp_path / "corrections.jsonl")
+    assert "Did you mean Snare?" in refused.value.way_out

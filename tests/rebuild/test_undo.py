@@ -153,3 +153,13 @@ def test_staged_leftovers_of_a_killed_rebuild_go_too(drums: Archive) -> None:
     (staging / "17").write_bytes(b"half a co")
     undo(drums.out)
     assert not drums.out.exists()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_somebody_put_into_the_tree_is_counted_and_named(drums: Archive, dry_run: bool) -> None:
+    drums.rebuild()
+    (drums.out / "Kick" / "mine.txt").write_text("mine")
+    (drums.out / "Mine").mkdir()
+    summary = undo(drums.out, dry_run=dry_run)
+    assert summary.others == 2
+    assert set(summary.kept) == {("Kick/mine.txt", "not made by rebuild"), ("Mine", "not made by rebuild")}

@@ -36,7 +36,17 @@ _EXAMPLES_SHOWN = 10
 _ACTIONS_READ = 1_000
 _PROBLEMS_SHOWN = 5
 _PROBLEMS_IN_JSON = 1_000
-_TOLD = ("copy_mode", "layout", "dedup", "threshold", "labels", "allow_all", "gate", "gate_threshold")
+_TOLD = (
+    "copy_mode",
+    "layout",
+    "dedup",
+    "threshold",
+    "labels",
+    "allow_all",
+    "gate",
+    "gate_threshold",
+    "overrides",
+)
 """Settings of an earlier rebuild that are named where they differ."""
 
 _MEANINGS = {
@@ -398,8 +408,9 @@ def _show_undo(summary: UndoSummary, quiet: bool) -> None:
         return
     verb = "would be removed" if summary.dry_run else "removed"
     directories = counted(summary.directories, "directory", "directories")
+    stay = summary.changed + summary.last_copies + summary.others
     click.echo(
         f"{counted(summary.removed, 'file')}, {counted(summary.reports, 'report')} and"
         f" {'up to ' if summary.dry_run else ''}{directories} {verb};"
-        f" {summary.changed + summary.last_copies:,} stay, {summary.gone:,} were gone already"
+        f" {stay:,} stay, {summary.gone:,} were gone already"
     )

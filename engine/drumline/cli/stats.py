@@ -87,7 +87,11 @@ def _list(failures: Iterator[FailedFile], as_json: bool) -> None:
     if as_json:
         echo_json_list(failure._asdict() for failure in failures)
         return
-    for path, kind, message in failures:
+    first = next(failures, None)
+    if first is None:
+        click.echo("No file failed.", err=True)
+        return
+    for path, kind, message in chain([first], failures):
         click.echo(f"{kind}: {safe_text(path)}: {safe_text(message)}")
 
 

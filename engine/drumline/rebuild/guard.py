@@ -15,6 +15,7 @@ from drumline.rebuild.log import LOG_NAME, LogState, load_log
 from drumline.rebuild.settings import CopyMode
 from drumline.rebuild.store import Store
 from drumline.rebuild.tree import Sources, Tree, not_a_tree
+from drumline.wording import counted
 
 __all__ = ["check_device", "check_places", "check_room", "looking_at", "open_archive", "open_tree"]
 
@@ -65,7 +66,9 @@ def _log_of(tree: Tree, store: Store) -> LogState | None:
     if state is None or state.length == 0:
         others = [name for name in tree.names() if name not in _NOBODYS]
         if others:
-            raise not_a_tree(tree.path, f"was not made by drumline and holds {len(others)} entries")
+            raise not_a_tree(
+                tree.path, f"was not made by drumline and holds {counted(len(others), 'entry', 'entries')}"
+            )
     return state
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -243,7 +244,7 @@ def _fields(where: str, line: bytes) -> tuple[str, str]:
                 f"{where}: {key} is missing or no text",
                 'A line looks like {"hash": "…", "correct_label": "Kick", "note": "…"}.',
             )
-    return value["hash"].strip(), value["correct_label"].strip()
+    return value["hash"].strip().lower(), value["correct_label"].strip()
 
 
 def _canonical(where: str, named: str, settings: DecisionSettings) -> str:
@@ -254,4 +255,7 @@ def _canonical(where: str, named: str, settings: DecisionSettings) -> str:
         return settings.misc
     if named in settings.canonical_of:
         return settings.canonical_of[named]
-    raise ConfigError(f"{where}: unknown label {named!r}", f"Labels are: {', '.join(sorted(canonical))}.")
+    known = sorted(canonical)
+    near = get_close_matches(named.casefold(), map(str.casefold, known), n=1)
+    guess = "".join(f"Did you mean {label}? " for label in known if label.casefold() in near)
+    raise ConfigError(f"{where}: unknown label {named!r}", f"{guess}Labels are: {', '.join(known)}.")

@@ -127,5 +127,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield f"{plan.run.display_name} is not complete: planned are the {records}"
     if plan.settings.copy_mode == "symlink":
         yield "symbolic links break when the archive is moved or its volume is not mounted"
+    before = plan.log.settings.get("overrides") if plan.log else None
+    if before and plan.settings.overrides is None:
+        yield f"the tree was made with --overrides {before}: without it, those corrections are taken back"
     if plan.settings.archive_root is None and not plan.run.info and plan.archive_root is not None:
         yield f"no run.json beside the index: the archive is taken to be {display_path(plan.archive_root)!r}"

@@ -207,6 +207,10 @@ class Store:
         """Tell whether rebuild made a directory."""
         return self._row("SELECT 1 FROM folder WHERE target = ?", (target,)) is not None
 
+    def is_our_own(self, target: bytes) -> bool:
+        """Tell whether rebuild made what stands at `target`, whatever that is."""
+        return self.is_our_folder(target) or self.made_at(target) is not None or self.has_report(target)
+
     def folder_count(self) -> int:
         """Return how many directories rebuild made."""
         return int(self._row("SELECT COUNT(*) FROM folder")[0])

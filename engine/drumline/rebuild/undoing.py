@@ -52,8 +52,10 @@ class UndoSummary:
         Files whose content the archive does not have any more: they stay.
     directories, reports
         Empty directories and reports that were removed; in a dry run directories are an upper bound.
+    others
+        What rebuild had not made in its directories: it stays.
     kept
-        (path, why) of files that stay, the first thousand.
+        (path, why) of what stays, the first thousand.
     """
 
     out: str
@@ -64,6 +66,7 @@ class UndoSummary:
     last_copies: int
     directories: int
     reports: int
+    others: int
     kept: tuple[tuple[str, str], ...]
 
     @property
@@ -189,15 +192,32 @@ class _Undo:
     def _folders(self) -> None:
         if self._removals is None:
             self._counts["directories"] = self._store.folder_count()
-            return
+            for folder in self._store.folders_bottom_up():
+                self._others(folder)
+        else:
+            self._remove_folders(self._removals)
+        self._others(b"")
+
+    def _remove_folders(self, removals: Removals) -> None:
         with suppress(Refused):
             self._tree.clear_staging()
         self._tree.forget()
         for folder in self._store.folders_bottom_up():
             if self._tree.rmdir(folder):
                 self._counts["directories"] += 1
-                self._removals.add(folder)
+                removals.add(folder)
+            else:
+                self._others(folder)
         self._tree.forget()
+
+    def _others(self, folder: bytes) -> None:
+        """Name what rebuild did not make in one of its directories."""
+        with suppress(Refused):
+            for name in sorted(self._tree.names(folder)):
+                target = os.path.join(folder, name)
+                if target != LOG_NAME and not self._store.is_our_own(target):
+                    self._counts["others"] += 1
+                    self._keep(target, "not made by rebuild")
 
     def _finish(self, state: LogState) -> None:
         """Remove the log, and the directory if it was made too, once nothing of ours is left on the disk."""
@@ -225,5 +245,6 @@ class _Undo:
             last_copies=counts["last_copy"],
             directories=counts["directories"],
             reports=counts["reports"],
+            others=counts["others"],
             kept=tuple(self._kept),
         )
