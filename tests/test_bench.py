@@ -76,7 +76,8 @@ def test_the_demo_ends_with_labels_tree_errors_and_the_next_commands(
     monkeypatch.setattr("bench.demo.FILES", 20)
     text = shown(run_demo(tmp_path / "demo", engine=player))
     for part in (
-        "files classified",
+        " files in ",
+        "MB of samples",
         "Kick",
         "organised/",
         "Pack/ 1",
