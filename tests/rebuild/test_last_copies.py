@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import xxhash
 
-from drumline.errors import OutputError
+from drumline.errors import Interrupted, OutputError
 from drumline.rebuild import execute, undo
+from drumline.rebuild.actions import Failure
 from drumline.rebuild.log import MappingLog
+from drumline.rebuild.place import Copies, Staged
 from drumline.rebuild.tree import Tree
-from tests.rebuild.archives import KICK, SNARE, Archive, redecided, stat_fields
+from tests.rebuild.archives import KICK, SNARE, Archive, redecided, snapshot, stat_fields
 
 CONTENT = b"the only one"
 
@@ -434,3 +438,194 @@ def test_the_log_keeps_the_origin_that_is_there_when_the_planned_one_is_not(arch
     other.mkdir()
     assert archive.rebuild(run, archive_root=other).counts["already_there"] == 1
     assert undo(archive.out).complete
+
+
+LINKED_MODES = pytest.mark.parametrize("mode", ["copy", "hardlink"])
+
+
+def _leave_only_in_tree(archive: Archive, source: bytes, target: bytes) -> None:
+    """Replace a file of the archive by a link to the tree's, as programs do that remove duplicates."""
+    os.unlink(archive.path(source))
+    os.symlink(os.path.join(os.fsencode(archive.out), target), archive.path(source))
+
+
+@LINKED_MODES
+def test_a_file_that_the_archive_has_only_as_a_link_to_it_stays(archive: Archive, mode: str) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run, copy_mode=mode)
+    _leave_only_in_tree(archive, b"kick.wav", b"Kick/kick.wav")
+    assert undo(archive.out).last_copies == 1
+    assert archive.tree() == {b"Kick/kick.wav": CONTENT}
+    archive.rebuild(run, copy_mode=mode, labels=("Snare",))
+    assert CONTENT in archive.tree().values()
+
+
+@LINKED_MODES
+def test_a_file_that_the_archive_has_only_through_a_linked_directory_stays(
+    archive: Archive, mode: str
+) -> None:
+    archive.add(b"pack/kick.wav", KICK, CONTENT)
+    archive.rebuild(copy_mode=mode)
+    os.unlink(archive.path(b"pack/kick.wav"))
+    os.rmdir(archive.path(b"pack"))
+    os.symlink(archive.out / "Kick" / "pack", archive.path(b"pack"))
+    assert undo(archive.out).last_copies == 1
+    assert archive.tree() == {b"Kick/pack/kick.wav": CONTENT}
+
+
+@LINKED_MODES
+def test_two_files_do_not_go_because_each_has_the_others_original_as_a_link_to_it(
+    archive: Archive, mode: str
+) -> None:
+    for name in (b"a", b"b"):
+        archive.add(name, KICK, CONTENT)
+        os.utime(archive.path(name), ns=(10**18, 10**18))
+        archive.records[-1]["mtime_ns"] = 10**18
+    archive.rebuild(copy_mode=mode)
+    _leave_only_in_tree(archive, b"a", b"Kick/b")
+    _leave_only_in_tree(archive, b"b", b"Kick/a")
+    assert undo(archive.out).last_copies == 2
+    assert archive.tree() == {b"Kick/a": CONTENT, b"Kick/b": CONTENT}
+
+
+@LINKED_MODES
+def test_no_link_takes_the_place_of_a_file_that_the_archive_has_only_as_a_link_to_it(
+    archive: Archive, mode: str
+) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run, copy_mode=mode)
+    _leave_only_in_tree(archive, b"kick.wav", b"Kick/kick.wav")
+    with archive.plan(run, copy_mode="symlink") as plan:
+        assert plan.counts["changed"] == 1
+        assert execute(plan).counts["changed"] == 1
+    archive.rebuild(run, copy_mode="symlink", labels=("Snare",))
+    assert archive.tree() == {b"Kick/kick.wav": CONTENT}
+
+
+def test_no_link_takes_the_place_of_a_file_whose_original_becomes_a_link_to_it_before_the_execution(
+    archive: Archive,
+) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run)
+    with archive.plan(run, copy_mode="symlink") as plan:
+        assert plan.counts["replace"] == 1
+        _leave_only_in_tree(archive, b"kick.wav", b"Kick/kick.wav")
+        assert execute(plan).counts["changed"] == 1
+    assert archive.tree() == {b"Kick/kick.wav": CONTENT}
+
+
+class LostError(Exception):
+    """The archive is gone, and the rebuild with it."""
+
+
+def _replace_until(archive: Archive, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    """Replace the tree's only file; when it has been taken away, lose the archive and raise an error."""
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run, copy_mode="hardlink")
+
+    def lose(*_: object) -> None:
+        assert archive.tree() == {}
+        os.unlink(archive.path(b"kick.wav"))
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("drumline.rebuild.place.Copies.publish", lose)
+        with suppress(error, Interrupted):
+            archive.rebuild(run, copy_mode="copy")
+
+
+def _staged(archive: Archive) -> dict[bytes, bytes]:
+    entries = snapshot(os.fsencode(archive.out)).items()
+    return {path: entry[1] for path, entry in entries if path.startswith(b"_staging/")}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, LostError])
+def test_what_was_to_replace_a_file_stays_when_the_rebuild_ends_between_the_two_and_the_archive_is_lost(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    _replace_until(archive, monkeypatch, error)
+    assert list(_staged(archive).values()) == [CONTENT]
+    for _ in range(2):
+        assert archive.rebuild().counts["kept"] == 1
+    assert undo(archive.out).last_copies == 1
+    assert list(_staged(archive).values()) == [CONTENT]
+    assert undo(archive.out, drop_last_copies=True).complete
+    assert not archive.out.exists()
+
+
+def test_what_could_not_take_the_place_of_a_file_stays_where_the_archive_is_lost(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run, copy_mode="hardlink")
+    publish = Copies.publish
+
+    def occupied(placer: Copies, staged: Sequence[Staged]) -> list[Failure]:
+        os.unlink(archive.path(b"kick.wav"))
+        (archive.out / "Kick" / "kick.wav").write_bytes(b"of somebody")
+        return publish(placer, staged)
+
+    monkeypatch.setattr(Copies, "publish", occupied)
+    counts = archive.rebuild(run, copy_mode="copy").counts
+    assert (counts["occupied"], counts["kept"], counts["replaced"]) == (1, 1, 0)
+    assert archive.tree() == {b"Kick/kick.wav": b"of somebody"}
+    assert list(_staged(archive).values()) == [CONTENT]
+
+
+def _make_a_directory_of(archive: Archive) -> Path:
+    """Place two files in a directory whose name becomes a file's; return where the directory stands."""
+    archive.add(b"x/y", KICK, CONTENT)
+    archive.add(b"x/z", KICK, b"another")
+    archive.rebuild()
+    for name in (b"x/y", b"x/z"):
+        os.unlink(archive.path(name))
+    os.rmdir(archive.path(b"x"))
+    archive.records.clear()
+    archive.add(b"x", KICK, CONTENT)
+    return archive.out / "Kick" / "x"
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "y", "z"])
+def test_a_directory_with_something_of_somebodys_does_not_become_a_file_and_the_plan_says_so(
+    archive: Archive, name: str
+) -> None:
+    directory = _make_a_directory_of(archive)
+    archive.add(b"w", KICK, b"another")
+    (directory / name).write_bytes(b"of somebody")
+    before = archive.tree()
+    with archive.plan() as plan:
+        assert (plan.counts["occupied"], plan.counts["make"]) == (1, 1)
+        planned = plan.files
+        summary = execute(plan)
+    assert (summary.not_placed, summary.counts["made"], summary.counts["occupied"]) == (1, 1, 1)
+    after = archive.tree()
+    assert summary.labels["Kick"]["files"] == planned == 1
+    assert after[b"Kick/x/" + name.encode()] == b"of somebody"
+    assert set(before.values()) <= set(after.values())
+
+
+def test_a_directory_that_somebody_puts_something_into_before_the_execution_keeps_its_last_copies(
+    archive: Archive,
+) -> None:
+    directory = _make_a_directory_of(archive)
+    archive.add(b"w", KICK, b"another")
+    with archive.plan() as plan:
+        assert plan.counts["replace"] == 1
+        (directory / "mine.txt").write_bytes(b"of somebody")
+        summary = execute(plan)
+    assert summary.counts["occupied"] == 1
+    assert archive.tree()[b"Kick/x/y"] == CONTENT
+
+
+def test_a_file_in_the_staging_directory_that_has_only_digits_is_somebodys(archive: Archive) -> None:
+    archive.add(b"kick.wav", KICK, CONTENT)
+    archive.rebuild()
+    (archive.out / "_staging").mkdir()
+    (archive.out / "_staging" / "20240101120000").write_bytes(b"of somebody")
+    archive.rebuild(copy_mode="hardlink")
+    assert list(_staged(archive).values()) == [b"of somebody"]

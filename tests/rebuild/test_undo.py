@@ -150,7 +150,7 @@ def test_staged_leftovers_of_a_killed_rebuild_go_too(drums: Archive) -> None:
         log.write(b'{"action":"dir","target":"_staging"}\n')
     staging = Path(drums.out / "_staging")
     staging.mkdir()
-    (staging / "17").write_bytes(b"half a co")
+    (staging / "drumline-17-4-1").write_bytes(b"half a co")
     undo(drums.out)
     assert not drums.out.exists()
 

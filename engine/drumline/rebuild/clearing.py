@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from drumline.rebuild.actions import Action, Failure, Progress, Refused
+from drumline.rebuild.originals import find_for_link
 from drumline.rebuild.plan import Plan
 from drumline.rebuild.site import Site
-from drumline.rebuild.standing import WHY_IT_STAYS, fate, replaces
+from drumline.rebuild.standing import WHY_IT_STAYS, fate, holds_others, replaces
 from drumline.rebuild.store import Made
 
 __all__ = ["Clearing"]
@@ -55,7 +56,7 @@ class Clearing:
             if any(map(self._stands, self._store.twins(made))):
                 self._remove(made, even_last=True)
             else:
-                self._note_kept(made, WHY_IT_STAYS["last_copy"])
+                self._note_kept(made.target, WHY_IT_STAYS["last_copy"])
         self._remove_folders()
 
     def make_way(self, action: Action) -> Failure | None:
@@ -66,9 +67,11 @@ class Clearing:
             how = fate(self._site.tree, old, even_last=self._may_go_for(old, action))
             if how in ("changed", "last_copy"):
                 return Failure(action, "edited" if old is made else "occupied", WHY_IT_STAYS[how])
+        if made is None and self._holds_others(action.target, blocking):
+            return Failure(action, "occupied", "the directory there holds something that stays")
         if self._plan.settings.copy_mode == "symlink":
             try:
-                self._site.sources.find(action)
+                find_for_link(self._site.tree, self._site.sources, action)
             except Refused as refused:
                 return Failure(action, refused.problem, refused.message)
         for old in blocking:
@@ -81,6 +84,19 @@ class Clearing:
         if made is None:
             self._remove_folders()
         return None
+
+    def _holds_others(self, target: bytes, blocking: list[Made]) -> bool:
+        """Tell whether a directory stands at a target that is not empty once what blocks it is gone."""
+        gone = {old.target for old in blocking}
+        try:
+            return holds_others(self._site.tree, self._store, target, gone.__contains__)
+        except Refused:
+            return False  # a file stands where a directory should be, and is to go
+
+    def clear_staged(self) -> None:
+        """Remove what could not take its place."""
+        for place, why in self._site.clear_staged():
+            self._note_kept(place, why)
 
     def _may_go_for(self, old: Made, action: Action) -> bool:
         root = self._plan.archive_root or b""
@@ -101,17 +117,17 @@ class Clearing:
             # By somebody, or by what was killed before it noted it.
             self._site.removals.add(made.target)
         else:
-            self._note_kept(made, WHY_IT_STAYS[how])
+            self._note_kept(made.target, WHY_IT_STAYS[how])
 
-    def _note_kept(self, made: Made, why: str) -> None:
-        self._store.note_problem("kept", made.target, why)
+    def _note_kept(self, target: bytes, why: str) -> None:
+        self._store.note_problem("kept", target, why)
         self._counts["kept"] += 1
 
     def _stands(self, action: Action) -> bool:
         """Tell whether a file of the plan is in the tree, and not as a link that leads nowhere."""
         try:
             if self._plan.settings.copy_mode == "symlink":
-                self._site.sources.find(action)
+                find_for_link(self._site.tree, self._site.sources, action)
             status = self._site.tree.lstat(action.target)
         except Refused:
             return False

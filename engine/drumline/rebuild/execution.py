@@ -169,17 +169,18 @@ class _Execution:
         done: Sequence[tuple[Sequence[Action], tuple[list[Staged], list[Failure]]]],
     ) -> None:
         for batch, (staged, failures) in done:
+            site.announce_staged(staged)
             ready = []
             for action, place in staged:
                 if failure := clearing.make_way(action):
                     failures.append(failure)
-                    site.tree.unlink(place)
                 else:
                     ready.append((action, place))
             site.removals.flush()
             site.announce([action for action, _ in ready])
             unpublished = placer.publish(ready)
             site.disown(unpublished)
+            clearing.clear_staged()
             self.counts["replaced"] += len(ready) - len(unpublished)
             self._note(batch, failures + unpublished)
 

@@ -24,7 +24,7 @@ from drumline.rebuild.actions import Refused
 from drumline.rebuild.log import MappingLog, path_line
 from drumline.rebuild.plan import Plan
 from drumline.rebuild.store import Store
-from drumline.rebuild.tree import STAGING, Tree
+from drumline.rebuild.tree import Tree, staged_name
 
 __all__ = [
     "ERRORS",
@@ -42,7 +42,7 @@ MANIFESTS = b"_manifests"
 ERRORS = MANIFESTS + b"/errors.txt"
 STATS = b"_stats.json"
 SUMMARY = b"_rebuild_summary.json"
-_STAGED = STAGING + b"/0"
+_STAGED = staged_name("report")
 # ASCII's controls and backslash; in UTF-8 the controls U+0080 to 9F, and what begins lines or turns writing.
 _SPECIAL = re.compile(
     rb"[\x00-\x1f\x7f\\]|\xc2[\x80-\x9f]|\xd8\x9c|\xe2\x80[\x8e\x8f\xa8-\xae]|\xe2\x81[\xa6-\xa9]"

@@ -1,13 +1,14 @@
 """How one file gets into the tree: one placer for each copy mode.
 
 Hard and symbolic links are made at their name at once: `link` and `symlink` are atomic and never replace
-what is there. A copy grows in ``_staging`` under a number; when a batch of copies is complete it is flushed
-to disk in one go (`syncfs`: an fsync for each of a million small files would cost more than the copying), and
-only then is each linked to its name, again without replacing anything. So a name in the tree never stands for
-data that a power failure could take back, and a kill leaves numbered files in one place, which the next
-rebuild clears.
+what is there. A copy grows in ``_staging`` under a name of its own; when a batch of copies is complete it is
+flushed to disk in one go (`syncfs`: an fsync for each of a million small files would cost more than the
+copying), and only then is each linked to its name, again without replacing anything. So a name in the tree
+never stands for data that a power failure could take back, and a kill leaves its files in one place, which
+the next rebuild clears.
 
-What is made anew, links too, stands complete in ``_staging`` before the old one is taken away.
+What is made anew, links too, stands complete in ``_staging``, and in the mapping log, before the old one is
+taken away.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol, TypeAlias
@@ -24,7 +26,7 @@ from drumline.errors import OutputError
 from drumline.failpoints import step
 from drumline.rebuild.actions import Action, Failure, Refused, refusal
 from drumline.rebuild.settings import CopyMode
-from drumline.rebuild.tree import STAGING, Sources, Tree, check_unchanged, source_refusal, write_all
+from drumline.rebuild.tree import Sources, Tree, check_unchanged, source_refusal, staged_name, write_all
 
 __all__ = ["Placer", "Staged", "placer_for"]
 
@@ -56,7 +58,7 @@ class Placer(Protocol):
         """Make a batch in the staging directory; return what stands there, and what could not be made."""
 
     def publish(self, staged: Sequence[Staged]) -> list[Failure]:
-        """Give what `stage` made its names; return what could not get its own."""
+        """Give what `stage` made its names; return what could not get its own, and stays where it is."""
 
 
 def placer_for(mode: CopyMode, tree: Tree, sources: Sources) -> Placer:
@@ -76,7 +78,8 @@ class _Stages:
 
     def __init__(self, tree: Tree, sources: Sources) -> None:
         self._tree, self._sources = tree, sources
-        self._number = 0
+        # What an earlier rebuild left in the staging directory can have the same process number.
+        self._began_ns, self._number = time.time_ns(), 0
 
     def make(self, action: Action, target: bytes) -> None:
         """Make a file at a target where nothing is; raise `Refused` when it cannot be."""
@@ -122,7 +125,7 @@ class _Stages:
 
     def _stage(self, action: Action) -> bytes:
         self._number += 1
-        place = STAGING + b"/%d%09d" % (os.getpid(), self._number)
+        place = staged_name(f"{self._began_ns}-{os.getpid()}-{self._number}")
         self.make(action, place)
         return place
 
@@ -136,9 +139,10 @@ class _Stages:
                 _move(staging, number, directory, name)
         except OSError as error:
             raise refusal(error) from error
-        finally:
+        else:
             with suppress(FileNotFoundError):
                 os.unlink(number, dir_fd=staging)
+        finally:
             os.close(staging)
 
 
@@ -183,11 +187,12 @@ class HardLinks(_Links):
         return super().cannot(error) or (error.errno == errno.EPERM and not self._can_link_own())
 
     def _can_link_own(self) -> bool:
-        own, link = STAGING + b"/0", STAGING + b"/1"
+        own, link = staged_name("own"), staged_name("link")
         try:
             os.close(self._tree.open_file(own, os.O_WRONLY | os.O_CREAT))
             directory, name = self._tree.locate(own)
-            os.link(name, b"1", src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+            other = os.path.basename(link)
+            os.link(name, other, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
         except PermissionError:
             return False
         finally:
@@ -231,7 +236,11 @@ class Copies(_Stages):
     def place(self, batch: Sequence[Action]) -> list[Failure]:
         """See `Placer`."""
         staged, failures = self.stage(batch)
-        return failures + self.publish(staged)
+        unpublished = self.publish(staged)
+        places = {action.number: place for action, place in staged}
+        for failure in unpublished:
+            self._tree.unlink(places[failure.action.number])
+        return failures + unpublished
 
     def fill(self, origin: int, descriptor: int, size: int) -> int:
         """Give a file the content of another; return its size in bytes."""

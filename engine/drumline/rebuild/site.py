@@ -18,8 +18,10 @@ from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Failure, Refused
 from drumline.rebuild.log import LOG_NAME, MappingLog, Removals, make_line, path_line
 from drumline.rebuild.manifests import MANIFESTS
-from drumline.rebuild.place import Placer, placer_for
+from drumline.rebuild.place import Placer, Staged, placer_for
 from drumline.rebuild.plan import Plan
+from drumline.rebuild.standing import WHY_IT_STAYS, fate
+from drumline.rebuild.store import Made
 from drumline.rebuild.tree import STAGING, Sources, Tree
 
 __all__ = ["Site", "open_site"]
@@ -43,9 +45,12 @@ class Site:
 
     def __init__(self, plan: Plan, tree: Tree, log: MappingLog) -> None:
         self.tree, self.log = tree, log
+        self._mode = plan.settings.copy_mode
         self.removals = Removals(tree, log)
         self._plan, self._store = plan, plan.store
         self._known_folder = b""
+        self._staged: dict[bytes, Made] = {}
+        self._left_staged: set[bytes] = set()
 
     @property
     def sources(self) -> Sources:
@@ -61,9 +66,14 @@ class Site:
         self.tree.locate(folder + b"/", make=True)
 
     def drop_staging(self) -> None:
-        """Leave no staging directory; where that fails, the log knows it, and the next rebuild clears it."""
+        """Leave no staging directory; where that fails, the log knows it, and the next rebuild clears it.
+
+        What holds a last copy stays: it was to take the place of what is gone.
+        """
         with suppress(OSError, DrumlineError, Refused):
-            self.tree.clear_staging()
+            self.clear_staged()
+            self.removals.flush()
+            self.tree.clear_staging(self._is_announced)
             if self.tree.rmdir(STAGING):
                 self.log.append([path_line("removed", STAGING)], sync=False)
             self.tree.forget()
@@ -85,7 +95,7 @@ class Site:
 
     def announce(self, actions: Iterable[Action]) -> None:
         """Put on disk what is about to appear, each directory before what is in it."""
-        mode, absolute = self._plan.settings.copy_mode, self.sources.absolute
+        mode, absolute = self._mode, self.sources.absolute
         lines: list[bytes] = []
         for action in actions:
             folder = action.target.rpartition(b"/")[0]
@@ -95,6 +105,35 @@ class Site:
             lines.append(make_line(action, mode, absolute(action)))
         self._store.flush()
         self.log.append(lines)
+
+    def announce_staged(self, staged: Sequence[Staged]) -> None:
+        """Put on disk what stands in the staging directory: what it is to replace may then go."""
+        for action, place in staged:
+            source = self.sources.absolute(action)
+            self._staged[place] = Made(place, self._mode, action.size, action.mtime_ns, source, action.hash)
+        self.announce(action._replace(target=place) for action, place in staged)
+
+    def clear_staged(self) -> list[tuple[bytes, str]]:
+        """Remove what was staged and not published; return what stays, and why.
+
+        When the archive lost it meanwhile, this may be the last copy.
+        """
+        kept = []
+        for place, made in self._staged.items():
+            how = fate(self.tree, made, even_last=False)
+            if how in ("ours", "gone"):
+                self.tree.unlink(place)
+                self.removals.add(place)
+            else:
+                kept.append((place, WHY_IT_STAYS[how]))
+        self._left_staged.update(place for place, _ in kept)
+        self._staged.clear()
+        return kept
+
+    def _is_announced(self, target: bytes) -> bool:
+        if target in self._staged or target in self._left_staged:
+            return True
+        return self._store.made_at(target) is not None
 
     def _folder_lines(self, folder: bytes) -> list[bytes]:
         new: list[bytes] = []
@@ -153,7 +192,7 @@ def open_site(plan: Plan) -> Iterator[tuple[Site, Placer | None]]:
         site = Site(plan, tree, log)
         site.make_folder(MANIFESTS)
         site.make_folder(STAGING)
-        tree.clear_staging()
+        tree.clear_staging(lambda target: plan.store.made_at(target) is not None)
         at_work.callback(site.drop_staging)
         placer = site.probed_placer()
         on_error.pop_all()

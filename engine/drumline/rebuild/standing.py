@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from typing import Literal
 
 from drumline.rebuild.actions import Action, Refused
-from drumline.rebuild.originals import archive_has
-from drumline.rebuild.store import Made
+from drumline.rebuild.originals import archive_has, leads_into
+from drumline.rebuild.store import Made, Store
 from drumline.rebuild.tree import Tree
 from drumline.walk import mtime_of
 
-__all__ = ["WHY_IT_STAYS", "Standing", "fate", "has_same_content", "replaces", "standing"]
+__all__ = ["WHY_IT_STAYS", "Standing", "fate", "has_same_content", "holds_others", "replaces", "standing"]
 
 _TIME_UNITS_NS = (2 * 10**9, 10**9, 10**7, 10**3, 100, 1)
 
@@ -63,7 +64,7 @@ def fate(tree: Tree, made: Made, *, even_last: bool, doubted: bool = False) -> S
     A hard link to the archive's file is ours although somebody edited that file: it stays in the archive.
     """
     how = standing(tree, made)
-    if how == "ours" and not even_last and not archive_has(made, doubted=doubted):
+    if how == "ours" and not even_last and not archive_has(tree, made, doubted=doubted):
         return "last_copy"
     if how == "changed" and made.mode == "hardlink" and _is_linked_to_original(tree, made):
         return "ours"
@@ -73,9 +74,34 @@ def fate(tree: Tree, made: Made, *, even_last: bool, doubted: bool = False) -> S
 def _is_linked_to_original(tree: Tree, made: Made) -> bool:
     try:
         status = tree.lstat(made.target)
-        return status is not None and status.st_nlink > 1 and os.path.samestat(status, os.stat(made.source))
+        if status is None or status.st_nlink == 1:
+            return False
+        return os.path.samestat(status, os.stat(made.source)) and not leads_into(tree, made.source)
     except (OSError, ValueError, Refused):
         return False
+
+
+def holds_others(tree: Tree, store: Store, directory: bytes, goes: Callable[[bytes], bool]) -> bool:
+    """Tell whether a directory, or one of rebuild's below it, holds anything but files that go.
+
+    Parameters
+    ----------
+    tree, store
+        Where it stands, and what the log says of it.
+    directory
+        Relative to the tree; nothing, or no directory, holds nothing.
+    goes
+        Tells whether a file is to be removed.
+    """
+    for name in tree.names(directory):
+        path = directory + b"/" + name
+        if store.is_our_folder(path):
+            status = tree.lstat(path)
+            if status is None or not stat.S_ISDIR(status.st_mode) or holds_others(tree, store, path, goes):
+                return True
+        elif not goes(path):
+            return True
+    return False
 
 
 def has_same_content(made: Made, action: Action) -> bool:

@@ -441,10 +441,10 @@ class Store:
         """Return what is to be made below a file, or at a directory above it."""
         above = _parents(target)
         query = (
-            f"SELECT {_PLAN} FROM plan WHERE state = 'make'"
+            f"SELECT {_PLAN} FROM plan WHERE state IN ({_places(TO_DO)})"
             f" AND (target > ? AND target < ? OR target IN ({_places(above)}))"
         )
-        return list(map(Action._make, self._rows(query, (*_below(target), *above)).fetchall()))
+        return list(map(Action._make, self._rows(query, (*TO_DO, *_below(target), *above)).fetchall()))
 
     def last_copies_blocking(self, target: bytes) -> list[Made]:
         """Return what is to be removed, as a last copy, at a directory above a target, or below it."""

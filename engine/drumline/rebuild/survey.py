@@ -8,9 +8,16 @@ from collections.abc import Callable
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Progress, Refused, State
 from drumline.rebuild.names import collision_key, spare_names
-from drumline.rebuild.originals import archive_has
+from drumline.rebuild.originals import archive_has, find_for_link
 from drumline.rebuild.plan import LabelTotal, Plan
-from drumline.rebuild.standing import WHY_IT_STAYS, fate, has_same_content, replaces, standing
+from drumline.rebuild.standing import (
+    WHY_IT_STAYS,
+    fate,
+    has_same_content,
+    holds_others,
+    replaces,
+    standing,
+)
 from drumline.rebuild.store import SOURCE_PROBLEMS, Made, Row
 from drumline.rebuild.tree import Indexed
 
@@ -113,8 +120,14 @@ class Surveyor:
     def _look_for(self, action: Action) -> None:
         """Look for a file in the archive, unless that was done while the index was read."""
         if not self._is_first:
-            assert self._plan.sources is not None
-            self._devices.setdefault(self._plan.sources.find(action)[2].st_dev, action.source)
+            self._devices.setdefault(self._found(action).st_dev, action.source)
+
+    def _found(self, action: Action) -> os.stat_result:
+        assert self._plan.sources is not None
+        assert self._plan.tree is not None
+        if self._mode == "symlink":
+            return find_for_link(self._plan.tree, self._plan.sources, action)
+        return self._plan.sources.find(action)[2]
 
     def _check_devices(self) -> None:
         """See that the copy mode can bring files into the tree from each device that they lie on."""
@@ -148,7 +161,8 @@ class Surveyor:
     def _would_be_lost(self, made: Made, action: Action) -> bool:
         if self._plan.settings.drop_last_copies or replaces(made, action, self._root):
             return False
-        return not archive_has(made)
+        assert self._plan.tree is not None
+        return not archive_has(self._plan.tree, made)
 
     def _made(self, target: bytes) -> Made | None:
         return None if self._is_first else self._store.made_at(target)
@@ -162,7 +176,11 @@ class Surveyor:
             if self._below_our_file(target):
                 return
             raise
-        if status is not None and not self._store.is_our_folder(target):
+        if status is None:
+            return
+        if not self._store.is_our_folder(target) or holds_others(
+            self._plan.tree, self._store, target, lambda path: self._made(path) is not None
+        ):
             raise Refused("occupied", "something that drumline did not make is there")
 
     def _below_our_file(self, target: bytes) -> bool:
@@ -219,7 +237,7 @@ class Surveyor:
         A last copy that is placed elsewhere gives way to it as in a replacement; what stays, to nothing.
         """
         for action in self._store.blocked_by(made.target):
-            self._plan.counts["make"] -= 1
+            self._plan.counts[action.state] -= 1
             self._plan.counts["replace" if replaceable else "occupied"] += 1
             self._store.set_state(action, "replace" if replaceable else "occupied")
             if not replaceable:

@@ -12,7 +12,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -33,11 +34,18 @@ __all__ = [
     "check_unchanged",
     "not_a_tree",
     "source_refusal",
+    "staged_name",
     "write_all",
 ]
 
 STAGING = b"_staging"
 """Where copies grow before they are linked to their name; a directory at the top of the tree."""
+
+_STAGED = STAGING + b"/drumline-"
+"""How the paths of staged files begin; whatever else lies in that directory is not ours."""
+
+_LONGEST_PATH = 1_024
+"""What F_GETPATH asks for."""
 
 _KEPT_OPEN = 64
 _FOR_ALL_ELSE = 32
@@ -282,16 +290,16 @@ class Tree(Directories):
         descriptor, name = self.locate(target)
         return os.open(name, flags | os.O_NOFOLLOW, 0o666, dir_fd=descriptor)
 
-    def leftovers(self) -> Iterator[bytes]:
-        """Iterate over the staged files that a killed rebuild left."""
-        for name in self.names(STAGING):
-            if name.isdigit():
-                yield STAGING + b"/" + name
+    def holds(self, descriptor: int) -> bool:
+        """Tell whether an open file lies in the tree, whatever path and links led to it."""
+        return _place_of(descriptor).startswith(_place_of(self.root) + b"/")
 
-    def clear_staging(self) -> None:
-        """Remove what a killed rebuild left in the staging directory."""
-        for target in self.leftovers():
-            self.unlink(target)
+    def clear_staging(self, is_announced: Callable[[bytes], bool] = lambda _: False) -> None:
+        """Remove what a killed rebuild left in the staging directory, and had not announced in the log."""
+        for name in self.names(STAGING):
+            target = STAGING + b"/" + name
+            if target.startswith(_STAGED) and not is_announced(target):
+                self.unlink(target)
 
     def sync(self) -> None:
         """Put everything written to the tree's file system on disk, data and names."""
@@ -308,6 +316,18 @@ class Tree(Directories):
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
+
+
+def staged_name(name: str) -> bytes:
+    """Return a path in the staging directory."""
+    return _STAGED + name.encode()
+
+
+def _place_of(descriptor: int) -> bytes:
+    """Return the path of an open file or directory as the kernel knows it, free of links."""
+    if sys.platform == "darwin":
+        return fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(_LONGEST_PATH)).rstrip(b"\0")
+    return os.readlink(b"/proc/self/fd/%d" % descriptor)
 
 
 def not_a_tree(
