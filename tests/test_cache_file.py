@@ -7,6 +7,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 import drumline
 from drumline.cache import Cache
-from drumline.cache_file import SIDE_FILES, check_length, check_permissions
+from drumline.cache_file import SIDE_FILES, Mode, check_length, check_permissions, is_damage
 from drumline.errors import CacheError, DrumlineError, OutputError
 from drumline.recover import rebuild_cache
 from drumline.settings import InferSettings
@@ -140,3 +142,39 @@ def test_a_database_without_all_that_a_cache_has_is_none(tmp_path: Path, change:
     for mode in ("write", "read", "look"):
         with pytest.raises(sqlite3.DatabaseError, match="not those of a cache"):
             Cache(tmp_path / "cache.sqlite", mode)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize(
+    "name", ["cache.sqlite", "cache.sqlite-wal", "cache.sqlite-journal", ".cache.sqlite.new"]
+)
+def test_what_is_no_file_in_place_of_the_cache_is_named_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None], name: str
+) -> None:
+    archive, runs_root = tmp_path / "archive", tmp_path / "runs"
+    for directory in (archive, runs_root):
+        directory.mkdir()
+    write_tone(archive / "kick.wav")
+    make(runs_root / name)
+    for options in ((), ("--dry-run",)):
+        begun = time.monotonic()
+        ended = infer(archive, runs_root, options=options)
+        assert time.monotonic() - begun < 20
+        assert ended.returncode == 8, ended.stderr
+        assert str(runs_root / name) in ended.stderr
+        assert "it is no file" in ended.stderr
+    with pytest.raises(sqlite3.DatabaseError, match="no file"):
+        Cache(runs_root / (name if name == ".cache.sqlite.new" else "cache.sqlite"), "look")
+
+
+def test_a_schema_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    Cache(path, "build").close()
+    data = path.read_bytes()
+    assert b"indexfile_by_hashfile" in data
+    path.write_bytes(data.replace(b"indexfile_by_hashfile", b"index\xbfile_by_hashfile"))
+    modes: tuple[Mode, ...] = ("write", "read", "look")
+    for mode in modes:
+        with pytest.raises(sqlite3.DatabaseError) as found:
+            Cache(path, mode)
+        assert is_damage(found.value)

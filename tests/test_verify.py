@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -510,6 +511,19 @@ def test_a_fifo_in_a_files_place_is_a_change_and_no_wait(run: Run, archive: Path
     os.mkfifo(path)
     assert kinds(verify_run(run.directory, content=True)) == {"changed"}
     os.remove(path)
+
+
+@pytest.mark.parametrize("work", ["verify", "repair"])
+def test_a_fifo_in_the_indexs_place_is_an_index_that_is_missing_and_no_wait(
+    run: Run, command: CommandLine, work: str
+) -> None:
+    run.index_path.unlink()
+    os.mkfifo(run.index_path)
+    begun = time.monotonic()
+    told = command(work, run.directory)
+    assert time.monotonic() - begun < 20
+    assert told.code == (11 if work == "verify" else 0), told.err
+    assert ("is not there" if work == "verify" else "are lost") in told.out
 
 
 def test_an_archive_that_is_not_mounted_is_no_archive_of_missing_files(tmp_path: Path) -> None:

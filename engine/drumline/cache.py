@@ -20,6 +20,7 @@ same transaction; a checksum tells when the seal itself was changed.
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -210,7 +211,8 @@ def checked_frame(frame: FrameRow) -> FrameRow:
     """
     what = f"frame {frame.id}"
     with row_errors(what):
-        possible = 0 < frame.lines <= FRAME_LINES and frame.offset >= 0 < frame.length
+        whole = type(frame.offset) is type(frame.length) is type(frame.lines) is int
+        possible = whole and 0 < frame.lines <= FRAME_LINES and frame.offset >= 0 < frame.length
         fits = possible and frame.kept.bit_count() == frame.lines and frame.kept.bit_length() <= FRAME_LINES
     if not fits:
         raise wrong_row(what)
@@ -257,8 +259,11 @@ class Cache:
             else:
                 self._db.execute(f"PRAGMA cache_size = -{_READER_CACHE_KB}")
                 check_schema(self._db)
-        except BaseException:
+        except BaseException as error:
             self._db.close()
+            if isinstance(error, UnicodeDecodeError):
+                # What SQLite says of a schema that it cannot parse names a part of it, which may be no text.
+                raise sqlite3.DatabaseError("its schema is no text") from error
             raise
 
     def _prepare(self, mode: Mode) -> None:

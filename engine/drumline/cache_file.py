@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import cache
@@ -29,6 +30,7 @@ __all__ = [
     "damage_found",
     "is_damage",
     "row_errors",
+    "temporary_path",
     "wrong_row",
 ]
 
@@ -195,12 +197,13 @@ def check_length(path: Path) -> None:
 
 
 def check_permissions(path: Path) -> None:
-    """Raise `OutputError` when a cache, or what lies beside it, is there and may not be read and written.
+    """Raise `OutputError` when a cache, or what lies beside it, is no file or may not be read and written.
 
     SQLite would make a log's shared memory with the permissions of the cache, and it would stay.
     """
-    for suffix in ("", *SIDE_FILES):
-        file = path.with_name(path.name + suffix)
+    for file in (*_files_of(path), *_files_of(temporary_path(path))):
+        if _is_no_file(file):
+            raise OutputError(f"{display_path(file)!r} is in the way: it is no file", "Move it elsewhere.")
         if os.path.exists(file) and not os.access(file, os.R_OK | os.W_OK):
             raise OutputError(
                 f"may not read and write {display_path(file)!r}",
@@ -208,8 +211,32 @@ def check_permissions(path: Path) -> None:
             )
 
 
+def temporary_path(path: Path) -> Path:
+    """Return where a cache is made anew, before it takes the place of the old one."""
+    return path.with_name(f".{path.name}.new")
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in ("", *SIDE_FILES)]
+
+
+def _is_no_file(path: Path) -> bool:
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False  # not there; or why else not, opening it will say
+
+
 def connect(path: Path, mode: Mode) -> sqlite3.Connection:
-    """Open the SQLite file of a cache, whatever is in it."""
+    """Open the SQLite file of a cache, whatever is in it.
+
+    Raises
+    ------
+    sqlite3.DatabaseError
+        When it cannot be opened, or something else stands there: SQLite would wait for a named pipe.
+    """
+    if any(map(_is_no_file, _files_of(path))):
+        raise sqlite3.DatabaseError("it, or what lies beside it, is no file")
     how = "rwc" if mode in ("write", "build") else "ro"
     if mode == "look" and not path.with_name(f"{path.name}-wal").exists():
         how = "ro&immutable=1"

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from drumline.cache import Cache, file_row
-from drumline.cache_file import SIDE_FILES, cache_errors, check_length, check_permissions, is_damage
+from drumline.cache_file import (
+    SIDE_FILES,
+    cache_errors,
+    check_length,
+    check_permissions,
+    is_damage,
+    temporary_path,
+)
 from drumline.durable import output_errors, sync_directory
 from drumline.errors import DrumlineError, OutputError
 from drumline.failpoints import step
@@ -97,7 +104,7 @@ def rebuild_cache(path: Path, runs_root: Path) -> None:
     sqlite3.DatabaseError
         When it cannot be written; the old one is as it was.
     """
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = temporary_path(path)
     with output_errors(path):
         _remove(temporary)
     try:

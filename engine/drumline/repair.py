@@ -37,6 +37,7 @@ from drumline.durable import output_errors, sync_directory, write_json
 from drumline.errors import DrumlineError, IndexFormatError
 from drumline.failpoints import step
 from drumline.index import GARBLED, IndexAppender
+from drumline.inputs import open_regular
 from drumline.lock import exclusive
 from drumline.rebuild.actions import Progress
 from drumline.records import display_path, encode_record
@@ -233,7 +234,7 @@ class _Repair:
         """Write a new index of all that is sound, beside the old one; return what it holds."""
         tally, left = Tally(), dict(zip(*map(np.ndarray.tolist, self._inspection.doubled), strict=True))
         with ExitStack() as stack:
-            stream = stack.enter_context(open(self._run.index_path, "rb"))
+            stream = stack.enter_context(open_regular(self._run.index_path))
             appender = None
             if not self._dry_run:
                 appender = stack.enter_context(

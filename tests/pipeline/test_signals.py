@@ -285,6 +285,28 @@ def test_a_signal_in_the_instant_of_a_fork_is_heeded() -> None:
     assert (result.returncode, result.stderr) == (7, "")
 
 
+STOPPED_IN_A_CALLBACK = """
+import os, signal, time, weakref
+from drumline.cli.stopping import stoppable
+class Module:
+    pass
+try:
+    with stoppable():
+        module = Module()
+        held = weakref.ref(module, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        del module
+        time.sleep(60)
+except KeyboardInterrupt:
+    os._exit(7)
+"""
+
+
+def test_a_signal_in_a_callback_that_ignores_exceptions_is_heeded() -> None:
+    command = [sys.executable, "-c", STOPPED_IN_A_CALLBACK]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT_SEC)
+    assert (result.returncode, result.stderr) == (7, "")
+
+
 STOPPED_AT_ONCE = """
 import os, signal
 from drumline.cli.stopping import stoppable

@@ -303,6 +303,22 @@ def test_a_log_with_zeros_is_gone_on_with_only_where_they_are_behind_the_last_sy
     assert max(refused) < data.index(b"\n", synced)
 
 
+@pytest.mark.parametrize("zeros", [16, 1 << 20])
+def test_a_log_whose_first_line_is_zeros_is_refused_where_files_stand(fast_path: Path, zeros: int) -> None:
+    archive = small_archive(fast_path)
+    run = archive.run()
+    archive.rebuild(run)
+    log = archive.out / "_mapping.jsonl"
+    data = log.read_bytes()
+    log.write_bytes(bytes(min(zeros, len(data))) + data[zeros:])
+    before = snapshot(os.fsencode(archive.out))
+    for work in (lambda: archive.rebuild(run), lambda: undo(archive.out)):
+        with pytest.raises(OutputError, match=r"makes no sense|its _mapping\.jsonl"):
+            work()
+    assert verify_tree(archive.out).kinds == {"log"}
+    assert snapshot(os.fsencode(archive.out)) == before
+
+
 def test_zeros_in_the_middle_of_a_log_of_version_1_are_damage(fast_path: Path) -> None:
     archive = small_archive(fast_path)
     archive.rebuild(archive.run())

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from drumline.errors import Interrupted
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 __all__ = ["GO_ON", "stoppable"]
 
 GO_ON = "Nothing is lost: give the same command again to go on."
 
 _REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SOON_S = 0.005
 _AT_ONCE = f"drumline: stopped at once\n  {GO_ON}\n".encode()
 
 
@@ -46,7 +52,29 @@ def stoppable() -> Iterator[None]:
     for number in heard:
         signal.signal(number, note)
     try:
-        yield
+        with _not_swallowed():
+            yield
     finally:
         for number in heard:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def _not_swallowed() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` again where it came up in a callback, as imports have, which ignores it."""
+    hook, alarm = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
+
+    def see(ignored: UnraisableHookArgs) -> None:
+        if isinstance(ignored.exc_value, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _SOON_S)  # here it would be ignored once more
+        else:
+            hook(ignored)
+
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = see
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = hook

@@ -35,6 +35,7 @@ from drumline.content import hasher
 from drumline.errors import DrumlineError
 from drumline.failpoints import step
 from drumline.index import GARBLED, codec_of, parse_record, read_frame, split_lines
+from drumline.inputs import open_regular
 from drumline.laps import Lap, Step, no_lap
 from drumline.pipeline.job import Job
 from drumline.pipeline.queues import Queues
@@ -171,7 +172,7 @@ class _Twins:
 
     def _read(self, twin: Twin) -> list[bytes]:
         path = open_run(self._runs_root / twin.run).index_path
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             return split_lines(
                 read_frame(stream.fileno(), twin.frame.offset, twin.frame.length, codec_of(path))
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drumline.cache import Cache
-from drumline.cache_file import cache_errors, check_length, damage_found
+from drumline.cache_file import cache_errors, check_length, check_permissions, damage_found
 from drumline.errors import ArchiveError, BundleError, CacheError, OutputError, RuntimeMissingError
 from drumline.laps import Lap, Step
 from drumline.lock import exclusive
@@ -91,6 +91,7 @@ def preview(settings: InferSettings) -> dict[str, Any]:
     """Return what `infer` would read and what it would carry over; writes nothing."""
     request = check_request(replace(settings, runs_root=Path(os.path.abspath(settings.runs_root))))
     check_length(request.cache_path)
+    check_permissions(request.cache_path)
     with tempfile.TemporaryDirectory() as directory, cache_errors(request.cache_path):
         cache = None if settings.fresh else _known(request, Path(directory) / CACHE_NAME)
         try:

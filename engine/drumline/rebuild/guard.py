@@ -17,7 +17,15 @@ from drumline.rebuild.store import Store
 from drumline.rebuild.tree import Sources, Tree, not_a_tree
 from drumline.wording import counted
 
-__all__ = ["check_device", "check_places", "check_room", "looking_at", "open_archive", "open_tree"]
+__all__ = [
+    "check_device",
+    "check_log",
+    "check_places",
+    "check_room",
+    "looking_at",
+    "open_archive",
+    "open_tree",
+]
 
 _NOBODYS = {b".DS_Store", b"lost+found", LOG_NAME}
 _WITHOUT_LINKS = {"vfat", "msdos", "exfat"}
@@ -55,21 +63,22 @@ def open_tree(out: Path, store: Store) -> tuple[Tree, LogState | None] | None:
         raise OutputError(f"{str(out)!r} is no directory", "Give a new or empty directory with --out.")
     tree = Tree(out)
     try:
-        return tree, _log_of(tree, store)
+        state = load_log(tree, store)
+        check_log(tree, state)
+        return tree, state
     except BaseException:
         tree.close()
         raise
 
 
-def _log_of(tree: Tree, store: Store) -> LogState | None:
-    state = load_log(tree, store)
-    if state is None or state.length == 0:
-        others = [name for name in tree.names() if name not in _NOBODYS]
-        if others:
-            raise not_a_tree(
-                tree.path, f"was not made by drumline and holds {counted(len(others), 'entry', 'entries')}"
-            )
-    return state
+def check_log(tree: Tree, state: LogState | None) -> None:
+    """Raise `OutputError` when a directory holds something that its log, if it has one, cannot name."""
+    if state is not None and state.length:
+        return
+    if others := sum(name not in _NOBODYS for name in tree.names()):
+        empty = "" if state is None else f" (its {LOG_NAME.decode()} is empty)"
+        holds = counted(others, "entry", "entries")
+        raise not_a_tree(tree.path, f"was not made by drumline{empty} and holds {holds}")
 
 
 def check_places(out: Path, archive_root: bytes | None, run_directory: Path | None) -> None:

@@ -211,6 +211,7 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
     first = stream.readline(_MAX_LINE)
     if not first.endswith(b"\n") or _HOLE in first:
         # Killed while it was begun; `guard` checks that nothing else is there.
+        _check_torn(tree, chain([first], _lines_of(stream)), 1)
         return LogState(0, made_root=False, settings={}, reported=False)
     head = _parse(tree, first, 1)
     if head.get("drumline_mapping") not in _READABLE:

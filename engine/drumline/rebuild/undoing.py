@@ -19,6 +19,7 @@ from typing import Any
 from drumline.durable import output_errors
 from drumline.errors import Interrupted, OutputError
 from drumline.rebuild.actions import Progress, Refused, report_to
+from drumline.rebuild.guard import check_log
 from drumline.rebuild.log import LOG_NAME, LogState, MappingLog, Removals, load_log
 from drumline.rebuild.manifests import is_ours
 from drumline.rebuild.standing import WHY_IT_STAYS, fate
@@ -145,6 +146,7 @@ class _Undo:
         if state is None:
             why = "was not made by 'drumline rebuild': nothing to undo"
             raise not_a_tree(self._tree.path, why, "Give the directory that rebuild made")
+        check_log(self._tree, state)
         with ExitStack() as cleanup:
             if not self._dry_run:
                 log = MappingLog(self._tree, state.length)

@@ -14,6 +14,7 @@ from drumline.cache import Cache, FileRow, FrameRow, file_row
 from drumline.cache_file import check_schema, connect
 from drumline.errors import DrumlineError
 from drumline.index import GARBLED, Codec, parse_record, read_frame, split_lines
+from drumline.inputs import open_regular
 from drumline.runs import CACHE_NAME, Run
 from drumline.tally import Tally
 from drumline.verify.findings import Ledger
@@ -129,8 +130,8 @@ class _CacheCheck:
     def check(self, tally: Tally) -> None:
         """Compare keys, frames, rows and counts."""
         self._check_keys()
-        if self._run.index_path.exists():
-            with open(self._run.index_path, "rb") as stream:
+        if self._run.index_path.is_file():
+            with open_regular(self._run.index_path) as stream:
                 self._check_frames(stream.fileno())
         if self._run.complete and self._found.newest:
             self._check_counts(tally)

@@ -10,6 +10,7 @@ from pathlib import Path
 from drumline.content import has_content
 from drumline.errors import OutputError
 from drumline.rebuild.actions import Progress, Refused, report_to
+from drumline.rebuild.guard import check_log
 from drumline.rebuild.log import LOG_NAME, load_log
 from drumline.rebuild.manifests import is_ours
 from drumline.rebuild.standing import standing
@@ -84,6 +85,7 @@ class _TreeCheck:
     def _load(self) -> bool:
         try:
             state = load_log(self._tree, self._store)
+            check_log(self._tree, state)
         except OutputError as error:
             self._ledger.problem("log", "log", LOG_NAME, error.what)
             return False
