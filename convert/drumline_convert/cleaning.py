@@ -29,7 +29,7 @@ from drumline_convert.manifest import Row
 from drumline_convert.predictions import collapse_of, predictions_of_held_out, read_held_out
 from drumline_convert.taxonomy import TrainingTaxonomy
 
-__all__ = ["Cleaning", "CleaningSettings", "Doubt", "cleaned_rows", "find_doubts"]
+__all__ = ["Cleaning", "CleaningSettings", "Doubt", "cleaned_rows", "find_doubts", "needed_to_doubt"]
 
 Action = Literal["relabelled", "weighed down", "left out"]
 Floats = NDArray[np.float64]
@@ -197,7 +197,7 @@ def find_doubts(
     places = np.array(known, np.intp)
     stated = np.array([recordings[place].canonical for place in known], np.intp)
     thresholds = _thresholds(hearing.probs[places], stated)
-    needed = np.maximum(thresholds[hearing.heard[places]], settings.doubt)
+    needed = needed_to_doubt(hearing.probs[places], stated, settings.doubt)
     differs = hearing.heard[places] != stated
     agreed = differs & (again.heard[places] == hearing.heard[places])
     sure = agreed & (hearing.probs[places].max(axis=1) >= needed)
@@ -256,6 +256,21 @@ def _hearing(recordings: Sequence[Recording], taxonomy: TrainingTaxonomy, path: 
         heard_fine=[predictions.taxonomy.fine[index] for index in inside.tolist()],
         fold_of={recordings[place].hash: fold for place, fold in folds},
     )
+
+
+def needed_to_doubt(probs: Floats, stated: NDArray[np.intp], doubt: float) -> Floats:
+    """Return what each most probable label must have, so that the stated one is doubted, (n,).
+
+    Parameters
+    ----------
+    probs
+        (n, k), by networks that have not heard the recordings' families.
+    stated
+        Index of the label that each is stated as, (n,).
+    doubt
+        See `CleaningSettings`.
+    """
+    return np.asarray(np.maximum(_thresholds(probs, stated)[probs.argmax(axis=1)], doubt))
 
 
 def _thresholds(probs: Floats, stated: NDArray[np.intp]) -> Floats:

@@ -24,6 +24,7 @@ from drumline.frontend import FrontEnd
 from drumline_convert.architecture import Architecture, Standardisation, build_model
 from drumline_convert.autoencoder import build_autoencoder, reconstruction_loss
 from drumline_convert.batches import SamplingSettings, TrainingData, batches, targets
+from drumline_convert.doubting import DoubtSettings
 from drumline_convert.fitting import FitSettings, OnEpoch, fit
 from drumline_convert.layers import SpectralSettings
 from drumline_convert.losses import LossSettings, canonical_accuracy, classification_loss
@@ -55,8 +56,8 @@ class TrainingSettings:
     seed
         Seed of weights, order and variants: of the first teacher, or of the first member without teachers;
         each further network has the next one.
-    fit, loss, sampling, spectral
-        See `FitSettings`, `LossSettings`, `SamplingSettings`, `SpectralSettings`.
+    doubt, fit, loss, sampling, spectral
+        See `DoubtSettings`, `FitSettings`, `LossSettings`, `SamplingSettings`, `SpectralSettings`.
     """
 
     epochs: int = 40
@@ -66,6 +67,7 @@ class TrainingSettings:
     members: int = 2
     teachers: int = 0
     seed: int = 0
+    doubt: DoubtSettings = field(default_factory=DoubtSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)

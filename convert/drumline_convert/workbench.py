@@ -25,6 +25,7 @@ from drumline_convert.architecture import Architecture
 from drumline_convert.augment import AugmentSettings
 from drumline_convert.corpus import Recording, read_corpus
 from drumline_convert.dataset import FeatureStore
+from drumline_convert.doubting import DoubtSettings, doubtful
 from drumline_convert.fitting import EpochDone
 from drumline_convert.split import family_folds, family_groups, manifest_folds
 from drumline_convert.taxonomy import DEFAULT_TAXONOMY, TrainingTaxonomy, read_taxonomy
@@ -39,6 +40,9 @@ from drumline_convert.training import (
 from drumline_convert.transfer import load_earlier, take_over
 
 __all__ = ["ModelSettings", "Report", "Workbench", "load_model", "prepare", "save_array", "save_model"]
+
+DOUBTED_NAME = "doubted.npy"
+"""Where a training keeps which labels it doubts."""
 
 Report = Callable[[str], None]
 """Takes a line of text as work proceeds."""
@@ -203,6 +207,33 @@ class Workbench:
             self.taxonomy.collapse,
             family_groups(self.recordings)[chosen],
         )
+        doubt = self.settings.training.doubt
+        if doubt.folds:
+            path = self.directory / name / DOUBTED_NAME
+            if not path.exists():
+                save_array(self._doubted(data, chosen, what, name), path)
+            data = replace(data, weight=np.where(np.load(path), data.weight * doubt.weight, data.weight))
+        return self._network(data, self.settings.training, what, name)
+
+    def _doubted(
+        self, data: TrainingData, chosen: NDArray[np.intp], what: str, name: str
+    ) -> NDArray[np.bool_]:
+        """Tell which labels are doubted by networks that did not hear their families, (m,)."""
+        training = self.settings.training
+        one = replace(training, members=1, teachers=0, doubt=DoubtSettings())
+        unsplit = [replace(self.recordings[place], split=None) for place in chosen]
+        fold_of = family_folds(unsplit, training.doubt.folds, self.settings.fold_seed)
+        logits = np.empty((len(chosen), len(data.collapse)), np.float32)
+        for fold in range(training.doubt.folds):
+            shown, judged = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+            part = f"doubt{fold}"
+            network = self._network(data.only(shown), one, f"{what}, {part}", f"{name}/{part}")
+            logits[judged] = predict_logits(network, data.features, data.rows[judged])
+        result = doubtful(logits, data.fine, data.collapse, training.doubt.probability)
+        self.report(f"{what}: {np.count_nonzero(result):,} of {len(result):,} labels are doubted")
+        return result
+
+    def _network(self, data: TrainingData, training: TrainingSettings, what: str, name: str) -> Any:
         settings = self.settings
 
         def on_epoch(done: EpochDone) -> None:
@@ -215,7 +246,7 @@ class Workbench:
             data,
             settings.front_end,
             settings.architecture,
-            settings.training,
+            training,
             start=self._start(),
             directory=self.directory / name,
             on_epoch=on_epoch,
