@@ -22,6 +22,7 @@ from tests.rebuild.test_properties import CONTENTS, EVIL, LABELS, NEAR, OPTIONS,
 
 Entries = dict[bytes, tuple[str, bytes]]
 PLACES = st.integers(0, 20)
+EDITED = b"edited in the archive"
 
 
 class Collection(RuleBasedStateMachine):
@@ -35,6 +36,8 @@ class Collection(RuleBasedStateMachine):
         self.victim.mkdir()
         (self.victim / "precious").write_bytes(b"precious")
         self.theirs: Entries = {}
+        self.samples = {b"first", EDITED}
+        self.placed: dict[bytes, bytes] = {}
 
     def teardown(self) -> None:
         try:
@@ -46,12 +49,17 @@ class Collection(RuleBasedStateMachine):
     @initialize(path=NEAR, probs=PROBS)
     def begin(self, path: bytes, probs: dict[str, float]) -> None:
         self.archive.add(path, probs, b"first")
+        self.placed[path] = b"first"
 
     @rule(path=NEAR, probs=PROBS, content=CONTENTS)
     def index_a_file(self, path: bytes, probs: dict[str, float], content: bytes) -> None:
         with suppress(OSError):  # a file where the path needs a directory, or the other way round
             if not os.path.lexists(self.archive.path(path)):
                 self.archive.add(path, probs, content)
+                # What is indexed again with other content is followed: the tree's copy of the old one goes.
+                self.samples.discard(self.placed.get(path, content))
+                self.placed[path] = content
+                self.samples.add(content)
 
     @rule(path=EVIL, label=LABELS)
     def craft_a_record(self, path: bytes, label: str) -> None:
@@ -65,7 +73,21 @@ class Collection(RuleBasedStateMachine):
             path = self.archive.path(files[place % len(files)])
             os.remove(path)
             if not gone:
-                Path(os.fsdecode(path)).write_bytes(b"edited in the archive")
+                Path(os.fsdecode(path)).write_bytes(EDITED)
+
+    @precondition(lambda self: self.archive.out.exists())
+    @rule(place=PLACES)
+    def leave_a_link_in_the_archive(self, place: int) -> None:
+        """A program that removes duplicates keeps the tree's file, and puts a link to it into the archive."""
+        tree = {content: path for path, content in self.archive.tree().items()}
+        files = sorted(path for path, entry in snapshot(self.archive.root).items() if entry[0] == "file")
+        if not files:
+            return
+        path = self.archive.path(files[place % len(files)])
+        content = Path(os.fsdecode(path)).read_bytes()
+        if content in tree and not os.path.islink(os.path.join(os.fsencode(self.archive.out), tree[content])):
+            os.remove(path)
+            os.symlink(os.path.join(os.fsencode(self.archive.out), tree[content]), path)
 
     @rule(options=OPTIONS, correct=st.none() | st.tuples(PLACES, st.sampled_from(["Kick", "Snare", "misc"])))
     def rebuild(self, options: dict[str, Any], correct: tuple[int, str] | None) -> None:
@@ -75,7 +97,7 @@ class Collection(RuleBasedStateMachine):
             (self.base / "overrides.jsonl").write_text(json.dumps(line) + "\n")
             options = {**options, "overrides": self.base / "overrides.jsonl"}
         run = self.archive.run()
-        before = self._outside()
+        before, samples = self._outside(), self._samples()
         with suppress(DrumlineError), self.archive.plan(run, **options) as plan:
             planned = {action.target for action in plan.actions() if action.state in ("make", "replace")}
             there = set(self.archive.tree()) if self.archive.out.exists() else set()
@@ -84,6 +106,7 @@ class Collection(RuleBasedStateMachine):
             assert set(self.archive.tree()) - there <= planned
             assert planned <= set(self.archive.tree())
         assert self._outside() == before
+        assert samples <= self._samples()
 
     @precondition(lambda self: self.archive.out.exists())
     @rule(path=NEAR, label=st.sampled_from([b"Kick", b"Snare", b"misc", b"_manifests", b"_staging", b"mine"]))
@@ -128,7 +151,7 @@ class Collection(RuleBasedStateMachine):
         self._undo()
 
     def _undo(self) -> None:
-        before = self._outside()
+        before, samples = self._outside(), self._samples()
         with suppress(DrumlineError):  # nothing of drumline's is there
             summary = undo(self.archive.out)
             left = snapshot(os.fsencode(self.archive.out)) if self.archive.out.exists() else {}
@@ -136,12 +159,18 @@ class Collection(RuleBasedStateMachine):
             kept = {path for path in ours if not path.startswith(b"_")}
             assert len(kept) == summary.last_copies
         assert self._outside() == before
+        assert samples <= self._samples()
 
     @invariant()
     def nothing_of_theirs_was_touched(self) -> None:
         now = snapshot(os.fsencode(self.archive.out)) if self.archive.out.exists() else {}
         assert {path: now.get(path) for path in self.theirs} == self.theirs
         assert snapshot(os.fsencode(self.victim)) == {b"precious": ("file", b"precious")}
+
+    def _samples(self) -> set[bytes]:
+        """Return the samples' contents that a regular file anywhere holds."""
+        entries = snapshot(os.fsencode(self.base)).values()
+        return {content for kind, content in entries if kind == "file"} & self.samples
 
     def _outside(self) -> Entries:
         entries = snapshot(os.fsencode(self.base))
