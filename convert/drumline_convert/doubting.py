@@ -28,8 +28,8 @@ class DoubtSettings:
     Parameters
     ----------
     folds
-        Networks that are trained beforehand, each on all families but its share, to judge that; 0: no label
-        is doubted.
+        Networks that are trained beforehand, each on all families but its share, to judge that; fewer where
+        there are fewer families, and of a single one no label is doubted. 0: none is at all.
     probability
         What another canonical label must have at least.
     weight

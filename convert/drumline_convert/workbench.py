@@ -220,11 +220,15 @@ class Workbench:
     ) -> NDArray[np.bool_]:
         """Tell which labels are doubted by networks that did not hear their families, (m,)."""
         training = self.settings.training
+        assert data.family is not None
+        folds = min(training.doubt.folds, len(np.unique(data.family)))
+        if folds < 2:
+            return np.zeros(len(chosen), bool)
         one = replace(training, members=1, teachers=0, doubt=DoubtSettings())
         unsplit = [replace(self.recordings[place], split=None) for place in chosen]
-        fold_of = family_folds(unsplit, training.doubt.folds, self.settings.fold_seed)
+        fold_of = family_folds(unsplit, folds, self.settings.fold_seed)
         logits = np.empty((len(chosen), len(data.collapse)), np.float32)
-        for fold in range(training.doubt.folds):
+        for fold in range(folds):
             shown, judged = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
             part = f"doubt{fold}"
             network = self._network(data.only(shown), one, f"{what}, {part}", f"{name}/{part}")

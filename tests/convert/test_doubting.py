@@ -148,3 +148,17 @@ def test_a_training_that_goes_on_keeps_its_doubts(fresh: Workbench, monkeypatch:
     fresh.fold_network(0)
     assert [name for name, _, _ in trainings.done] == ["fold0"]
     assert np.array_equal(trainings.done[0][1].weight, weights)
+
+
+@pytest.mark.parametrize(("families", "networks"), [(1, 0), (2, 2), (5, 4)])
+def test_there_are_no_more_doubting_networks_than_families(
+    fresh: Workbench, monkeypatch: pytest.MonkeyPatch, families: int, networks: int
+) -> None:
+    trainings = Trainings(fresh, monkeypatch)
+    (fresh.directory / "some").mkdir()
+    names = sorted({recording.family for recording in fresh.recordings})[:families]
+    some = [place for place, recording in enumerate(fresh.recordings) if recording.family in names]
+    training = replace(fresh.settings.training, doubt=DoubtSettings(folds=4))
+    bench = replace(fresh, settings=replace(fresh.settings, training=training))
+    bench.trained(np.array(some), "some", "some")
+    assert len(trainings.done) == networks + 1
