@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from drumline.durable import make_directories, new_directory, sync_directory, write_json
+from drumline.durable import draft_of, make_directories, new_directory, sync_directory, write_json
 from drumline.errors import OutputError
 
 
@@ -119,3 +120,17 @@ def test_directories_that_a_failing_disk_does_not_sync_are_taken_back(
     with pytest.raises(OSError, match="Input/output error"):
         make_directories(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("make", ["link", "hard link", "pipe"])
+def test_a_draft_is_never_written_into_what_stands_in_its_place(tmp_path: Path, make: str) -> None:
+    sample, path = tmp_path / "kick.wav", tmp_path / "it.json"
+    sample.write_bytes(b"RIFF of somebody")
+    if make == "pipe":
+        os.mkfifo(draft_of(path))
+    else:
+        (os.symlink if make == "link" else os.link)(sample, draft_of(path))
+    write_json(path, {"whole": True})
+    assert sample.read_bytes() == b"RIFF of somebody"
+    assert json.loads(path.read_text()) == {"whole": True}
+    assert not path.is_symlink()

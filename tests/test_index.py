@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -303,3 +303,20 @@ def test_an_empty_line_is_no_record_whoever_reads_it(tmp_path: Path, suffix: str
         list(read_index(path))
     (frame,) = read_frames(path)
     assert frame.lines() == [line, b"\n", line]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_an_index_is_never_written_into_a_file_that_has_another_name(
+    tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    sample, path = tmp_path / "kick.wav", tmp_path / "index.jsonl.zst"
+    sample.write_bytes(b"RIFF of somebody")
+    codec = Codec("zstd")
+    link(sample, path)
+    with pytest.raises(OutputError, match=r"index\.jsonl\.zst"):
+        IndexAppender(path, codec)
+    assert sample.read_bytes() == b"RIFF of somebody"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OutputError, match=r"index\.jsonl\.zst"):
+        IndexAppender(path, codec)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,19 @@ def test_who_comes_while_the_next_writes_its_name_is_not_told_of_the_one_before(
         message = "it is in use by another process"
         with pytest.raises(BusyError, match=message), exclusive(lock, "it", "a test", patience_sec=0):
             pass
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_to_somebodys_file_in_the_locks_place_is_refused(
+    lock: Path, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    sample = tmp_path / "kick.wav"
+    sample.write_bytes(b"RIFF of somebody")
+    link(sample, lock)
+    with pytest.raises(OutputError, match=re.escape(str(lock))), exclusive(lock, "it", "a test"):
+        pass
+    assert sample.read_bytes() == b"RIFF of somebody"
+    lock.unlink()
+    os.mkfifo(lock)
+    with pytest.raises(OutputError, match="is no lock"), exclusive(lock, "it", "a test"):
+        pass

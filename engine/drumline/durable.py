@@ -145,6 +145,15 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
+def new_file(path: Path) -> int:
+    """Make a file in place of whatever stands at `path`, which is not written to; return its descriptor.
+
+    What stands there may be a link to somebody's file, or a named pipe that would be waited for.
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
 def write_bytes(path: Path, data: bytes, mode: int | None = None) -> None:
     """Replace `path` by `data` atomically and durably; one process at a time may do so.
 
@@ -163,7 +172,7 @@ def write_bytes(path: Path, data: bytes, mode: int | None = None) -> None:
     temporary = draft_of(path)
     with output_errors(path):
         try:
-            with open(temporary, "wb") as stream:
+            with open(new_file(temporary), "wb") as stream:
                 if mode is not None:
                     os.fchmod(stream.fileno(), mode)
                 with step("durable.write"):

@@ -7,8 +7,10 @@ reads the rest, and a frame can be copied into another index byte for byte.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -348,6 +350,16 @@ def _no_frame(offset: int, length: int, why: str = "") -> IndexFormatError:
     )
 
 
+_APPENDED = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+
+
+def _check_own(descriptor: int, path: Path) -> None:
+    """Raise `OSError` when what was opened for writing is no file, or has another name, as in a backup."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise OSError(errno.EMLINK, "it is no file of one name alone; put a copy in its place", path)
+
+
 class IndexAppender:
     """Appends frames to an index and makes them durable.
 
@@ -364,8 +376,9 @@ class IndexAppender:
     def __init__(self, path: Path, codec: Codec, valid: int = 0) -> None:
         self.path, self.codec, self.end = path, codec, valid
         with output_errors(path):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._descriptor = os.open(path, _APPENDED, 0o666)
             try:
+                _check_own(self._descriptor, path)
                 with step("index.cut"):
                     os.ftruncate(self._descriptor, valid)
             except BaseException:

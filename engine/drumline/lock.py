@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,12 +17,14 @@ import orjson
 from drumline.durable import output_errors
 from drumline.errors import BusyError, OutputError
 from drumline.failpoints import step
+from drumline.records import display_path
 
 __all__ = ["exclusive", "holder_in_kernel"]
 
 _RETRY_SEC = 0.05
 _MODE = 0o666
 _NOTE_BYTES, _DOING_CHARACTERS = 4096, 500
+_NOTE_BEGIN = b'{"pid":'
 
 
 @contextmanager
@@ -48,8 +51,9 @@ def exclusive(path: Path, what: str, doing: str, patience_sec: float = 5.0) -> I
         When the file cannot be made or written, or its file system knows no locks.
     """
     with output_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
     try:
+        _check_is_lock(descriptor, path)
         _acquire(descriptor, what, time.monotonic() + patience_sec)
         note = {
             "pid": os.getpid(),
@@ -67,6 +71,17 @@ def exclusive(path: Path, what: str, doing: str, patience_sec: float = 5.0) -> I
                 os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _check_is_lock(descriptor: int, path: Path) -> None:
+    """Raise `OutputError` when something else stands in the lock's place, or a second name of a file."""
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        with output_errors(path):
+            found = os.pread(descriptor, _NOTE_BYTES, 0)
+        if not found or status.st_nlink == 1 or found.startswith(_NOTE_BEGIN):
+            return
+    raise OutputError(f"{display_path(path)!r} is no lock: something else is there", "Move it elsewhere.")
 
 
 def _acquire(descriptor: int, what: str, deadline: float) -> None:

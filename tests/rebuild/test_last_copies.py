@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 import xxhash
 
+from drumline import failpoints
 from drumline.errors import Interrupted, OutputError
 from drumline.rebuild import execute, undo
 from drumline.rebuild.actions import Failure
 from drumline.rebuild.log import MappingLog
 from drumline.rebuild.place import Copies, Staged
 from drumline.rebuild.tree import Tree
+from drumline.records import Record, relative_path
 from tests.rebuild.archives import KICK, SNARE, Archive, redecided, snapshot, stat_fields
 
 CONTENT = b"the only one"
@@ -629,3 +632,122 @@ def test_a_file_in_the_staging_directory_that_has_only_digits_is_somebodys(archi
     (archive.out / "_staging" / "20240101120000").write_bytes(b"of somebody")
     archive.rebuild(copy_mode="hardlink")
     assert list(_staged(archive).values()) == [b"of somebody"]
+
+
+def _damage_unseen(archive: Archive, record: Record) -> None:
+    """Destroy a file's content, but neither its size nor its time; it fails when it is indexed again."""
+    path = archive.path(relative_path(record))
+    status = os.stat(path)
+    with open(path, "r+b") as stream:
+        stream.write(bytes(status.st_size))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    archive.records.remove(record)
+    archive.index(relative_path(record), error="decode_error", **stat_fields(path))
+
+
+def test_the_last_copy_of_a_damaged_original_is_not_overwritten_by_what_takes_its_name(
+    archive: Archive,
+) -> None:
+    lost = archive.add(b"p/x y.wav", KICK, CONTENT)
+    archive.add(b"p/x-y.wav", KICK, b"another")
+    archive.rebuild(layout="flat")
+    _damage_unseen(archive, lost)
+    with archive.plan(layout="flat") as plan:
+        counts = dict(plan.counts)
+        assert execute(plan).counts["edited"] == counts["edited"] == 1
+    assert CONTENT in archive.tree().values()
+
+
+def test_undo_and_a_rebuild_of_an_older_run_know_that_an_original_was_damaged(archive: Archive) -> None:
+    lost = archive.add(b"x.wav", KICK, CONTENT)
+    archive.add(b"y.wav", KICK, b"another")
+    older = archive.run()
+    archive.rebuild(older)
+    _damage_unseen(archive, lost)
+    assert archive.rebuild(layout="flat").counts["kept"] == 1
+    archive.rebuild(older, labels=("Snare",))
+    assert CONTENT in archive.tree().values()
+    assert undo(archive.out).last_copies == 1
+    assert archive.tree() == {b"Kick/x.wav": CONTENT}
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_damaged_original_is_known_where_the_archive_was_moved(archive: Archive, link: bool) -> None:
+    lost = archive.add(b"x.wav", KICK, CONTENT)
+    archive.add(b"y.wav", KICK, b"another")
+    archive.rebuild()
+    moved = archive.root + b"-moved"
+    os.rename(archive.root, moved)
+    if link:
+        os.symlink(moved, archive.root)
+    else:
+        os.mkdir(archive.root)
+        for name in (b"x.wav", b"y.wav"):
+            os.link(os.path.join(moved, name), archive.path(name))
+    archive.root = moved
+    _damage_unseen(archive, lost)
+    run = archive.run()
+    assert archive.rebuild(run, archive_root=os.fsdecode(moved)).counts["kept"] == 1
+    assert archive.tree()[b"Kick/x.wav"] == CONTENT
+
+
+def _killed_before_it_has_its_name(archive: Archive) -> None:
+    """Rebuild by copies, and be killed when a copy is complete and has no name yet."""
+    run = archive.run()
+    child = os.fork()
+    if child == 0:
+        failpoints.arm("tree.publish.before=kill")
+        archive.rebuild(run)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list(_staged(archive).values()) == [CONTENT]
+
+
+@pytest.mark.parametrize("work", ["undo", "rebuild"])
+def test_a_staged_copy_of_what_the_archive_has_lost_stays(archive: Archive, work: str) -> None:
+    archive.add(b"x.wav", KICK, CONTENT)
+    _killed_before_it_has_its_name(archive)
+    os.unlink(archive.path(b"x.wav"))
+    for _ in range(2):
+        if work == "undo":
+            assert undo(archive.out).last_copies == 1
+        else:
+            assert archive.rebuild().counts["kept"] == 1
+        assert list(_staged(archive).values()) == [CONTENT]
+    undo(archive.out, drop_last_copies=True)
+    assert not archive.out.exists()
+
+
+def test_a_staged_copy_that_the_archive_has_a_link_to_is_placed_before_it_goes(archive: Archive) -> None:
+    archive.add(b"x.wav", KICK, CONTENT)
+    _killed_before_it_has_its_name(archive)
+    (staged,) = _staged(archive)
+    _leave_only_in_tree(archive, b"x.wav", staged)
+    with archive.plan() as plan:
+        assert (plan.counts["make"], plan.counts["remove"]) == (1, 1)
+        summary = execute(plan)
+    assert (summary.counts["made"], summary.counts["removed"]) == (1, 1)
+    assert archive.tree() == {b"Kick/x.wav": CONTENT}
+    assert _staged(archive) == {}
+
+
+def test_a_staged_copy_of_what_the_archive_has_goes(archive: Archive) -> None:
+    archive.add(b"x.wav", KICK, CONTENT)
+    _killed_before_it_has_its_name(archive)
+    assert undo(archive.out).complete
+    assert not archive.out.exists()
+
+
+def test_a_file_that_the_archive_has_only_by_a_mount_stays(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount is a second path to the very file, which the kernel does not call a path of the tree."""
+    archive.add(b"kick.wav", KICK, CONTENT)
+    run = archive.run()
+    archive.rebuild(run)
+    _leave_only_in_tree(archive, b"kick.wav", b"Kick/kick.wav")
+    monkeypatch.setattr(Tree, "holds", lambda *_: False)
+    for settings in ({"copy_mode": "symlink"}, {"copy_mode": "symlink", "labels": ("Snare",)}):
+        archive.rebuild(run, **settings)
+        assert archive.tree()[b"Kick/kick.wav"] == CONTENT
+    assert undo(archive.out).last_copies == 1
+    assert archive.tree()[b"Kick/kick.wav"] == CONTENT

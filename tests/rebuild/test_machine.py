@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from drumline.errors import DrumlineError
 from drumline.rebuild import execute, undo
 from tests.conftest import MEMORY
-from tests.rebuild.archives import Archive, snapshot
+from tests.rebuild.archives import Archive, snapshot, stat_fields
 from tests.rebuild.test_properties import CONTENTS, EVIL, LABELS, NEAR, OPTIONS, PROBS
 
 Entries = dict[bytes, tuple[str, bytes]]
@@ -38,6 +38,7 @@ class Collection(RuleBasedStateMachine):
         self.theirs: Entries = {}
         self.samples = {b"first", EDITED}
         self.placed: dict[bytes, bytes] = {}
+        self.unseen: set[bytes] = set()
 
     def teardown(self) -> None:
         try:
@@ -75,6 +76,19 @@ class Collection(RuleBasedStateMachine):
             if not gone:
                 Path(os.fsdecode(path)).write_bytes(EDITED)
 
+    @rule(place=PLACES)
+    def a_disk_damages_a_sample(self, place: int) -> None:
+        """Its content is gone, its size and time are not; the next index says that it failed."""
+        files = sorted(path for path, entry in snapshot(self.archive.root).items() if entry[0] == "file")
+        if files:
+            name = files[place % len(files)]
+            path = self.archive.path(name)
+            status = os.stat(path)
+            self.unseen.add(Path(os.fsdecode(path)).read_bytes())
+            Path(os.fsdecode(path)).write_bytes(bytes(status.st_size))
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+            self.archive.index(name, error="decode_error", **stat_fields(path))
+
     @precondition(lambda self: self.archive.out.exists())
     @rule(place=PLACES)
     def leave_a_link_in_the_archive(self, place: int) -> None:
@@ -105,6 +119,8 @@ class Collection(RuleBasedStateMachine):
             assert summary.counts["made"] == len(planned)
             assert set(self.archive.tree()) - there <= planned
             assert planned <= set(self.archive.tree())
+            if options.get("copy_mode") != "none":
+                self.unseen.clear()
         assert self._outside() == before
         assert samples <= self._samples()
 
@@ -151,7 +167,8 @@ class Collection(RuleBasedStateMachine):
         self._undo()
 
     def _undo(self) -> None:
-        before, samples = self._outside(), self._samples()
+        # No rebuild has been told by an index yet of what is damaged without a trace.
+        before, samples = self._outside(), self._samples() - self.unseen
         with suppress(DrumlineError):  # nothing of drumline's is there
             summary = undo(self.archive.out)
             left = snapshot(os.fsencode(self.archive.out)) if self.archive.out.exists() else {}

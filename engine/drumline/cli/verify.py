@@ -82,12 +82,19 @@ def _raise_for(report: Report, tree: bool) -> None:
     if report.ok:
         return
     ways = {
+        "log": "Without its log nothing in this tree is known to be rebuild's: rebuild into a new directory.",
         "tree": "The same 'drumline rebuild' makes what is missing; what was edited stays as it is.",
         "archive": "A new 'drumline infer' classifies what has changed in the archive.",
         "run": "'drumline repair' restores what can be restored, and keeps what it replaces.",
     }
-    kind = "tree" if tree else "archive" if {check for check, _ in report.counts} == {"archive"} else "run"
-    raise IntegrityError(f"{counted(report.problems, 'problem')} found in {report.subject!r}", ways[kind])
+    found = f"{counted(report.problems, 'problem')} found in {report.subject!r}"
+    raise IntegrityError(found, ways[_kind({check for check, _ in report.counts}, tree)])
+
+
+def _kind(checks: set[Check], tree: bool) -> str:
+    if tree:
+        return "log" if "log" in checks else "tree"
+    return "archive" if checks == {"archive"} else "run"
 
 
 def _print(report: Report, quiet: bool) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from drumline.rebuild.actions import Action, Failure, Progress, Refused
-from drumline.rebuild.originals import find_for_link
+from drumline.rebuild.originals import find_for_link, is_trusted
 from drumline.rebuild.plan import Plan
 from drumline.rebuild.site import Site
 from drumline.rebuild.standing import WHY_IT_STAYS, fate, holds_others, replaces
@@ -53,7 +53,7 @@ class Clearing:
     def remove_last_copies(self) -> None:
         """Remove last copies whose content stands elsewhere in the tree by now."""
         for made in self._store.stale(is_last=True):
-            if any(map(self._stands, self._store.twins(made))):
+            if any(self._stands(twin, made) for twin in self._store.twins(made)):
                 self._remove(made, even_last=True)
             else:
                 self._note_kept(made.target, WHY_IT_STAYS["last_copy"])
@@ -71,7 +71,8 @@ class Clearing:
             return Failure(action, "occupied", "the directory there holds something that stays")
         if self._plan.settings.copy_mode == "symlink":
             try:
-                find_for_link(self._site.tree, self._site.sources, action)
+                for goes in blocking:
+                    find_for_link(self._site.tree, self._site.sources, action, goes)
             except Refused as refused:
                 return Failure(action, refused.problem, refused.message)
         for old in blocking:
@@ -100,9 +101,12 @@ class Clearing:
 
     def _may_go_for(self, old: Made, action: Action) -> bool:
         root = self._plan.archive_root or b""
-        if self._plan.settings.drop_last_copies or replaces(old, action, root):
+        if self._plan.settings.drop_last_copies:
             return True
-        return old.target != action.target and any(map(self._stands, self._store.twins(old)))
+        if replaces(old, action, root) and is_trusted(self._site.sources, action, old):
+            return True
+        twins = self._store.twins(old)
+        return old.target != action.target and any(self._stands(twin, old) for twin in twins)
 
     def _remove(self, made: Made, *, even_last: bool) -> None:
         how = fate(self._site.tree, made, even_last=even_last)
@@ -123,13 +127,15 @@ class Clearing:
         self._store.note_problem("kept", target, why)
         self._counts["kept"] += 1
 
-    def _stands(self, action: Action) -> bool:
-        """Tell whether a file of the plan is in the tree, and not as a link that leads nowhere."""
+    def _stands(self, action: Action, made: Made) -> bool:
+        """Tell whether a file of the plan is in the tree, and no link that leads nowhere without another."""
         try:
             if self._plan.settings.copy_mode == "symlink":
-                find_for_link(self._site.tree, self._site.sources, action)
+                find_for_link(self._site.tree, self._site.sources, action, made)
             status = self._site.tree.lstat(action.target)
         except Refused:
+            return False
+        if not is_trusted(self._site.sources, action, made):
             return False
         return status is not None and (stat.S_ISLNK(status.st_mode) or status.st_size == action.size)
 

@@ -20,7 +20,7 @@ from drumline.errors import Interrupted
 from drumline.helpers import helpers_for
 from drumline.rebuild.actions import Action, Failure, Progress, report_to
 from drumline.rebuild.clearing import Clearing
-from drumline.rebuild.log import rebuild_line
+from drumline.rebuild.log import make_line, rebuild_line
 from drumline.rebuild.manifests import STATS, SUMMARY, Reports
 from drumline.rebuild.place import Placer, Staged
 from drumline.rebuild.plan import Plan
@@ -115,7 +115,10 @@ class _Execution:
 
     def run(self, site: Site, placer: Placer | None) -> RebuildSummary:
         """Remove, adopt, place, replace, remove last copies, report: in the order that keeps every sample."""
-        site.log.append([rebuild_line(self._about())], sync=False)
+        doubts = [
+            make_line(made, made.mode, made.source, doubted=True) for made in self._store.newly_doubted()
+        ]
+        site.log.append([rebuild_line(self._about()), *doubts], sync=bool(doubts))
         clearing = Clearing(self._plan, site, self.counts, self._progress)
         clearing.remove_unwanted()
         self._adopt(site)

@@ -11,6 +11,7 @@ from drumline.durable import way_out_of
 from drumline.errors import ArchiveError, OutputError
 from drumline.machine import filesystem_type
 from drumline.outputs import check_apart, lies_in, upwards
+from drumline.rebuild.leftovers import claim_leftovers
 from drumline.rebuild.log import LOG_NAME, LogState, load_log
 from drumline.rebuild.settings import CopyMode
 from drumline.rebuild.store import Store
@@ -65,6 +66,7 @@ def open_tree(out: Path, store: Store) -> tuple[Tree, LogState | None] | None:
     try:
         state = load_log(tree, store)
         check_log(tree, state)
+        claim_leftovers(tree, store)
         return tree, state
     except BaseException:
         tree.close()

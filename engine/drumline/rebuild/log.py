@@ -10,7 +10,8 @@ action       says
 created      first line: version of the log, and whether the directory itself was made
 rebuild      a rebuild began: run, archive, settings
 dir          a directory is about to be made
-make         a file is about to appear: target, source, mode, size, mtime_ns, hash
+make         a file is about to appear: target, source, mode, size, mtime_ns, hash; again, with doubted,
+             where its original failed when it was indexed last
 report       a manifest or summary is about to be written: target, hash of its content
 removed      what stood at target is gone (or never came)
 synced       all that stands above is on disk
@@ -72,8 +73,8 @@ def path_line(action: str, target: bytes, **more: Any) -> bytes:
     return _line({"action": action, "target": text, **exact, **more})
 
 
-def make_line(action: Action, mode: str, source: bytes) -> bytes:
-    """Return the line that announces a file."""
+def make_line(action: Action | Made, mode: str, source: bytes, *, doubted: bool = False) -> bytes:
+    """Return the line that announces a file, or says again of one that its original is doubted."""
     target, target_b64 = path_fields(action.target)
     origin, origin_b64 = path_fields(source)
     line: dict[str, Any] = {"action": "make", "target": target, "source": origin, "mode": mode}
@@ -82,6 +83,8 @@ def make_line(action: Action, mode: str, source: bytes) -> bytes:
         line["target_b64"] = target_b64
     if origin_b64 is not None:
         line["source_b64"] = origin_b64
+    if doubted:
+        line["doubted"] = True
     return _line(line)
 
 
@@ -303,11 +306,12 @@ def _apply(tree: Tree, store: Store, line: dict[str, Any], number: int) -> None:
         raise _damaged(tree, number) from error
 
 
-def _made_fields(line: dict[str, Any]) -> tuple[str, int, int, bytes, str | None]:
+def _made_fields(line: dict[str, Any]) -> tuple[str, int, int, bytes, str | None, bool]:
     size, mtime_ns, mode, digest = line["size"], line["mtime_ns"], line["mode"], line["hash"]
     if not (isinstance(size, int) and isinstance(mtime_ns, int) and max(abs(size), abs(mtime_ns)) < 1 << 63):
         raise ValueError(size)
-    return str(mode), size, mtime_ns, _exact(line, "source"), None if digest is None else str(digest)
+    digest = None if digest is None else str(digest)
+    return str(mode), size, mtime_ns, _exact(line, "source"), digest, bool(line.get("doubted"))
 
 
 def _exact(line: dict[str, Any], name: str) -> bytes:

@@ -49,22 +49,20 @@ def standing(tree: Tree, made: Made) -> Literal["ours", "gone", "changed"]:
     return "ours" if _same_time(mtime_of(status), made.mtime_ns) else "changed"
 
 
-def fate(tree: Tree, made: Made, *, even_last: bool, doubted: bool = False) -> Standing:
+def fate(tree: Tree, made: Made, *, even_last: bool) -> Standing:
     """Tell whether a file may be removed ("ours"), or why not.
 
     Parameters
     ----------
     even_last
         Also the last copy: it is elsewhere, or somebody said so.
-    doubted
-        As in `archive_has`.
 
     Notes
     -----
     A hard link to the archive's file is ours although somebody edited that file: it stays in the archive.
     """
     how = standing(tree, made)
-    if how == "ours" and not even_last and not archive_has(tree, made, doubted=doubted):
+    if how == "ours" and not even_last and not archive_has(tree, made):
         return "last_copy"
     if how == "changed" and made.mode == "hardlink" and _is_linked_to_original(tree, made):
         return "ours"

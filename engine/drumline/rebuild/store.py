@@ -14,6 +14,7 @@ plan        the plan: one row per file, numbered in the order of execution, with
 failed      files of the index that have an error, with their place in the index
 problem     what stands against a file, and why
 made        from the mapping log: files that rebuild made earlier
+doubt       of what was made: whose original failed in this index, which the log does not know yet
 folder      from the mapping log: directories that it made
 report      from the mapping log: manifests and summaries that it wrote, by content hash
 stale       made earlier, no longer in the plan, as it was made, or gone already: to be removed (or, the last
@@ -48,7 +49,7 @@ _INTERRUPTIBLE_STEPS = 200_000
 _FOLDERS = 1_000
 _TWINS = 100
 _PLAN = "number, state, label, target, source, size, mtime_ns, hash"
-_MADE = "m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash"
+_MADE = "m.target, m.mode, m.size, m.mtime_ns, m.source, m.hash, m.doubted"
 _SCHEMA = """
 CREATE TABLE record (place INTEGER PRIMARY KEY, key BLOB, source BLOB, label TEXT, target BLOB, size INT,
                      mtime_ns INT, hash TEXT, device INT, problem TEXT, message TEXT);
@@ -57,10 +58,11 @@ CREATE TABLE plan (number INTEGER PRIMARY KEY, state TEXT, label TEXT, target BL
                    size INT, mtime_ns INT, hash TEXT, device INT, message TEXT);
 CREATE TABLE failed (place INTEGER PRIMARY KEY, path BLOB, type TEXT, message TEXT);
 CREATE TABLE problem (kind TEXT, path BLOB, message TEXT);
-CREATE TABLE made (target BLOB PRIMARY KEY, mode TEXT, size INT, mtime_ns INT, source BLOB, hash TEXT)
-                  WITHOUT ROWID;
+CREATE TABLE made (target BLOB PRIMARY KEY, mode TEXT, size INT, mtime_ns INT, source BLOB, hash TEXT,
+                   doubted INT) WITHOUT ROWID;
 CREATE TABLE folder (target BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE report (target BLOB, hash TEXT, PRIMARY KEY (target, hash)) WITHOUT ROWID;
+CREATE TABLE doubt (target BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE stale (target BLOB PRIMARY KEY, is_last INT) WITHOUT ROWID;
 """
 
@@ -87,7 +89,11 @@ class Row(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A file that rebuild made, as it was then. `source` is absolute."""
+    """A file that rebuild made, as it was then.
+
+    `source` is absolute; `doubted` says that it could not be read when it was indexed last: its size and time
+    then prove nothing.
+    """
 
     target: bytes
     mode: str
@@ -95,6 +101,7 @@ class Made(NamedTuple):
     mtime_ns: int
     source: bytes
     hash: str | None
+    doubted: bool = False
 
 
 @contextmanager
@@ -187,7 +194,7 @@ class Store:
 
     def made_files(self) -> Iterator[Made]:
         """Iterate over what was made earlier, sorted."""
-        return map(Made._make, self._rows(f"SELECT {_MADE} FROM made m ORDER BY m.target"))
+        return map(_made, self._rows(f"SELECT {_MADE} FROM made m ORDER BY m.target"))
 
     def made_count(self) -> int:
         """Return how many files were made earlier."""
@@ -196,7 +203,7 @@ class Store:
     def made_at(self, target: bytes) -> Made | None:
         """Return what was made at `target` earlier."""
         row = self._row(f"SELECT {_MADE} FROM made m WHERE m.target = ?", (target,))
-        return None if row is None else Made._make(row)
+        return None if row is None else _made(row)
 
     def has_made_below(self, directory: bytes) -> bool:
         """Tell whether anything was made in a directory, or below."""
@@ -342,9 +349,39 @@ class Store:
         """Return how many files have an error."""
         return int(self._row("SELECT COUNT(*) FROM failed")[0])
 
-    def has_failed(self, path: bytes) -> bool:
-        """Tell whether a file of the index has an error."""
-        return self._row("SELECT 1 FROM failed WHERE path = ? LIMIT 1", (path,)) is not None
+    def failed_paths(self) -> Iterator[bytes]:
+        """Iterate over the files that have an error."""
+        return (path for (path,) in self._rows("SELECT path FROM failed"))
+
+    def made_from_elsewhere(self, prefix: bytes) -> Iterator[Made]:
+        """Iterate over what was made earlier of files whose paths do not begin so."""
+        query = f"SELECT {_MADE} FROM made m WHERE NOT m.doubted AND substr(m.source, 1, ?) <> ?"
+        return map(_made, self._rows(query, (len(prefix), prefix)).fetchall())
+
+    def doubt_failed(self, prefix: bytes) -> None:
+        """Doubt the originals below `prefix` of what was made earlier that have an error now."""
+        self._change(
+            "INSERT INTO doubt SELECT target FROM made WHERE NOT doubted"
+            " AND source IN (SELECT CAST(? || path AS BLOB) FROM failed)",
+            (prefix,),
+        )
+        self._change("UPDATE made SET doubted = 1 WHERE target IN (SELECT target FROM doubt)")
+
+    def doubt(self, made: Made) -> None:
+        """Doubt the original of a file that was made earlier."""
+        self._change("INSERT OR IGNORE INTO doubt VALUES (?)", (made.target,))
+        self._change("UPDATE made SET doubted = 1 WHERE target = ?", (made.target,))
+
+    def newly_doubted(self) -> Iterator[Made]:
+        """Iterate over what was made earlier whose originals are doubted for the first time, sorted."""
+        query = f"SELECT {_MADE} FROM doubt d JOIN made m ON m.target = d.target ORDER BY m.target"
+        return map(_made, self._rows(query))
+
+    def unplaced_like(self, size: int, earliest_ns: int, latest_ns: int) -> list[Made]:
+        """Return what the log announces of a size and a time; of very many, some."""
+        self._change("CREATE INDEX IF NOT EXISTS made_size ON made (size, mtime_ns)")
+        query = f"SELECT {_MADE} FROM made m WHERE m.size = ? AND m.mtime_ns BETWEEN ? AND ? LIMIT ?"
+        return list(map(_made, self._rows(query, (size, earliest_ns, latest_ns, _TWINS))))
 
     def note_problems_of_plan(self) -> None:
         """Note what stands against files of the plan."""
@@ -415,8 +452,7 @@ class Store:
         )
 
     def index_plan(self) -> None:
-        """Make look-ups by target and content, and of what failed, quick."""
-        self._change("CREATE INDEX failed_path ON failed (path)")
+        """Make look-ups by target and content quick."""
         self._change("CREATE INDEX plan_target ON plan (target)")
         self._change("CREATE INDEX plan_hash ON plan (hash)")
 
@@ -435,7 +471,7 @@ class Store:
             f"SELECT {_MADE} FROM made m LEFT JOIN plan p ON p.target = m.target"
             " WHERE p.target IS NULL ORDER BY m.target"
         )
-        return map(Made._make, self._rows(query))
+        return map(_made, self._rows(query))
 
     def blocked_by(self, target: bytes) -> list[Action]:
         """Return what is to be made below a file, or at a directory above it."""
@@ -453,7 +489,7 @@ class Store:
             f"SELECT {_MADE} FROM stale s JOIN made m ON m.target = s.target WHERE s.is_last"
             f" AND (s.target > ? AND s.target < ? OR s.target IN ({_places(above)}))"
         )
-        return list(map(Made._make, self._rows(query, (*_below(target), *above)).fetchall()))
+        return list(map(_made, self._rows(query, (*_below(target), *above)).fetchall()))
 
     def drop_stale(self, made: Made) -> None:
         """Note that what was to be removed is."""
@@ -469,7 +505,7 @@ class Store:
             f"SELECT {_MADE} FROM stale s JOIN made m ON m.target = s.target WHERE s.is_last = ?"
             " ORDER BY m.target"
         )
-        return map(Made._make, self._rows(query, (is_last,)))
+        return map(_made, self._rows(query, (is_last,)))
 
     def problems(self) -> Iterator[tuple[Problem, bytes, str]]:
         """Iterate over (problem, path, message), sorted."""
@@ -479,6 +515,10 @@ class Store:
     def close(self) -> None:
         """Drop everything."""
         self._db.close()
+
+
+def _made(row: Sequence[Any]) -> Made:
+    return Made._make((*row[:-1], bool(row[-1])))
 
 
 def _parents(target: bytes) -> list[bytes]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Progress, Refused, State
 from drumline.rebuild.names import collision_key, spare_names
-from drumline.rebuild.originals import archive_has, find_for_link
+from drumline.rebuild.originals import archive_has, find_for_link, is_trusted
 from drumline.rebuild.plan import LabelTotal, Plan
 from drumline.rebuild.standing import (
     WHY_IT_STAYS,
@@ -47,6 +48,7 @@ class Surveyor:
         self._name_apart()
         self._store.plan_records("listed" if self._mode == "none" else "make")
         if self._plan.tree and self._mode != "none":
+            self._doubt_failed()
             self._compare_with_tree()
         self._check_devices()
         self._store.note_problems_of_plan()
@@ -95,6 +97,19 @@ class Surveyor:
                 return target
         raise AssertionError("spare names never end")
 
+    def _doubt_failed(self) -> None:
+        """Doubt the originals that could not be read when they were indexed last, by path or by inode."""
+        if self._is_first or not self._plan.counts["failed"]:
+            return
+        prefix = os.path.join(self._root, b"")
+        self._store.doubt_failed(prefix)
+        # The archive was moved, perhaps with a link in its old place.
+        if moved := list(self._store.made_from_elsewhere(prefix)):
+            failed = _inodes(prefix + path for path in self._store.failed_paths())
+            for made in moved:
+                if _inodes([made.source]) & failed:
+                    self._store.doubt(made)
+
     def _compare_with_tree(self) -> None:
         total, done = self._store.action_count(), 0
         for batch in self._plan.batches(_COMPARED_TOGETHER, 1 << 62, ("make", *SOURCE_PROBLEMS)):
@@ -120,13 +135,14 @@ class Surveyor:
     def _look_for(self, action: Action) -> None:
         """Look for a file in the archive, unless that was done while the index was read."""
         if not self._is_first:
-            self._devices.setdefault(self._found(action).st_dev, action.source)
+            found = self._found(action, self._made(action.target))
+            self._devices.setdefault(found.st_dev, action.source)
 
-    def _found(self, action: Action) -> os.stat_result:
+    def _found(self, action: Action, instead_of: Made | None) -> os.stat_result:
         assert self._plan.sources is not None
         assert self._plan.tree is not None
         if self._mode == "symlink":
-            return find_for_link(self._plan.tree, self._plan.sources, action)
+            return find_for_link(self._plan.tree, self._plan.sources, action, instead_of)
         return self._plan.sources.find(action)[2]
 
     def _check_devices(self) -> None:
@@ -159,9 +175,12 @@ class Surveyor:
         return "replace"
 
     def _would_be_lost(self, made: Made, action: Action) -> bool:
-        if self._plan.settings.drop_last_copies or replaces(made, action, self._root):
-            return False
+        assert self._plan.sources is not None
         assert self._plan.tree is not None
+        if self._plan.settings.drop_last_copies:
+            return False
+        if replaces(made, action, self._root) and is_trusted(self._plan.sources, action, made):
+            return False
         return not archive_has(self._plan.tree, made)
 
     def _made(self, target: bytes) -> Made | None:
@@ -214,9 +233,8 @@ class Surveyor:
         assert self._plan.tree is not None
         self._store.index_plan()
         for made in self._store.made_but_not_planned():
-            even_last, doubted = self._plan.settings.drop_last_copies, self._failed(made)
-            how = fate(self._plan.tree, made, even_last=even_last, doubted=doubted)
-            is_last = how == "last_copy" and bool(self._store.twins(made))
+            how = fate(self._plan.tree, made, even_last=self._plan.settings.drop_last_copies)
+            is_last = how == "last_copy" and any(self._holds(twin, made) for twin in self._store.twins(made))
             if how in ("ours", "gone") or is_last:
                 self._store.note_stale(made, is_last=is_last)
                 self._plan.counts["remove"] += how != "gone"
@@ -226,10 +244,15 @@ class Surveyor:
             if how in ("changed", "last_copy"):
                 self._give_precedence(made, replaceable=is_last)
 
-    def _failed(self, made: Made) -> bool:
-        """Tell whether the original could not be read when it was indexed last."""
-        prefix = os.path.join(self._root, b"")
-        return made.source.startswith(prefix) and self._store.has_failed(made.source[len(prefix) :])
+    def _holds(self, twin: Action, made: Made) -> bool:
+        """Tell whether a file of the plan holds the content of one made earlier, also once that is gone."""
+        assert self._plan.sources is not None
+        if self._mode == "symlink":
+            try:
+                self._found(twin, made)
+            except Refused:
+                return False
+        return is_trusted(self._plan.sources, twin, made)
 
     def _give_precedence(self, made: Made, *, replaceable: bool) -> None:
         """Plan for what would need a file's name as a directory, or its directory as a name.
@@ -244,3 +267,13 @@ class Surveyor:
                 self._store.note_problem("occupied", action.target, "a file that stays is in the way")
                 self._plan.labels[action.label].files -= 1
                 self._plan.labels[action.label].bytes -= action.size
+
+
+def _inodes(paths: Iterable[bytes]) -> set[tuple[int, int]]:
+    """Return device and inode of the files that are there."""
+    found = set()
+    for path in paths:
+        with suppress(OSError, ValueError):
+            status = os.stat(path)
+            found.add((status.st_dev, status.st_ino))
+    return found

@@ -294,11 +294,15 @@ class Tree(Directories):
         """Tell whether an open file lies in the tree, whatever path and links led to it."""
         return _place_of(descriptor).startswith(_place_of(self.root) + b"/")
 
+    def staged(self) -> list[bytes]:
+        """Return what stands in the staging directory of ours, sorted."""
+        targets = (STAGING + b"/" + name for name in sorted(self.names(STAGING)))
+        return [target for target in targets if target.startswith(_STAGED)]
+
     def clear_staging(self, is_announced: Callable[[bytes], bool] = lambda _: False) -> None:
-        """Remove what a killed rebuild left in the staging directory, and had not announced in the log."""
-        for name in self.names(STAGING):
-            target = STAGING + b"/" + name
-            if target.startswith(_STAGED) and not is_announced(target):
+        """Remove what a killed rebuild left in the staging directory, but for what is known to be needed."""
+        for target in self.staged():
+            if not is_announced(target):
                 self.unlink(target)
 
     def sync(self) -> None:

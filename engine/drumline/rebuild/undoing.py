@@ -20,6 +20,7 @@ from drumline.durable import output_errors
 from drumline.errors import Interrupted, OutputError
 from drumline.rebuild.actions import Progress, Refused, report_to
 from drumline.rebuild.guard import check_log
+from drumline.rebuild.leftovers import claim_leftovers
 from drumline.rebuild.log import LOG_NAME, LogState, MappingLog, Removals, load_log
 from drumline.rebuild.manifests import is_ours
 from drumline.rebuild.standing import WHY_IT_STAYS, fate
@@ -147,6 +148,7 @@ class _Undo:
             why = "was not made by 'drumline rebuild': nothing to undo"
             raise not_a_tree(self._tree.path, why, "Give the directory that rebuild made")
         check_log(self._tree, state)
+        claim_leftovers(self._tree, self._store)
         with ExitStack() as cleanup:
             if not self._dry_run:
                 log = MappingLog(self._tree, state.length)
