@@ -163,7 +163,7 @@ def test_what_is_no_file_in_place_of_the_cache_is_named_and_not_waited_for(
         assert ended.returncode == 8, ended.stderr
         assert str(runs_root / name) in ended.stderr
         assert "it is no file" in ended.stderr
-    with pytest.raises(sqlite3.DatabaseError, match="no file"):
+    with pytest.raises(OutputError, match="no file"):
         Cache(runs_root / (name if name == ".cache.sqlite.new" else "cache.sqlite"), "look")
 
 

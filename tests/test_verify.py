@@ -570,6 +570,17 @@ def test_missing_and_edited_files_and_reports_of_a_tree_are_named(tree: tuple[Pa
     }
 
 
+def test_a_report_that_may_not_be_read_is_a_finding(
+    tree: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("drumline.rebuild.manifests.content_hash", refuse)
+    report = verify_tree(tree[0])
+    assert {(finding.check, finding.kind) for finding in report.findings} == {("reports", "unreadable")}
+
+
 def test_files_that_somebody_added_to_a_tree_are_noted_only(tree: tuple[Path, str]) -> None:
     out, _ = tree
     mine = files_of(out)[0].with_name("mine.wav")

@@ -29,7 +29,7 @@ from drumline_convert.manifest import Row
 from drumline_convert.predictions import collapse_of, predictions_of_held_out, read_held_out
 from drumline_convert.taxonomy import TrainingTaxonomy
 
-__all__ = ["Cleaning", "CleaningSettings", "Doubt", "cleaned_rows", "find_doubts", "needed_to_doubt"]
+__all__ = ["Cleaning", "CleaningSettings", "Doubt", "cleaned_rows", "find_doubts", "is_doubtful"]
 
 Action = Literal["relabelled", "weighed down", "left out"]
 Floats = NDArray[np.float64]
@@ -197,10 +197,10 @@ def find_doubts(
     places = np.array(known, np.intp)
     stated = np.array([recordings[place].canonical for place in known], np.intp)
     thresholds = _thresholds(hearing.probs[places], stated)
-    needed = needed_to_doubt(hearing.probs[places], stated, settings.doubt)
+    needed = _needed(thresholds, hearing.probs[places], settings.doubt)
     differs = hearing.heard[places] != stated
     agreed = differs & (again.heard[places] == hearing.heard[places])
-    sure = agreed & (hearing.probs[places].max(axis=1) >= needed)
+    sure = agreed & is_doubtful(hearing.probs[places], stated, settings.doubt)
     doubts = [
         _doubt(recordings[places[at]], hearing, int(places[at]), float(needed[at]), taxonomy, settings)
         for at in np.flatnonzero(sure).tolist()
@@ -258,8 +258,8 @@ def _hearing(recordings: Sequence[Recording], taxonomy: TrainingTaxonomy, path: 
     )
 
 
-def needed_to_doubt(probs: Floats, stated: NDArray[np.intp], doubt: float) -> Floats:
-    """Return what each most probable label must have, so that the stated one is doubted, (n,).
+def is_doubtful(probs: Floats, stated: NDArray[np.intp], doubt: float) -> NDArray[np.bool_]:
+    """Tell for which recordings another label is the most probable, and reaches what it needs, (n,).
 
     Parameters
     ----------
@@ -270,7 +270,12 @@ def needed_to_doubt(probs: Floats, stated: NDArray[np.intp], doubt: float) -> Fl
     doubt
         See `CleaningSettings`.
     """
-    return np.asarray(np.maximum(_thresholds(probs, stated)[probs.argmax(axis=1)], doubt))
+    needed = _needed(_thresholds(probs, stated), probs, doubt)
+    return np.asarray((probs.argmax(axis=1) != stated) & (probs.max(axis=1) >= needed))
+
+
+def _needed(thresholds: Floats, probs: Floats, doubt: float) -> Floats:
+    return np.asarray(np.maximum(thresholds[probs.argmax(axis=1)], doubt))
 
 
 def _thresholds(probs: Floats, stated: NDArray[np.intp]) -> Floats:

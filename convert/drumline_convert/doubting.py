@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from drumline.errors import ConfigError
 from drumline_convert.calibration import fit_temperature
-from drumline_convert.cleaning import needed_to_doubt
+from drumline_convert.cleaning import is_doubtful
 from drumline_convert.metrics import softmax
 
 __all__ = ["DoubtSettings", "doubtful"]
@@ -29,11 +29,11 @@ class DoubtSettings:
     ----------
     folds
         Networks that are trained beforehand, each on all families but its share, to judge that; fewer where
-        there are fewer families, and of a single one no label is doubted. 0: none is at all.
+        there are fewer families. With 0, or a single family, no label is doubted.
     probability
         What another canonical label must have at least.
     weight
-        What the weight of a doubted recording is multiplied by; 0 leaves it out.
+        What the weight of a doubted recording is multiplied by; 0: it counts for nothing in the loss.
     """
 
     folds: int = 0
@@ -65,5 +65,4 @@ def doubtful(
     """
     stated = collapse.argmax(axis=1)[fine]
     probs = softmax(logits, fit_temperature(logits, stated, collapse)) @ collapse
-    needed = needed_to_doubt(probs, stated, probability)
-    return np.asarray((probs.argmax(axis=1) != stated) & (probs.max(axis=1) >= needed))
+    return is_doubtful(probs, stated, probability)

@@ -211,6 +211,7 @@ class Workbench:
         if doubt.folds:
             path = self.directory / name / DOUBTED_NAME
             if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
                 save_array(self._doubted(data, chosen, what, name), path)
             data = replace(data, weight=np.where(np.load(path), data.weight * doubt.weight, data.weight))
         return self._network(data, self.settings.training, what, name)
@@ -224,7 +225,8 @@ class Workbench:
         folds = min(training.doubt.folds, len(np.unique(data.family)))
         if folds < 2:
             return np.zeros(len(chosen), bool)
-        one = replace(training, members=1, teachers=0, doubt=DoubtSettings())
+        one = replace(training, members=1, teachers=0, doubt=DoubtSettings(0))
+        # With their splits, the folds would be the manifest's own, of which some are held out.
         unsplit = [replace(self.recordings[place], split=None) for place in chosen]
         fold_of = family_folds(unsplit, folds, self.settings.fold_seed)
         logits = np.empty((len(chosen), len(data.collapse)), np.float32)
@@ -336,7 +338,8 @@ def _fingerprint(
         asdict(settings.training),
         taxonomy.labels.checksum,
         taxonomy.collapse.tolist(),
-        [(recording.hash, recording.fine, recording.weight) for recording in recordings],
+        [(recording.hash, recording.fine, recording.weight, recording.family) for recording in recordings],
         fold_of.tolist(),
+        settings.fold_seed if settings.training.doubt.folds else None,
     ]
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]

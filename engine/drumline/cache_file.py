@@ -6,7 +6,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal
@@ -202,8 +202,7 @@ def check_permissions(path: Path) -> None:
     SQLite would make a log's shared memory with the permissions of the cache, and it would stay.
     """
     for file in (*_files_of(path), *_files_of(temporary_path(path))):
-        if _is_no_file(file):
-            raise OutputError(f"{display_path(file)!r} is in the way: it is no file", "Move it elsewhere.")
+        _check_is_file(file)
         if os.path.exists(file) and not os.access(file, os.R_OK | os.W_OK):
             raise OutputError(
                 f"may not read and write {display_path(file)!r}",
@@ -220,11 +219,10 @@ def _files_of(path: Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in ("", *SIDE_FILES)]
 
 
-def _is_no_file(path: Path) -> bool:
-    try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return False  # not there; or why else not, opening it will say
+def _check_is_file(path: Path) -> None:
+    with suppress(OSError):  # not there; or why else not, opening it will say
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OutputError(f"{display_path(path)!r} is in the way: it is no file", "Move it elsewhere.")
 
 
 def connect(path: Path, mode: Mode) -> sqlite3.Connection:
@@ -233,10 +231,12 @@ def connect(path: Path, mode: Mode) -> sqlite3.Connection:
     Raises
     ------
     sqlite3.DatabaseError
-        When it cannot be opened, or something else stands there: SQLite would wait for a named pipe.
+        When it cannot be opened.
+    OutputError
+        When something else stands there: SQLite would wait for a named pipe.
     """
-    if any(map(_is_no_file, _files_of(path))):
-        raise sqlite3.DatabaseError("it, or what lies beside it, is no file")
+    for file in _files_of(path):
+        _check_is_file(file)
     how = "rwc" if mode in ("write", "build") else "ro"
     if mode == "look" and not path.with_name(f"{path.name}-wal").exists():
         how = "ro&immutable=1"

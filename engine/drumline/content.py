@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import xxhash
 
-__all__ = ["has_content", "hasher"]
+__all__ = ["digests_of", "has_content", "hasher"]
 
 _BLOCK_BYTES: Final = 1 << 20
 
@@ -29,8 +29,17 @@ def hasher(algorithm: str) -> Callable[[], Any]:
 
 def has_content(descriptor: int, digest: str) -> bool:
     """Tell whether an open file has the content with this hash: xxh3_64, xxh64, md5 or sha256."""
-    hashes = [make() for make in _HASHES.get(len(digest), ())]
+    return digest in _digests(descriptor, _HASHES.get(len(digest), ()))
+
+
+def digests_of(descriptor: int) -> list[str]:
+    """Return every hash of an open file's content that an index may have of it."""
+    return _digests(descriptor, [make for several in _HASHES.values() for make in several])
+
+
+def _digests(descriptor: int, algorithms: Iterable[Callable[[], Any]]) -> list[str]:
+    hashes = [make() for make in algorithms]
     while block := os.read(descriptor, _BLOCK_BYTES):
         for found in hashes:
             found.update(block)
-    return digest in [found.hexdigest() for found in hashes]
+    return [found.hexdigest() for found in hashes]

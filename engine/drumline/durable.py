@@ -39,7 +39,8 @@ _WAY_OUT = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EEXIST: "A file of that name is in the way: choose another place.",
     errno.ENOTDIR: "A file stands where a directory should be: choose another place.",
-    errno.ELOOP: "Links there lead in a circle: choose another place.",
+    errno.ELOOP: "A link, or a circle of links, stands there: remove it, or choose another place.",
+    errno.EMLINK: "Put a copy of its own in its place, then give the same command again.",
 }
 
 

@@ -357,7 +357,7 @@ def _check_own(descriptor: int, path: Path) -> None:
     """Raise `OSError` when what was opened for writing is no file, or has another name, as in a backup."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        raise OSError(errno.EMLINK, "it is no file of one name alone; put a copy in its place", path)
+        raise OSError(errno.EMLINK, "it is no regular file, or has a second name (a hard link)", path)
 
 
 class IndexAppender:

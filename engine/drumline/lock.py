@@ -74,7 +74,7 @@ def exclusive(path: Path, what: str, doing: str, patience_sec: float = 5.0) -> I
 
 
 def _check_is_lock(descriptor: int, path: Path) -> None:
-    """Raise `OutputError` when something else stands in the lock's place, or a second name of a file."""
+    """Raise `OutputError` when a pipe, a directory or another name of somebody's file stands in its place."""
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode):
         with output_errors(path):

@@ -110,7 +110,6 @@ def test_doubted_recordings_weigh_less_in_the_training_and_what_is_held_out_has_
     fresh: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainings = Trainings(fresh, monkeypatch)
-    (fresh.directory / "fold0").mkdir()
     fresh.fold_network(0)
     names = [name for name, _, _ in trainings.done]
     assert names == ["fold0/doubt0", "fold0/doubt1", "fold0"]
@@ -128,7 +127,6 @@ def test_no_family_is_judged_by_a_network_that_heard_it(
     fresh: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainings = Trainings(fresh, monkeypatch)
-    (fresh.directory / "fold0").mkdir()
     fresh.fold_network(0)
     family = {int(row): recording.family for row, recording in zip(fresh.rows, fresh.recordings, strict=True)}
     learnt = set(trainings.done[2][1].rows.tolist())
@@ -141,7 +139,6 @@ def test_no_family_is_judged_by_a_network_that_heard_it(
 
 def test_a_training_that_goes_on_keeps_its_doubts(fresh: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     trainings = Trainings(fresh, monkeypatch)
-    (fresh.directory / "fold0").mkdir()
     fresh.fold_network(0)
     weights = trainings.done[2][1].weight
     trainings.done.clear()
@@ -155,7 +152,6 @@ def test_there_are_no_more_doubting_networks_than_families(
     fresh: Workbench, monkeypatch: pytest.MonkeyPatch, families: int, networks: int
 ) -> None:
     trainings = Trainings(fresh, monkeypatch)
-    (fresh.directory / "some").mkdir()
     names = sorted({recording.family for recording in fresh.recordings})[:families]
     some = [place for place, recording in enumerate(fresh.recordings) if recording.family in names]
     training = replace(fresh.settings.training, doubt=DoubtSettings(folds=4))

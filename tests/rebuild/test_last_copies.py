@@ -751,3 +751,42 @@ def test_a_file_that_the_archive_has_only_by_a_mount_stays(
         assert archive.tree()[b"Kick/kick.wav"] == CONTENT
     assert undo(archive.out).last_copies == 1
     assert archive.tree()[b"Kick/kick.wav"] == CONTENT
+
+
+def test_a_moved_archive_does_not_make_a_doubted_copy_trusted(archive: Archive) -> None:
+    lost = archive.add(b"x.wav", KICK, CONTENT)
+    archive.add(b"y.wav", KICK, b"another")
+    older = archive.run()
+    archive.rebuild(older)
+    _damage_unseen(archive, lost)
+    assert archive.rebuild().counts["kept"] == 1
+    moved = archive.root + b"-moved"
+    os.rename(archive.root, moved)
+    archive.rebuild(older, archive_root=os.fsdecode(moved))
+    os.symlink(moved, archive.root)
+    assert undo(archive.out).last_copies == 1
+    assert archive.tree() == {b"Kick/x.wav": CONTENT}
+
+
+def test_a_staged_copy_is_known_among_many_files_of_its_size_and_time(archive: Archive) -> None:
+    for number in range(150):
+        archive.add(b"%03d.wav" % number, KICK, b"%012d" % number)
+        os.utime(archive.path(b"%03d.wav" % number), ns=(10**18, 10**18))
+        archive.records[-1].update(mtime_ns=10**18, mtime=1e9)
+    archive.rebuild()
+    archive.add(b"zzz.wav", KICK, CONTENT)
+    os.utime(archive.path(b"zzz.wav"), ns=(10**18, 10**18))
+    archive.records[-1].update(mtime_ns=10**18, mtime=1e9)
+    _killed_before_it_has_its_name(archive)
+    os.unlink(archive.path(b"zzz.wav"))
+    assert archive.rebuild().counts["kept"] == 1
+    assert list(_staged(archive).values()) == [CONTENT]
+
+
+def test_a_staged_copy_whose_original_is_lost_after_the_plan_stays(archive: Archive) -> None:
+    archive.add(b"x.wav", KICK, CONTENT)
+    _killed_before_it_has_its_name(archive)
+    with archive.plan() as plan:
+        os.unlink(archive.path(b"x.wav"))
+        execute(plan)
+    assert list(_staged(archive).values()) == [CONTENT]

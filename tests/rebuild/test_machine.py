@@ -58,9 +58,10 @@ class Collection(RuleBasedStateMachine):
             if not os.path.lexists(self.archive.path(path)):
                 self.archive.add(path, probs, content)
                 # What is indexed again with other content is followed: the tree's copy of the old one goes.
-                self.samples.discard(self.placed.get(path, content))
-                self.placed[path] = content
+                old, self.placed[path] = self.placed.get(path, content), content
                 self.samples.add(content)
+                if old not in self.placed.values():
+                    self.samples.discard(old)
 
     @rule(path=EVIL, label=LABELS)
     def craft_a_record(self, path: bytes, label: str) -> None:

@@ -1,7 +1,7 @@
 """Clearing: what an earlier rebuild made and this plan does not want, and what stands in its way.
 
-Only what is as rebuild made it goes, and no last copy, but where the plan places its content elsewhere: then
-once that stands.
+Removes only files that are as rebuild made them. A last copy goes only once the plan has placed its content
+elsewhere.
 """
 
 from __future__ import annotations
@@ -63,6 +63,20 @@ class Clearing:
         """Take away what stands in the place of a staged file; return why it stays."""
         made = self._store.made_at(action.target)
         blocking = self._store.last_copies_blocking(action.target) if made is None else [made]
+        if failure := self._why_not(action, made, blocking):
+            return failure
+        for old in blocking:
+            self._site.tree.unlink(old.target)
+            self._site.removals.add(old.target)
+            if old is not made:
+                self._store.drop_stale(old)
+                self._counts["removed"] += 1
+        if made is None:
+            self._site.remove_folders_within(action.target)
+        return None
+
+    def _why_not(self, action: Action, made: Made | None, blocking: list[Made]) -> Failure | None:
+        """Return why what stands in the place of a staged file stays; None: it may go."""
         for old in blocking:
             how = fate(self._site.tree, old, even_last=self._may_go_for(old, action))
             if how in ("changed", "last_copy"):
@@ -75,15 +89,6 @@ class Clearing:
                     find_for_link(self._site.tree, self._site.sources, action, goes)
             except Refused as refused:
                 return Failure(action, refused.problem, refused.message)
-        for old in blocking:
-            self._site.tree.unlink(old.target)
-            self._site.removals.add(old.target)
-            if old is not made:
-                self._store.drop_stale(old)
-                self._may_have_emptied = True
-                self._counts["removed"] += 1
-        if made is None:
-            self._remove_folders()
         return None
 
     def _holds_others(self, target: bytes, blocking: list[Made]) -> bool:
@@ -105,7 +110,8 @@ class Clearing:
             return True
         if replaces(old, action, root) and is_trusted(self._site.sources, action, old):
             return True
-        twins = self._store.twins(old)
+        # Where a twin is yet to be replaced, what stands at its target is another file.
+        twins = [twin for twin in self._store.twins(old) if twin.state != "replace"]
         return old.target != action.target and any(self._stands(twin, old) for twin in twins)
 
     def _remove(self, made: Made, *, even_last: bool) -> None:
@@ -128,7 +134,7 @@ class Clearing:
         self._counts["kept"] += 1
 
     def _stands(self, action: Action, made: Made) -> bool:
-        """Tell whether a file of the plan is in the tree, and no link that leads nowhere without another."""
+        """Tell whether a planned file is in the tree and, if it is a link, leads somewhere without `made`."""
         try:
             if self._plan.settings.copy_mode == "symlink":
                 find_for_link(self._site.tree, self._site.sources, action, made)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from drumline import __version__
@@ -40,6 +41,7 @@ BESIDES = (
 """What is counted besides."""
 
 _ADOPTED_TOGETHER = 2_048
+_LOGGED_TOGETHER = 10_000
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,8 @@ class _Execution:
 
     def run(self, site: Site, placer: Placer | None) -> RebuildSummary:
         """Remove, adopt, place, replace, remove last copies, report: in the order that keeps every sample."""
-        doubts = [
-            make_line(made, made.mode, made.source, doubted=True) for made in self._store.newly_doubted()
-        ]
-        site.log.append([rebuild_line(self._about()), *doubts], sync=bool(doubts))
+        site.log.append([rebuild_line(self._about())], sync=False)
+        self._log_doubts(site)
         clearing = Clearing(self._plan, site, self.counts, self._progress)
         clearing.remove_unwanted()
         self._adopt(site)
@@ -127,6 +127,12 @@ class _Execution:
             self._replace(site, placer, clearing)
         clearing.remove_last_copies()
         return self._report(site)
+
+    def _log_doubts(self, site: Site) -> None:
+        """Say in the log whose originals failed, before anything is decided by that."""
+        doubted = self._store.newly_doubted()
+        while some := list(islice(doubted, _LOGGED_TOGETHER)):
+            site.log.append([make_line(made, made.mode, made.source, doubted=True) for made in some])
 
     def _about(self) -> dict[str, Any]:
         about = self._plan.to_json()
@@ -184,8 +190,14 @@ class _Execution:
             unpublished = placer.publish(ready)
             site.disown(unpublished)
             clearing.clear_staged()
-            self.counts["replaced"] += len(ready) - len(unpublished)
+            self._note_replaced(ready, unpublished)
             self._note(batch, failures + unpublished)
+
+    def _note_replaced(self, ready: Sequence[Staged], unpublished: Sequence[Failure]) -> None:
+        """Note in the plan what stands now: from here on it is no longer what it was to replace."""
+        for action, _ in ready:
+            self._store.set_state(action, "there")
+        self.counts["replaced"] += len(ready) - len(unpublished)
 
     def _note(self, batch: Sequence[Action], failures: Sequence[Failure]) -> None:
         for failure in failures:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import stat
 
-from drumline.content import has_content
+from drumline.content import digests_of
 from drumline.rebuild.actions import Refused
 from drumline.rebuild.originals import archive_has
+from drumline.rebuild.standing import standing
 from drumline.rebuild.store import Made, Store
 from drumline.rebuild.tree import Tree
 from drumline.walk import mtime_of
@@ -32,24 +33,26 @@ def claim_leftovers(tree: Tree, store: Store) -> None:
 
 
 def _lost_original(tree: Tree, store: Store, target: bytes) -> Made | None:
-    """Return what the log announces with a staged copy's content, and neither tree nor archive has."""
+    """Return what the log announces with a staged copy's content, where neither tree nor archive has that."""
     status = tree.lstat(target)
     if status is None or not stat.S_ISREG(status.st_mode):
         return None
     time_ns = mtime_of(status)
-    alike = store.unplaced_like(status.st_size, time_ns - _COARSEST_NS, time_ns + _COARSEST_NS)
-    lost = (made for made in alike if not tree.has(made.target) and not archive_has(tree, made))
-    return next((made for made in lost if _is_copy_of(tree, target, made)), None)
+    alike = store.announced_like(_digests(tree, target), status.st_size, time_ns, _COARSEST_NS)
+    first = None
+    for made in alike:
+        if standing(tree, made) == "ours" or archive_has(tree, made):
+            return None
+        first = first or made
+    return first
 
 
-def _is_copy_of(tree: Tree, target: bytes, made: Made) -> bool:
-    if made.hash is None:
-        return True  # nobody knows better
+def _digests(tree: Tree, target: bytes) -> list[str]:
     try:
         descriptor = tree.open_file(target, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, Refused):
-        return False
+        return []
     try:
-        return has_content(descriptor, made.hash)
+        return digests_of(descriptor)
     finally:
         os.close(descriptor)

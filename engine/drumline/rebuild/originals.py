@@ -61,7 +61,7 @@ def is_trusted(sources: Sources, action: Action, made: Made) -> bool:
 
 
 def leads_into(tree: Tree, source: bytes) -> bool:
-    """Tell whether a path of the archive leads to a file of the tree; also where it leads nowhere.
+    """Tell whether a path of the archive leads to a file of the tree; or to nothing, which proves no copy.
 
     Notes
     -----

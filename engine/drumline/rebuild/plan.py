@@ -90,7 +90,7 @@ class Plan:
     @property
     def is_first(self) -> bool:
         """Whether nothing that an earlier rebuild made stands in the tree."""
-        return not self.store.made_count()
+        return not self.store.has_made()
 
     @property
     def files(self) -> int:

@@ -16,6 +16,7 @@ from drumline.durable import make_directories
 from drumline.errors import DrumlineError, OutputError
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Failure, Refused
+from drumline.rebuild.leftovers import claim_leftovers
 from drumline.rebuild.log import LOG_NAME, MappingLog, Removals, make_line, path_line
 from drumline.rebuild.manifests import MANIFESTS
 from drumline.rebuild.place import Placer, Staged, placer_for
@@ -158,6 +159,17 @@ class Site:
         """Note that what was announced did not come."""
         self.log.append([path_line("removed", failure.action.target) for failure in failures])
 
+    def remove_folders_within(self, directory: bytes) -> None:
+        """Remove an empty directory of ours, and empty ones below, so that its name is free."""
+        folders = self._store.folders_within(directory)
+        if folders:
+            self.tree.forget()
+        for folder in folders:
+            if self.tree.rmdir(folder):
+                self._store.note_removed(folder)
+                self.removals.add(folder)
+        self._known_folder = b""
+
     def remove_empty_folders(self) -> None:
         """Remove directories of ours that became empty, and note all removals."""
         self.tree.forget()
@@ -192,6 +204,7 @@ def open_site(plan: Plan) -> Iterator[tuple[Site, Placer | None]]:
         site = Site(plan, tree, log)
         site.make_folder(MANIFESTS)
         site.make_folder(STAGING)
+        claim_leftovers(tree, plan.store)  # once more: the archive may have lost what the plan still found
         tree.clear_staging(lambda target: plan.store.made_at(target) is not None)
         at_work.callback(site.drop_staging)
         placer = site.probed_placer()

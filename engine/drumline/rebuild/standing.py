@@ -55,7 +55,7 @@ def fate(tree: Tree, made: Made, *, even_last: bool) -> Standing:
     Parameters
     ----------
     even_last
-        Also the last copy: it is elsewhere, or somebody said so.
+        Whether even a last copy may go.
 
     Notes
     -----

@@ -14,11 +14,12 @@ plan        the plan: one row per file, numbered in the order of execution, with
 failed      files of the index that have an error, with their place in the index
 problem     what stands against a file, and why
 made        from the mapping log: files that rebuild made earlier
+failed_file of the files that have an error: device and inode, where the archive was moved
 doubt       of what was made: whose original failed in this index, which the log does not know yet
 folder      from the mapping log: directories that it made
 report      from the mapping log: manifests and summaries that it wrote, by content hash
-stale       made earlier, no longer in the plan, as it was made, or gone already: to be removed (or, the last
-            copy of what the plan places elsewhere: once that stands)
+stale       made earlier and no longer in the plan: to be removed. A last copy only once what the plan
+            places elsewhere in its stead stands
 ==========  =================================================================================
 """
 
@@ -62,6 +63,7 @@ CREATE TABLE made (target BLOB PRIMARY KEY, mode TEXT, size INT, mtime_ns INT, s
                    doubted INT) WITHOUT ROWID;
 CREATE TABLE folder (target BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE report (target BLOB, hash TEXT, PRIMARY KEY (target, hash)) WITHOUT ROWID;
+CREATE TABLE failed_file (inode BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE doubt (target BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE stale (target BLOB PRIMARY KEY, is_last INT) WITHOUT ROWID;
 """
@@ -196,6 +198,10 @@ class Store:
         """Iterate over what was made earlier, sorted."""
         return map(_made, self._rows(f"SELECT {_MADE} FROM made m ORDER BY m.target"))
 
+    def has_made(self) -> bool:
+        """Tell whether anything was made earlier."""
+        return self._row("SELECT 1 FROM made LIMIT 1") is not None
+
     def made_count(self) -> int:
         """Return how many files were made earlier."""
         return int(self._row("SELECT COUNT(*) FROM made")[0])
@@ -221,6 +227,11 @@ class Store:
     def folder_count(self) -> int:
         """Return how many directories rebuild made."""
         return int(self._row("SELECT COUNT(*) FROM folder")[0])
+
+    def folders_within(self, directory: bytes) -> list[bytes]:
+        """Return a directory that rebuild made, and those that it made below, each before its parent."""
+        query = "SELECT target FROM folder WHERE target = ? OR target > ? AND target < ? ORDER BY target DESC"
+        return [target for (target,) in self._rows(query, (directory, *_below(directory)))]
 
     def folders_bottom_up(self) -> Iterator[bytes]:
         """Iterate over the directories that rebuild made, each before its parent; they may go meanwhile."""
@@ -356,7 +367,15 @@ class Store:
     def made_from_elsewhere(self, prefix: bytes) -> Iterator[Made]:
         """Iterate over what was made earlier of files whose paths do not begin so."""
         query = f"SELECT {_MADE} FROM made m WHERE NOT m.doubted AND substr(m.source, 1, ?) <> ?"
-        return map(_made, self._rows(query, (len(prefix), prefix)).fetchall())
+        return map(_made, self._rows(query, (len(prefix), prefix)))
+
+    def note_failed_file(self, inode: bytes) -> None:
+        """Note device and inode of a file that has an error."""
+        self.add("failed_file", (inode,))
+
+    def is_failed_file(self, inode: bytes) -> bool:
+        """Tell whether a file that has an error has this device and inode."""
+        return self._row("SELECT 1 FROM failed_file WHERE inode = ?", (inode,)) is not None
 
     def doubt_failed(self, prefix: bytes) -> None:
         """Doubt the originals below `prefix` of what was made earlier that have an error now."""
@@ -377,11 +396,17 @@ class Store:
         query = f"SELECT {_MADE} FROM doubt d JOIN made m ON m.target = d.target ORDER BY m.target"
         return map(_made, self._rows(query))
 
-    def unplaced_like(self, size: int, earliest_ns: int, latest_ns: int) -> list[Made]:
-        """Return what the log announces of a size and a time; of very many, some."""
-        self._change("CREATE INDEX IF NOT EXISTS made_size ON made (size, mtime_ns)")
-        query = f"SELECT {_MADE} FROM made m WHERE m.size = ? AND m.mtime_ns BETWEEN ? AND ? LIMIT ?"
-        return list(map(_made, self._rows(query, (size, earliest_ns, latest_ns, _TWINS))))
+    def announced_like(
+        self, hashes: Sequence[str], size: int, time_ns: int, granularity_ns: int
+    ) -> Iterator[Made]:
+        """Iterate over what the log announces with one of these hashes, or, without any, of this time."""
+        self._change("CREATE INDEX IF NOT EXISTS made_size ON made (size, hash)")
+        query = (
+            f"SELECT {_MADE} FROM made m WHERE m.size = ? AND (m.hash IN ({_places(hashes)})"
+            " OR (m.hash IS NULL AND m.mtime_ns BETWEEN ? AND ?))"
+        )
+        earliest, latest = time_ns - granularity_ns, time_ns + granularity_ns
+        return map(_made, self._rows(query, (size, *hashes, earliest, latest)))
 
     def note_problems_of_plan(self) -> None:
         """Note what stands against files of the plan."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 
 from drumline.rebuild import guard
 from drumline.rebuild.actions import Action, Progress, Refused, State
@@ -103,12 +102,19 @@ class Surveyor:
             return
         prefix = os.path.join(self._root, b"")
         self._store.doubt_failed(prefix)
+        if next(self._store.made_from_elsewhere(prefix), None) is None:
+            return
         # The archive was moved, perhaps with a link in its old place.
-        if moved := list(self._store.made_from_elsewhere(prefix)):
-            failed = _inodes(prefix + path for path in self._store.failed_paths())
-            for made in moved:
-                if _inodes([made.source]) & failed:
-                    self._store.doubt(made)
+        for path in self._store.failed_paths():
+            if inode := _inode(prefix + path):
+                self._store.note_failed_file(inode)
+        self._store.flush()
+        for made in list(filter(self._has_failed, self._store.made_from_elsewhere(prefix))):
+            self._store.doubt(made)
+
+    def _has_failed(self, made: Made) -> bool:
+        inode = _inode(made.source)
+        return inode is not None and self._store.is_failed_file(inode)
 
     def _compare_with_tree(self) -> None:
         total, done = self._store.action_count(), 0
@@ -165,7 +171,7 @@ class Surveyor:
         if how == "gone":
             return "make"
         if how == "ours" and self._as_planned(made, action):
-            return "there" if self._knows_origin(made, action) else "adopt"
+            return "there" if self._knows_origin(made, action) or self._is_doubted(made, action) else "adopt"
         if self._is_linked(made, action):
             return "adopt"
         if how == "changed":
@@ -173,6 +179,11 @@ class Surveyor:
         if self._would_be_lost(made, action):
             raise Refused("edited", "the archive does not have what stands here any more")
         return "replace"
+
+    def _is_doubted(self, made: Made, action: Action) -> bool:
+        """Tell whether the log has to go on saying that a file's original is doubted."""
+        assert self._plan.sources is not None
+        return not is_trusted(self._plan.sources, action, made)
 
     def _would_be_lost(self, made: Made, action: Action) -> bool:
         assert self._plan.sources is not None
@@ -269,11 +280,10 @@ class Surveyor:
                 self._plan.labels[action.label].bytes -= action.size
 
 
-def _inodes(paths: Iterable[bytes]) -> set[tuple[int, int]]:
-    """Return device and inode of the files that are there."""
-    found = set()
-    for path in paths:
-        with suppress(OSError, ValueError):
-            status = os.stat(path)
-            found.add((status.st_dev, status.st_ino))
-    return found
+def _inode(path: bytes) -> bytes | None:
+    """Return device and inode of a file, as one value; None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return b"%d %d" % (status.st_dev, status.st_ino)

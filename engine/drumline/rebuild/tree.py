@@ -268,12 +268,12 @@ class Tree(Directories):
         return True
 
     def names(self, directory: bytes = b"") -> list[bytes]:
-        """Return the names in a directory; none when it is not there.
+        """Return the names in a directory; none when it is not there, or no directory.
 
         Raises
         ------
         Refused
-            When it is no directory.
+            When a link or a file stands where a directory on the way should be.
         """
         status = self.lstat(directory) if directory else None
         if directory and (status is None or not stat.S_ISDIR(status.st_mode)):

@@ -26,7 +26,8 @@ log        log                   the mapping log of a tree makes no sense
 reports    missing, changed      a manifest or summary of a tree is gone, or was edited
 =========  ====================  ======================================================================
 
-Memory: 8 bytes a record (a hash of its path), and the largest frame.
+Memory: 17 bytes a record (a hash of its path, sorted), the cache's directories and frames, and the largest
+frame of the index.
 
 ============  ==========================================================
 findings      the words: check, kind, finding, report

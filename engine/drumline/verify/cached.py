@@ -54,7 +54,7 @@ def cache_path(run: Run) -> Path:
 
 def cached_run(run: Run) -> CachedRun | None:
     """Return what the cache knows of a run; None when it does not know it, or cannot be read."""
-    with suppress(sqlite3.Error, OSError, *GARBLED):
+    with suppress(sqlite3.Error, OSError, DrumlineError, *GARBLED):
         if cache_path(run).exists():
             with closing(connect(cache_path(run), "look")) as database:
                 return _find(database, run)

@@ -78,8 +78,10 @@ class _TreeCheck:
         if self._load():
             self._check_files()
             self._check_reports()
+            staged = set(self._tree.staged())
             for path in self._additional():
-                self._ledger.note("files", "additional", path, "was not made by drumline")
+                what = "a killed rebuild left it" if path in staged else "was not made by drumline"
+                self._ledger.note("files", "additional", path, what)
         return self._ledger.report(display_path(self._tree.path), None)
 
     def _load(self) -> bool:
@@ -170,15 +172,21 @@ class _TreeCheck:
     def _check_reports(self) -> None:
         targets = self._store.reports()
         for target in targets:
-            if is_ours(self._tree, self._store, target):
-                continue
-            if self._tree.has(target):
-                self._ledger.problem("reports", "changed", target, "was edited")
-            else:
-                self._ledger.problem("reports", "missing", target, "is not there")
+            if trouble := self._report_trouble(target):
+                self._ledger.problem("reports", trouble.kind, target, trouble.message)
         self._ledger.checked(
             "reports", counted(len(targets), "manifest or summary", "manifests and summaries")
         )
+
+    def _report_trouble(self, target: bytes) -> Trouble | None:
+        try:
+            if is_ours(self._tree, self._store, target):
+                return None
+        except OSError as error:
+            return refused(error)
+        if self._tree.has(target):
+            return Trouble("changed", "was edited")
+        return Trouble("missing", "is not there")
 
     def _additional(self) -> Iterator[bytes]:
         """Iterate over what the log does not name; a directory without anything of ours is named as one."""
@@ -199,7 +207,10 @@ class _TreeCheck:
             return []  # what of ours is in it was found missing
 
     def _is_directory(self, path: bytes) -> bool:
-        status = self._tree.lstat(path)
+        try:
+            status = self._tree.lstat(path)
+        except OSError:
+            return False  # a directory whose names can be read, and no more
         return status is not None and stat.S_ISDIR(status.st_mode)
 
     def _is_way(self, directory: bytes) -> bool:
