@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from drumline.repair import RepairReport
-    from drumline.verify import Check, Finding, Report
+    from drumline.verify import Check, Report
 
 __all__ = ["repair_command", "verify_command"]
 
@@ -105,7 +105,7 @@ def _print(report: Report, quiet: bool) -> None:
         problems = report.problems_of(check)
         if problems:
             _print_line(console, "bold red", f"problem  {check:<10} {problems:,} found")
-            _print_findings(console, [finding for finding in report.findings if finding.check == check])
+            _print_findings(console, report, check)
         elif not quiet:
             _print_line(console, "green", f"ok       {check:<10} {text}")
     if not quiet:
@@ -118,15 +118,17 @@ def _print_line(console: Console, style: str, line: str) -> None:
     console.print(Text(safe_text(line), style), soft_wrap=True)
 
 
-def _print_findings(console: Console, findings: list[Finding]) -> None:
+def _print_findings(console: Console, report: Report, check: Check) -> None:
     shown: Counter[str] = Counter()
-    for finding in findings:
+    for finding in report.findings:
+        if finding.check != check:
+            continue
         shown[finding.kind] += 1
         if shown[finding.kind] <= _SHOWN:
             _print_line(console, "", f"           {finding.kind}: {finding.where}: {finding.message}")
-    for kind, count in shown.items():
-        if count > _SHOWN:
-            _print_line(console, "dim", f"           {kind}: … and more (--json)")
+    for (of, kind), count in report.counts.items():
+        if of == check and count > _SHOWN:
+            _print_line(console, "dim", f"           {kind}: {count - _SHOWN:,} more (--json)")
 
 
 def _print_notes(console: Console, report: Report) -> None:

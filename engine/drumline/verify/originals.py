@@ -16,7 +16,7 @@ from drumline.verify.findings import Kind, Ledger
 from drumline.walk import mtime_of
 from drumline.wording import counted
 
-__all__ = ["Originals", "Trouble", "refused", "stat_trouble"]
+__all__ = ["Originals", "Trouble", "stat_trouble", "trouble_of"]
 
 _NEVER_SEEN: Final = frozenset({"vanished", "changed", "unreadable", "path_too_long"})
 """Errors of records that say nothing sure of size, mtime and content."""
@@ -29,7 +29,7 @@ class Trouble(NamedTuple):
     message: str
 
 
-def refused(error: OSError) -> Trouble:
+def trouble_of(error: OSError) -> Trouble:
     """Return what an `OSError` says about a file."""
     gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
     return Trouble("missing", "is not there") if gone else Trouble("unreadable", error.strerror or str(error))
@@ -101,7 +101,7 @@ class Originals:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            return refused(error)
+            return trouble_of(error)
         return None if same else Trouble("content", f"has another content than {record['hash']}")
 
 

@@ -18,7 +18,7 @@ from drumline.rebuild.store import Made, Store, working_space
 from drumline.rebuild.tree import Tree
 from drumline.records import display_path
 from drumline.verify.findings import Ledger, Report
-from drumline.verify.originals import Trouble, refused, stat_trouble
+from drumline.verify.originals import Trouble, stat_trouble, trouble_of
 from drumline.wording import counted
 
 __all__ = ["is_tree", "verify_tree"]
@@ -117,7 +117,7 @@ class _TreeCheck:
         except Refused as reason:
             return Trouble("changed", reason.message)
         except OSError as error:
-            return refused(error)
+            return trouble_of(error)
 
     def _standing(self, made: Made) -> Trouble | None:
         how = standing(self._tree, made)
@@ -144,7 +144,7 @@ class _TreeCheck:
         try:
             trouble = stat_trouble(os.stat(made.source), made.size, made.mtime_ns)
         except OSError as error:
-            return Trouble(refused(error).kind, "leads to a file that is not there or cannot be reached")
+            return Trouble(trouble_of(error).kind, "leads to a file that is not there or cannot be reached")
         return Trouble("changed", f"leads to a file that {trouble.message}") if trouble else None
 
     def _origin_trouble(self, made: Made) -> Trouble | None:
@@ -183,7 +183,7 @@ class _TreeCheck:
             if is_ours(self._tree, self._store, target):
                 return None
         except OSError as error:
-            return refused(error)
+            return trouble_of(error)
         if self._tree.has(target):
             return Trouble("changed", "was edited")
         return Trouble("missing", "is not there")
