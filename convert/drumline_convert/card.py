@@ -170,10 +170,24 @@ def _training(recordings: Sequence[Recording], taxonomy: TrainingTaxonomy, metri
 resampling (pitch and length), shortened or cut tails, equaliser and filters, rooms, drive, low sample rates
 and bit depths, noise and shift. {training["epochs"]} epochs of AdamW, weights averaged exponentially. The
 loss is the cross-entropy of the fine labels plus that of the summed canonical ones; recordings whose label is
-uncertain count less. A fixed first layer makes {architecture["bands"]} standardised log-mel bands of every
+uncertain count less{_doubts(metrics)}.
+A fixed first layer makes {architecture["bands"]} standardised log-mel bands of every
 frame{_decay(architecture)}; then come a convolution to {architecture["stem"]} channels and blocks
 of {widths} channels. What differs from the settings that `drumline train recipe` prints:
 {_changed(settings)}. Code: `convert/drumline_convert`."""
+
+
+def _doubts(metrics: dict[str, Any]) -> str:
+    """Return what is said of labels that the training itself doubts."""
+    doubted, doubt = metrics.get("doubted"), metrics["settings"]["training"]["doubt"]
+    if doubted is None:
+        return ""
+    return (
+        f", and {len(doubted):,} of {metrics['recordings']:,} weigh {doubt['weight']:g} times as much:\n"
+        f"{doubt['folds']} networks were trained beforehand, and one that had not heard the recording's\n"
+        f"family is {doubt['probability']:.0%} sure of another canonical label. In the folds, only networks "
+        "from\nwithin a fold's training side have a say"
+    )
 
 
 def _decay(architecture: dict[str, Any]) -> str:

@@ -58,6 +58,7 @@ def make_model(settings: ModelSettings, report: Report = print) -> dict[str, Any
     _keep_held_out(bench, logits)
     metrics["parity"] = check_parity(graph, model, np.asarray(bench.features[bench.rows, 0]))
     metrics["model"] = _model_facts(model, graph)
+    metrics["doubted"] = bench.doubted()
     metrics["calibration"] = full_calibration(_held_out(bench, logits), _fitted_on(bench))
     write_bundle(settings.out, graph, bench.taxonomy, _description(bench, metrics))
     write_training_set(settings.out, bench.recordings)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from drumline.durable import output_errors, write_bytes
 from drumline.errors import ConfigError
 from drumline.frontend import FrontEnd
+from drumline.records import display_path
 from drumline_convert.architecture import Architecture
 from drumline_convert.augment import AugmentSettings
 from drumline_convert.corpus import Recording, read_corpus
@@ -186,6 +187,13 @@ class Workbench:
         if not path.exists():
             save_model(self.trained(np.arange(len(self.recordings)), self.name_of(None), "final"), path)
         return path
+
+    def doubted(self) -> list[str] | None:
+        """Return the paths of recordings whose labels the final training doubts; None: it asks nobody."""
+        path = self.directory / "final" / DOUBTED_NAME
+        if not self.settings.training.doubt.folds or not path.exists():
+            return None
+        return [display_path(self.recordings[place].path) for place in np.flatnonzero(np.load(path))]
 
     def trained(self, chosen: NDArray[np.intp], what: str, name: str) -> Any:
         """Return the Keras model that is trained on the recordings numbered `chosen`.

@@ -15,6 +15,7 @@ from drumline.errors import BundleError, ConfigError
 from drumline_convert.architecture import Architecture
 from drumline_convert.augment import AugmentSettings
 from drumline_convert.batches import SamplingSettings
+from drumline_convert.doubting import DoubtSettings
 from drumline_convert.precision import Precision
 from drumline_convert.training import TrainingSettings
 from drumline_convert.workbench import ModelSettings
@@ -46,7 +47,9 @@ def made(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
         threads=1,
         augment=AugmentSettings(variants=3),
         architecture=Architecture(bands=16, stem=4, widths=(8, 8)),
-        training=TrainingSettings(epochs=2, members=1, sampling=SamplingSettings(batch_size=8)),
+        training=TrainingSettings(
+            epochs=2, members=1, doubt=DoubtSettings(2), sampling=SamplingSettings(batch_size=8)
+        ),
     )
     lines: list[str] = []
     return Made(settings, make_model(settings, lines.append), lines)
@@ -91,6 +94,14 @@ def test_figures_cover_every_recording_once(made: Made) -> None:
     assert saved["mean"] == made.metrics["mean"]
 
 
+def test_the_card_says_how_many_labels_were_doubted(made: Made) -> None:
+    doubted = made.metrics["doubted"]
+    paths = {str(path.resolve()) for path in (made.settings.corpus / "audio").rglob("*.wav")}
+    assert set(doubted) <= paths
+    card = (made.settings.out / "MODEL_CARD.md").read_text()
+    assert f"{len(doubted)} of 72 weigh 0.1 times as much" in card
+
+
 def test_a_second_run_trains_nothing_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     from drumline_convert import workbench
     from drumline_convert.make_model import cross_validate, make_model
@@ -102,7 +113,10 @@ def test_a_second_run_trains_nothing_again(made: Made, monkeypatch: pytest.Monke
     assert cross_validate(made.settings, made.lines.append)["mean"] == made.metrics["mean"]
     assert make_model(made.settings, made.lines.append)["mean"] == made.metrics["mean"]
     with pytest.raises(AssertionError, match="trained again"):
-        make_model(replace(made.settings, training=TrainingSettings(epochs=3, members=1)), made.lines.append)
+        make_model(
+            replace(made.settings, training=TrainingSettings(epochs=3, members=1, doubt=DoubtSettings(0))),
+            made.lines.append,
+        )
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -144,7 +158,9 @@ def test_the_mean_of_networks_that_average_their_decays_converts(made: Made, tmp
         features, np.arange(8), np.arange(8) % 4, np.ones(8, np.float32), np.eye(4, dtype=np.float32)
     )
     architecture = Architecture(bands=16, attack=32, decay_step=2, stem=4, widths=(8,))
-    settings = TrainingSettings(epochs=1, members=2, sampling=SamplingSettings(batch_size=4))
+    settings = TrainingSettings(
+        epochs=1, members=2, doubt=DoubtSettings(0), sampling=SamplingSettings(batch_size=4)
+    )
     model = train(data, made.settings.front_end, architecture, settings)
     export_onnx(model, made.settings.front_end, tmp_path / "mean.onnx")
     assert check_parity(tmp_path / "mean.onnx", model, features[:, 0])["probabilities"] <= 1e-5
