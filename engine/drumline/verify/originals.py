@@ -30,7 +30,9 @@ class Trouble(NamedTuple):
 
 
 def trouble_of(error: OSError) -> Trouble:
-    """Return what an `OSError` says about a file."""
+    """Return what an `OSError` says about a file; raise it again when it says nothing of that."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
     gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
     return Trouble("missing", "is not there") if gone else Trouble("unreadable", error.strerror or str(error))
 
