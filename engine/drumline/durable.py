@@ -20,6 +20,7 @@ __all__ = [
     "draft_of",
     "make_directories",
     "new_directory",
+    "new_file",
     "output_errors",
     "sync_directory",
     "way_out_of",
@@ -40,7 +41,6 @@ _WAY_OUT = {
     errno.EEXIST: "A file of that name is in the way: choose another place.",
     errno.ENOTDIR: "A file stands where a directory should be: choose another place.",
     errno.ELOOP: "A link, or a circle of links, stands there: remove it, or choose another place.",
-    errno.EMLINK: "Put a copy of its own in its place, then give the same command again.",
 }
 
 

@@ -23,7 +23,7 @@ from typing import IO, Any, Final, Literal, NamedTuple, Protocol, get_args
 import orjson
 import zstandard
 
-from drumline.durable import output_errors, way_out_of
+from drumline.durable import new_file, output_errors, sync_directory, way_out_of
 from drumline.errors import IndexFormatError
 from drumline.failpoints import step
 from drumline.inputs import open_regular
@@ -350,14 +350,34 @@ def _no_frame(offset: int, length: int, why: str = "") -> IndexFormatError:
     )
 
 
+_COPIED_BYTES = 1 << 20
 _APPENDED = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
-def _check_own(descriptor: int, path: Path) -> None:
-    """Raise `OSError` when what was opened for writing is no file, or has another name, as in a backup."""
+def _open_own(path: Path, valid: int) -> int:
+    """Open an index for writing; what has another name too, as in a backup or a repair, is left to that."""
+    descriptor = os.open(path, _APPENDED, 0o666)
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        raise OSError(errno.EMLINK, "it is no regular file, or has a second name (a hard link)", path)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", path)
+    _copy_own(path, valid)
+    return os.open(path, _APPENDED, 0o666)
+
+
+def _copy_own(path: Path, valid: int) -> None:
+    """Put a copy of the first `valid` bytes of a file in its place."""
+    copy = path.with_name(f".{path.name}.own")
+    with open(path, "rb") as old, open(new_file(copy), "wb") as new:
+        left = valid
+        while left and (data := old.read(min(left, _COPIED_BYTES))):
+            left -= new.write(data)
+        new.flush()
+        os.fsync(new.fileno())
+    os.replace(copy, path)
+    sync_directory(path.parent)
 
 
 class IndexAppender:
@@ -376,9 +396,8 @@ class IndexAppender:
     def __init__(self, path: Path, codec: Codec, valid: int = 0) -> None:
         self.path, self.codec, self.end = path, codec, valid
         with output_errors(path):
-            self._descriptor = os.open(path, _APPENDED, 0o666)
+            self._descriptor = _open_own(path, valid)
             try:
-                _check_own(self._descriptor, path)
                 with step("index.cut"):
                     os.ftruncate(self._descriptor, valid)
             except BaseException:
