@@ -279,12 +279,6 @@ except KeyboardInterrupt:
 """
 
 
-def test_a_signal_in_the_instant_of_a_fork_is_heeded() -> None:
-    command = [sys.executable, "-c", STOPPED_IN_A_FORK]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT_SEC)
-    assert (result.returncode, result.stderr) == (7, "")
-
-
 STOPPED_IN_A_CALLBACK = """
 import os, signal, time, weakref
 from drumline.cli.stopping import stoppable
@@ -301,8 +295,11 @@ except KeyboardInterrupt:
 """
 
 
-def test_a_signal_in_a_callback_that_ignores_exceptions_is_heeded() -> None:
-    command = [sys.executable, "-c", STOPPED_IN_A_CALLBACK]
+@pytest.mark.parametrize(
+    "program", [STOPPED_IN_A_FORK, STOPPED_IN_A_CALLBACK], ids=["in a fork", "in a callback"]
+)
+def test_a_signal_is_heeded_where_python_ignores_exceptions(program: str) -> None:
+    command = [sys.executable, "-c", program]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT_SEC)
     assert (result.returncode, result.stderr) == (7, "")
 

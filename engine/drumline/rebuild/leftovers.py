@@ -27,7 +27,7 @@ def claim_leftovers(tree: Tree, store: Store) -> None:
     two and the archive is lost afterwards, it is a last copy like any other. All others are cleared away.
     """
     for target in tree.staged():
-        if store.made_at(target) is None and (lost := _lost_original(tree, store, target)):
+        if not store.has_made_at(target) and (lost := _lost_original(tree, store, target)):
             store.note_made(lost._replace(target=target))
     store.flush()
 

@@ -134,7 +134,7 @@ class Site:
     def _is_announced(self, target: bytes) -> bool:
         if target in self._staged or target in self._left_staged:
             return True
-        return self._store.made_at(target) is not None
+        return self._store.has_made_at(target)
 
     def _folder_lines(self, folder: bytes) -> list[bytes]:
         new: list[bytes] = []
@@ -205,7 +205,7 @@ def open_site(plan: Plan) -> Iterator[tuple[Site, Placer | None]]:
         site.make_folder(MANIFESTS)
         site.make_folder(STAGING)
         claim_leftovers(tree, plan.store)  # once more: the archive may have lost what the plan still found
-        tree.clear_staging(lambda target: plan.store.made_at(target) is not None)
+        tree.clear_staging(plan.store.has_made_at)
         at_work.callback(site.drop_staging)
         placer = site.probed_placer()
         on_error.pop_all()

@@ -211,6 +211,10 @@ class Store:
         row = self._row(f"SELECT {_MADE} FROM made m WHERE m.target = ?", (target,))
         return None if row is None else _made(row)
 
+    def has_made_at(self, target: bytes) -> bool:
+        """Tell whether anything was made at `target` earlier."""
+        return self._row("SELECT 1 FROM made WHERE target = ?", (target,)) is not None
+
     def has_made_below(self, directory: bytes) -> bool:
         """Tell whether anything was made in a directory, or below."""
         query = "SELECT 1 FROM made WHERE target > ? AND target < ? LIMIT 1"

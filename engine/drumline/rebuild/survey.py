@@ -209,7 +209,7 @@ class Surveyor:
         if status is None:
             return
         if not self._store.is_our_folder(target) or holds_others(
-            self._plan.tree, self._store, target, lambda path: self._made(path) is not None
+            self._plan.tree, self._store, target, self._store.has_made_at
         ):
             raise Refused("occupied", "something that drumline did not make is there")
 

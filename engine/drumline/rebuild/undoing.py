@@ -204,7 +204,7 @@ class _Undo:
 
     def _remove_folders(self, removals: Removals) -> None:
         with suppress(Refused):
-            self._tree.clear_staging(lambda target: self._store.made_at(target) is not None)
+            self._tree.clear_staging(self._store.has_made_at)
         self._tree.forget()
         for folder in self._store.folders_bottom_up():
             if self._tree.rmdir(folder):
