@@ -370,13 +370,17 @@ def _open_own(path: Path, valid: int) -> int:
 def _copy_own(path: Path, valid: int) -> None:
     """Put a copy of the first `valid` bytes of a file in its place."""
     copy = path.with_name(f".{path.name}.own")
-    with open(path, "rb") as old, open(new_file(copy), "wb") as new:
-        left = valid
-        while left and (data := old.read(min(left, _COPIED_BYTES))):
-            left -= new.write(data)
-        new.flush()
-        os.fsync(new.fileno())
-    os.replace(copy, path)
+    try:
+        with open(path, "rb") as old, open(new_file(copy), "wb") as new:
+            left = valid
+            while left and (data := old.read(min(left, _COPIED_BYTES))):
+                left -= new.write(data)
+            new.flush()
+            os.fsync(new.fileno())
+        os.replace(copy, path)
+    except BaseException:
+        copy.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 
