@@ -24,6 +24,7 @@ from bench.sounds import render
 from drumline.audio import Decoder
 from drumline.bundle import load_bundle
 from drumline.cache import Cache, FileRow
+from drumline.coefficients import CompiledCoefficients, PlainCoefficients
 from drumline.content import hasher
 from drumline.decide import DecisionSettings, decide
 from drumline.features import FeatureExtractor, mel_filterbank
@@ -120,6 +121,22 @@ def test_transform(benchmark: Benchmark, compiled: bool) -> None:
         spectra = CompiledSpectra(FRONT_END.n_fft, FRONT_END.hop_length, mel, kernel)
     samples = np.random.default_rng(7).standard_normal(52_224).astype(np.float32)
     assert benchmark(spectra.figures, samples, 98, statistics=True).mel.max() > 0.0
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_coefficients(benchmark: Benchmark, compiled: bool) -> None:
+    """Write the MFCC of 98 frames from their mel bands."""
+    mel = mel_filterbank(FRONT_END.sample_rate, FRONT_END.n_fft, FRONT_END.n_mels)
+    way = PlainCoefficients(FRONT_END, mel)
+    if compiled:
+        kernel = compiled_kernel()
+        if kernel is None:
+            pytest.skip("drumline was installed without a C compiler")
+        way = CompiledCoefficients(FRONT_END, mel, kernel)
+    samples = np.random.default_rng(7).standard_normal(52_224).astype(np.float32)
+    spectra = PlainSpectra(FRONT_END.n_fft, FRONT_END.hop_length, mel)
+    figures, out = spectra.figures(samples, 98, statistics=True), np.empty(FRONT_END.shape, np.float32)
+    assert not benchmark(lambda: way.write(figures._replace(mel=figures.mel.copy()), out)).noisy.any()
 
 
 @pytest.mark.parametrize("algorithm", ["xxh3_64", "md5"])

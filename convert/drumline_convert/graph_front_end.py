@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drumline.coefficients import dct_matrix
 from drumline.errors import BundleError
-from drumline.features import dct_matrix, delta_matrix, mel_filterbank
+from drumline.features import delta_matrix, mel_filterbank
 from drumline.frontend import FrontEnd
 from drumline.spectra import hann_window
 from drumline_convert.canvas import Canvas, put_together

@@ -1,7 +1,10 @@
-/* What a file's frames hold, sixteen frames at a time: the compiled twin of drumline.spectra.PlainSpectra.
+/* What a file's frames hold, and the features made of it: the compiled twin of drumline.spectra.PlainSpectra and of
+drumline.coefficients.PlainCoefficients.
 
-Every frame is one lane of a vector, so all arithmetic is that of a single frame, written once. The samples are
-first laid out by their place within a hop: then one load brings the same sample of sixteen frames.
+Every frame is one lane of a vector, so all arithmetic is that of a single frame, written once. A vector is as wide as
+the processor's registers, for compilers keep wider ones in memory: sixteen frames with AVX-512, eight with AVX2, four
+elsewhere. The samples are first laid out by their place within a hop: then one load brings the same sample of all
+frames of a vector.
 
 The transform is Stockham's (W. T. Cochran et al., What is the fast Fourier transform?, 1967), radix 4 with a last
 pass of radix 2 where it is needed, over half as many complex values as there are samples. The statistics are
@@ -12,18 +15,14 @@ summed in the order of PlainSpectra: first blocks of bins, then within the block
 #include <math.h>
 #include <stdint.h>
 
-#define LANES 16
+#define MOST_LANES 16
 #define LARGEST (1 << 24)
 #define SMALLEST 1.17549435e-38f
-#define VERSION 1 /* of what drumline.spectra calls: raised with any change of arguments or results */
+#define LOWEST_POWER 1e-10f
+#define LOWEST_DB -100.0f
+#define ROWS 4 /* of the cosine transform at once: the sums of more do not stay in registers */
+#define VERSION 2 /* of what drumline.spectra calls: raised with any change of arguments or results */
 #define INLINE static inline __attribute__((always_inline))
-
-/* The compiler makes of it what a processor has: one AVX-512 register, two of AVX2, four of SSE or NEON. */
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-typedef struct {
-    lanes re, im;
-} complex_lanes;
 
 typedef struct {
     float re, im;
@@ -47,29 +46,43 @@ typedef struct {
     float share, noise;
 } figures;
 
+typedef struct {
+    Py_ssize_t n_mels, n_mfcc, frames; /* of the whole tensor; n_mfcc is 0 where it is the mel bands themselves */
+    const float *noise_db;             /* n_mels */
+    const double *dct;                 /* n_mfcc x n_mels */
+    float top_db;
+} tensor;
+
 #define PASTE(name, kind) name##_##kind
 #define NAMED(name, kind) PASTE(name, kind)
 #define FN(name) NAMED(name, KIND)
 
 typedef void analyser(const front_end *, const float *, Py_ssize_t, figures *, float *, int);
+typedef float finisher(const tensor *, float *, const float *, Py_ssize_t, double *, uint8_t *, float *);
 
 #define KIND any
+#define LANES 4
 #include "_spectra_frames.h"
 #undef KIND
+#undef LANES
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define KIND avx2
+#define LANES 8
 #include "_spectra_frames.h"
 #undef KIND
+#undef LANES
 #pragma GCC pop_options
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx2,fma")
 #define KIND avx512
+#define LANES 16
 #include "_spectra_frames.h"
 #undef KIND
+#undef LANES
 #pragma GCC pop_options
 
 #endif
@@ -79,6 +92,13 @@ static analyser *const analysers[] = {
     analyse_any,
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
     analyse_avx2, analyse_avx512,
+#endif
+};
+
+static finisher *const finishers[] = {
+    finish_any,
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+    finish_avx2, finish_avx512,
 #endif
 };
 
@@ -137,7 +157,8 @@ static PyObject *py_analyse(PyObject *module, PyObject *args)
         && bands_fit(&fe, b[WEIGHTS].len / 4) && holds(&b[MEL], n_mels * frames, 4)
         && holds(&b[MEAN_POWER], frames, 4) && holds(&b[CENTROID], frames, 4) && holds(&b[ROLLOFF], frames, 4)
         && holds(&b[CLOSE], frames, 1)
-        && holds(&b[SCRATCH], 2 * n_fft * LANES + hop_length * (frames + (n_fft + hop_length - 1) / hop_length + LANES), 4);
+        && holds(&b[SCRATCH],
+                 2 * n_fft * MOST_LANES + hop_length * (frames + (n_fft + hop_length - 1) / hop_length + MOST_LANES), 4);
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
         analysers[kind](&fe, b[SAMPLES].buf, b[SAMPLES].len / 4, &out, b[SCRATCH].buf, with_statistics);
@@ -152,8 +173,42 @@ static PyObject *py_analyse(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_finish(PyObject *module, PyObject *args)
+{
+    enum { MEL, MEAN_POWER, NOISE_DB, DCT, SCRATCH, NOISY, OUT, COUNT };
+    Py_buffer b[COUNT] = {{0}};
+    tensor to = {0};
+    Py_ssize_t reached;
+    float floor = 0.0f;
+    int kind;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "innnfw*y*y*y*w*w*w*", &kind, &to.n_mfcc, &to.frames, &reached, &to.top_db, &b[MEL],
+                          &b[MEAN_POWER], &b[NOISE_DB], &b[DCT], &b[SCRATCH], &b[NOISY], &b[OUT]))
+        return NULL;
+    to.n_mels = b[NOISE_DB].len / 4, to.noise_db = b[NOISE_DB].buf, to.dct = b[DCT].buf;
+    int64_t n_mels = to.n_mels, n_mfcc = to.n_mfcc, frames = to.frames;
+    int fits = kind >= 0 && kind < usable_analysers() && n_mels >= 1 && n_mels <= LARGEST && n_mfcc >= 0
+        && n_mfcc <= n_mels && reached >= 1 && reached <= frames && frames <= LARGEST
+        && holds(&b[MEL], n_mels * reached, 4) && holds(&b[MEAN_POWER], reached, 4) && holds(&b[DCT], n_mfcc * n_mels, 8)
+        && holds(&b[SCRATCH], n_mels * MOST_LANES, 8) && holds(&b[SCRATCH], reached, 4) && holds(&b[NOISY], reached, 1)
+        && holds(&b[OUT], (n_mfcc ? n_mfcc : n_mels) * frames, 4);
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        floor = finishers[kind](&to, b[MEL].buf, b[MEAN_POWER].buf, reached, b[SCRATCH].buf, b[NOISY].buf, b[OUT].buf);
+        Py_END_ALLOW_THREADS
+    }
+    for (int which = 0; which < COUNT; which++)
+        PyBuffer_Release(&b[which]);
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "sizes of arrays do not fit the tensor");
+        return NULL;
+    }
+    return PyFloat_FromDouble(floor);
+}
+
 static PyMethodDef methods[] = {
     {"analyse", py_analyse, METH_VARARGS, "Fill the figures of all frames; see drumline.spectra."},
+    {"finish", py_finish, METH_VARARGS, "Fill a feature tensor from mel bands; see drumline.coefficients."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -163,7 +218,7 @@ PyMODINIT_FUNC PyInit__spectra(void)
 {
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL
-        && (PyModule_AddIntConstant(module, "VERSION", VERSION) || PyModule_AddIntConstant(module, "LANES", LANES)
+        && (PyModule_AddIntConstant(module, "VERSION", VERSION) || PyModule_AddIntConstant(module, "LANES", MOST_LANES)
             || PyModule_AddIntConstant(module, "KINDS", usable_analysers())))
         Py_CLEAR(module);
     return module;

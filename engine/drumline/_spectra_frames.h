@@ -1,21 +1,38 @@
 /* The arithmetic of _spectra.c, which includes this once for each kind of processor: KIND ends all names here, and the
 target that is set there decides which instructions they become. */
 
+#define lanes FN(lanes_of)
+#define wide_lanes FN(wide_lanes_of)
+#define complex_lanes FN(complex_lanes_of)
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef double wide_lanes __attribute__((vector_size(4 * LANES), aligned(8), may_alias));
+
+typedef struct {
+    lanes re, im;
+} complex_lanes;
+
 INLINE complex_lanes FN(times)(complex_lanes a, complex_value w)
 {
     return (complex_lanes){a.re * w.re - a.im * w.im, a.re * w.im + a.im * w.re};
 }
 
-/* Lay out `steps` hops so that rows[r * stride + t] is sample t * hop_length + r. */
+/* Lay out `steps` hops so that rows[r * stride + t] is sample t * hop_length + r; zeros are behind the last sample. */
 static void FN(transpose)(const float *samples, Py_ssize_t count, Py_ssize_t hop_length, Py_ssize_t steps,
                           float *rows, Py_ssize_t stride)
 {
-    for (Py_ssize_t first = 0; first < hop_length; first += LANES)
-        for (Py_ssize_t step = 0; step < stride; step++)
-            for (Py_ssize_t row = first; row < hop_length && row < first + LANES; row++) {
+    Py_ssize_t whole = count / hop_length < steps ? count / hop_length : steps;
+    for (Py_ssize_t first = 0; first < hop_length; first += LANES) {
+        Py_ssize_t end = first + LANES < hop_length ? first + LANES : hop_length;
+        for (Py_ssize_t step = 0; step < whole; step++)
+            for (Py_ssize_t row = first; row < end; row++)
+                rows[row * stride + step] = samples[step * hop_length + row];
+        for (Py_ssize_t row = first; row < end; row++)
+            for (Py_ssize_t step = whole; step < stride; step++) {
                 Py_ssize_t place = step * hop_length + row;
                 rows[row * stride + step] = step < steps && place < count ? samples[place] : 0.0f;
             }
+    }
 }
 
 INLINE void FN(radix4)(const complex_lanes *in, complex_lanes *out, Py_ssize_t n, Py_ssize_t s,
@@ -60,7 +77,7 @@ INLINE complex_lanes *FN(transform)(complex_lanes *from, complex_lanes *to, Py_s
     return from;
 }
 
-/* Window sixteen frames: even samples become real parts, odd ones imaginary parts. */
+/* Window the frames of one vector: even samples become real parts, odd ones imaginary parts. */
 INLINE void FN(load)(const front_end *fe, const float *rows, Py_ssize_t stride, Py_ssize_t first,
                      complex_lanes *out)
 {
@@ -163,6 +180,102 @@ INLINE void FN(statistics)(const front_end *fe, lanes *power, lanes *running, fi
     }
 }
 
+/* 10 log10 of a normal number: its exponent, and of the rest, between 0.7 and 1.4, the logarithm's series
+(M. Abramowitz, I. A. Stegun, Handbook of Mathematical Functions, 1964, 4.1.27), whose next term is below 1e-9. */
+INLINE float FN(decibel)(float power)
+{
+    union { float value; int32_t bits; } rest = {power};
+    int32_t exponent = (rest.bits - 0x3f3504f3) >> 23; /* as if the root of a half were 1 */
+    rest.bits -= exponent * (1 << 23);
+    float s = (rest.value - 1.0f) / (rest.value + 1.0f), square = s * s;
+    float series = 1.0f + square * (1.0f / 3 + square * (1.0f / 5 + square * (1.0f / 7 + square / 9)));
+    return 3.01029996f * (float)exponent + 8.68588964f * s * series;
+}
+
+/* Turn the mel bands into dB, not below their floor, which is returned. */
+static float FN(to_decibels)(float *mel, Py_ssize_t values, float top_db)
+{
+    float top[LANES], floor = LOWEST_DB;
+    for (Py_ssize_t lane = 0; lane < LANES; lane++)
+        top[lane] = LOWEST_DB;
+    for (Py_ssize_t place = 0; place < values; place++)
+        mel[place] = FN(decibel)(mel[place] > LOWEST_POWER ? mel[place] : LOWEST_POWER);
+    for (Py_ssize_t first = 0; first < values; first += LANES)
+        for (Py_ssize_t lane = 0; lane < LANES && first + lane < values; lane++)
+            top[lane] = mel[first + lane] > top[lane] ? mel[first + lane] : top[lane];
+    for (Py_ssize_t lane = 0; lane < LANES; lane++)
+        floor = top[lane] - top_db > floor ? top[lane] - top_db : floor;
+    for (Py_ssize_t place = 0; place < values; place++)
+        mel[place] = mel[place] > floor ? mel[place] : floor;
+    return floor;
+}
+
+/* Find the frames in which a band lies so far below the mean power that the transform's rounding errors count. */
+static void FN(find_noisy)(const tensor *to, const float *mel, const float *mean_power, Py_ssize_t frames, float *lowest,
+                           uint8_t *noisy)
+{
+    for (Py_ssize_t frame = 0; frame < frames; frame++)
+        lowest[frame] = INFINITY;
+    for (Py_ssize_t band = 0; band < to->n_mels; band++, mel += frames)
+        for (Py_ssize_t frame = 0; frame < frames; frame++) {
+            float above = mel[frame] - to->noise_db[band];
+            lowest[frame] = above < lowest[frame] ? above : lowest[frame];
+        }
+    for (Py_ssize_t frame = 0; frame < frames; frame++)
+        noisy[frame] = lowest[frame] < FN(decibel)(mean_power[frame] + LOWEST_POWER);
+}
+
+/* Add up the cosine transform of one vector of frames, in double precision, for ROWS of its rows. */
+INLINE void FN(cosine_rows)(const tensor *to, const wide_lanes *bands, Py_ssize_t first, wide_lanes *low, wide_lanes *high)
+{
+    const double *weights[ROWS];
+    for (Py_ssize_t row = 0; row < ROWS; row++) /* of rows past the last, the last once more */
+        weights[row] = to->dct + (first + row < to->n_mfcc ? first + row : to->n_mfcc - 1) * to->n_mels;
+    for (Py_ssize_t band = 0; band < to->n_mels; band++)
+        for (Py_ssize_t row = 0; row < ROWS; row++) {
+            low[row] += bands[2 * band] * weights[row][band];
+            high[row] += bands[2 * band + 1] * weights[row][band];
+        }
+}
+
+/* Write the cosine transform of up to LANES frames. */
+static void FN(cosines)(const tensor *to, const float *mel, Py_ssize_t frames, Py_ssize_t count, float floor,
+                        double *bands, float *out)
+{
+    for (Py_ssize_t band = 0; band < to->n_mels; band++)
+        for (Py_ssize_t lane = 0; lane < LANES; lane++)
+            bands[band * LANES + lane] = lane < count ? mel[band * frames + lane] - floor : 0.0f;
+    for (Py_ssize_t first = 0; first < to->n_mfcc; first += ROWS) {
+        wide_lanes low[ROWS] = {{0}}, high[ROWS] = {{0}};
+        FN(cosine_rows)(to, (const wide_lanes *)bands, first, low, high);
+        for (Py_ssize_t row = 0; row < ROWS && first + row < to->n_mfcc; row++)
+            for (Py_ssize_t lane = 0; lane < count; lane++)
+                out[(first + row) * to->frames + lane] =
+                    (float)(lane < LANES / 2 ? low[row][lane] : high[row][lane - LANES / 2]);
+    }
+}
+
+/* Write the features of `frames` frames, and behind them what the padding is. */
+static float FN(finish)(const tensor *to, float *mel, const float *mean_power, Py_ssize_t frames, double *scratch,
+                        uint8_t *noisy, float *out)
+{
+    float floor = FN(to_decibels)(mel, to->n_mels * frames, to->top_db);
+    FN(find_noisy)(to, mel, mean_power, frames, (float *)scratch, noisy);
+    Py_ssize_t rows = to->n_mfcc ? to->n_mfcc : to->n_mels;
+    for (Py_ssize_t row = 0; row < rows; row++)
+        for (Py_ssize_t frame = to->n_mfcc ? frames : 0; frame < to->frames; frame++)
+            out[row * to->frames + frame] = frame < frames ? mel[row * frames + frame] : to->n_mfcc ? 0.0f : floor;
+    if (!to->n_mfcc)
+        return floor;
+    for (Py_ssize_t first = 0; first < frames; first += LANES) {
+        Py_ssize_t count = frames - first < LANES ? frames - first : LANES;
+        FN(cosines)(to, mel + first, frames, count, floor, scratch, out + first);
+    }
+    for (Py_ssize_t frame = 0; frame < to->frames; frame++)
+        out[frame] += floor * sqrtf((float)to->n_mels);
+    return floor;
+}
+
 static void FN(analyse)(const front_end *fe, const float *samples, Py_ssize_t count, figures *out, float *scratch,
                         int with_statistics)
 {
@@ -183,3 +296,6 @@ static void FN(analyse)(const front_end *fe, const float *samples, Py_ssize_t co
     }
 }
 
+#undef lanes
+#undef wide_lanes
+#undef complex_lanes

@@ -1,7 +1,7 @@
 """What the frames of a file hold: mel bands, mean power, centroid and rolloff, from one transform.
 
 There are two ways to the same figures. `PlainSpectra` is NumPy and SciPy, for every front end and machine.
-`CompiledSpectra` does the same in C (``_spectra.c``), sixteen frames at a time and three times as fast,
+`CompiledSpectra` does the same in C (``_spectra.c``), a vector of frames at a time and three times as fast,
 where it could be compiled when drumline was installed and frames are a power of two long.
 """
 
@@ -27,7 +27,7 @@ __all__ = [
 
 _TINY = np.finfo(np.float32).tiny
 _ROLLOFF_NOISE = 4e-6  # of a frame's sum: where float32 magnitudes may put the rolloff into the wrong bin
-_KERNEL_VERSION = 1
+_KERNEL_VERSION = 2
 
 ROLLOFF = 0.85
 """Share of a frame's magnitude that lies below its rolloff."""
