@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import tracemalloc
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from drumline.audio import _Bytes
-from drumline.pcm import parse_pcm
+from drumline.pcm import Mixer, parse_pcm, pcm_kernel
 from tests.librosa_reference import drum, encoded
 
 PLAIN = [
@@ -248,3 +250,77 @@ def test_what_both_decode_of_a_damaged_header_is_equal(
         return
     assert rate == pcm.sample_rate
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.fixture(scope="module")
+def kernel() -> ModuleType:
+    found = pcm_kernel()
+    if found is None:
+        pytest.skip("drumline was installed without a C compiler")
+    return found
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+    st.sampled_from(PLAIN), st.integers(1, 3), st.integers(0, 70), st.integers(0, 80), st.integers(0, 2**32)
+)
+def test_the_kernel_mixes_as_numpy_does_to_the_last_bit(
+    form: tuple[str, str], channels: int, held: int, asked: int, seed: int
+) -> None:
+    noise = np.random.default_rng(seed).uniform(-1.0, 1.0, (held, channels)).astype(np.float32)
+    pcm = parse_pcm(encoded(noise, 44_100, *form))
+    assume(pcm is not None)
+    assert pcm is not None
+    plain, compiled = Mixer(None)(pcm, asked), Mixer(pcm_kernel())(pcm, asked)
+    np.testing.assert_array_equal(compiled.samples, plain.samples)
+    assert compiled.peak == plain.peak
+
+
+def test_the_kernel_takes_what_nearly_all_files_are(kernel: ModuleType) -> None:
+    taken = {
+        (container, subtype, channels)
+        for container, subtype in PLAIN
+        for channels in (1, 2, 3)
+        if (pcm := parse_pcm(encoded(drum(40, channels), 44_100, container, subtype))) and pcm.is_common
+    }
+    subtypes = ("PCM_16", "PCM_24", "PCM_32", "FLOAT")
+    assert taken == {(c, s, n) for c in ("WAV", "WAVEX") for s in subtypes for n in (1, 2)}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 17, 40])
+def test_a_sample_that_is_no_finite_number_makes_no_finite_peak(
+    kernel: ModuleType, value: float, place: int
+) -> None:
+    samples = np.zeros(41, np.float32)
+    samples[place] = value
+    pcm = parse_pcm(riff(fmt(3, 1, bits=32), chunk(b"data", samples.tobytes())))
+    assert pcm is not None
+    assert [math.isfinite(Mixer(way)(pcm, ENDLESS).peak) for way in (None, kernel)] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("offset", "width", "kind", "frames"),
+    [
+        *[
+            (0, 2, "mono", 51),
+            (1, 2, "mono", 50),
+            (0, 3, "mono", 34),
+            (99, 2, "mono", 1),
+            (101, 2, "mono", 0),
+        ],
+        *[(0, 2, "stereo", 26), (0, 4, "float stereo", 13), (0, 8, "float", 1), (0, 2, "float", 1)],
+        *[
+            (101, 2, "mono", 0),
+            (-1, 2, "mono", 1),
+            (0, 1, "mono", 1),
+            (0, 5, "mono", 1),
+            (2**62, 2, "mono", 1),
+        ],
+    ],
+)
+def test_samples_that_do_not_lie_in_the_data_are_refused(
+    kernel: ModuleType, offset: int, width: int, kind: str, frames: int
+) -> None:
+    with pytest.raises(ValueError, match="do not lie"):
+        kernel.mix(bytes(100), offset, width, "float" in kind, "stereo" in kind, np.zeros(frames, np.float32))

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from drumline import __version__, machine
 from drumline.errors import DrumlineError
 from drumline.memory import read_memory
+from drumline.pcm import pcm_kernel
 from drumline.spectra import compiled_kernel
 
 __all__ = ["Finding", "Status", "examine"]
@@ -110,15 +111,15 @@ def _processor() -> Iterator[Finding]:
     flags = machine.cpu_flags()
     telling = " ".join(flag for flag in _TELLING_FLAGS if flag in flags)
     yield Finding("cpu features", "ok", telling or "none that are known to help")
-    yield _transform()
+    yield _kernels()
     yield Finding("cores", "ok", f"{machine.usable_cpus()} usable of {os.cpu_count()}")
 
 
-def _transform() -> Finding:
-    if compiled_kernel() is not None:
-        return Finding("transform", "ok", "compiled")
+def _kernels() -> Finding:
+    if compiled_kernel() is not None and pcm_kernel() is not None:
+        return Finding("kernels", "ok", "compiled")
     way_out = "Install a C compiler and Python's headers, then drumline again: it reads files faster."
-    return Finding("transform", "note", "plain NumPy and SciPy", way_out)
+    return Finding("kernels", "note", "plain NumPy and SciPy", way_out)
 
 
 def _memory_and_space(runs_root: Path) -> Iterator[Finding]:

@@ -11,17 +11,22 @@ advances by 8 bytes or more, and nothing is allocated by a claimed size.
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
-from typing import Literal
+from types import ModuleType
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Buffer", "Pcm", "parse_pcm"]
+from drumline.kernels import compiled
+
+__all__ = ["Buffer", "Mixer", "Mono", "Pcm", "mix", "parse_pcm", "pcm_kernel"]
 
 Buffer = bytes | bytearray | memoryview
 Encoding = Literal["uint", "int", "float"]
 
+_KERNEL_VERSION = 1
 _MAX_CHUNKS = 1000
 _MAX_CHANNELS = 64
 _ESSENTIAL = frozenset((b"fmt ", b"data", b"COMM", b"SSND"))
@@ -84,6 +89,18 @@ class Pcm:
             samples *= np.float32(2.0 ** (1 - 8 * width))
         return samples.reshape(-1, self.channels)
 
+    @property
+    def is_common(self) -> bool:
+        """Whether the compiled kernel takes it: one channel or two of 16, 24 or 32 bits, little-endian."""
+        width = (4,) if self._encoding == "float" else (2, 3, 4)
+        return self.channels <= 2 and self._order == "<" and self._encoding != "uint" and self._width in width
+
+    def mix_into(self, mono: NDArray[np.float32], kernel: ModuleType) -> float:
+        """Fill `mono` with the first frames, mixed, and return its peak; only where `is_common`."""
+        is_float, is_stereo = self._encoding == "float", self.channels == 2
+        peak: float = kernel.mix(self._data, self._offset, self._width, is_float, is_stereo, mono)
+        return peak
+
     def _dtype(self, width: int) -> str:
         return f"{self._order}{_DTYPE_KINDS[self._encoding]}{width}"
 
@@ -92,6 +109,60 @@ class Pcm:
         wide = np.ndarray((count,), self._dtype(4), self._data, self._offset - 1, (3,))
         samples = wide >> 8 if self._order == "<" else (wide << 8) >> 8
         return samples.astype(np.float32)
+
+
+class Mono(NamedTuple):
+    """A mono waveform.
+
+    Parameters
+    ----------
+    samples
+        Mean of the channels, shape (n,), float32.
+    peak
+        The largest magnitude; 0 of none, NaN or infinite where a sample is.
+    """
+
+    samples: NDArray[np.float32]
+    peak: float
+
+
+class Mixer:
+    """Mixes PCM to mono.
+
+    Parameters
+    ----------
+    kernel
+        The compiled kernel, which takes the kinds that nearly all samples are in, in a tenth of the time;
+        None: NumPy takes all.
+    """
+
+    def __init__(self, kernel: ModuleType | None) -> None:
+        self._kernel = kernel if sys.byteorder == "little" else None
+
+    def __call__(self, pcm: Pcm, frames: int) -> Mono:
+        """Return the first `frames` frames as mono, fewer where the file ends."""
+        if self._kernel is None or not pcm.is_common:
+            return mix(pcm.read(frames))
+        samples = np.empty(min(frames, pcm.frames), np.float32)
+        return Mono(samples, pcm.mix_into(samples, self._kernel))
+
+
+def mix(samples: NDArray[np.float32]) -> Mono:
+    """Return the mean of the channels of samples, shape (frames, channels)."""
+    channels = samples.shape[1]
+    mono = samples[:, 0]
+    if channels > 1:
+        # Thirty times faster than mean(axis=1), which is slow along a short axis.
+        mono = mono + samples[:, 1]
+        for channel in range(2, channels):
+            mono += samples[:, channel]
+        mono *= np.float32(1.0 / channels)
+    return Mono(mono, float(max(mono.max(), -mono.min())) if len(mono) else 0.0)
+
+
+def pcm_kernel() -> ModuleType | None:
+    """Return the compiled kernel, or None."""
+    return compiled("pcm", _KERNEL_VERSION)
 
 
 def parse_pcm(data: Buffer) -> Pcm | None:

@@ -8,12 +8,13 @@ where it could be compiled when drumline was installed and frames are a power of
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from drumline.kernels import compiled
 
 __all__ = [
     "ROLLOFF",
@@ -219,9 +220,5 @@ def _bands(mel: Floats) -> tuple[NDArray[np.int32], NDArray[np.int32], Floats]:
 
 
 def compiled_kernel() -> ModuleType | None:
-    """Return the compiled kernel; None where there is none, or only one of another version of drumline."""
-    try:
-        kernel = import_module("drumline._spectra")
-    except ImportError:
-        return None
-    return kernel if getattr(kernel, "VERSION", None) == _KERNEL_VERSION else None
+    """Return the compiled kernel, or None."""
+    return compiled("spectra", _KERNEL_VERSION)
