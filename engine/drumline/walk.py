@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+from drumline.steps import Step
 
 __all__ = ["Directory", "Entry", "FollowLinks", "Walk", "WalkSettings", "mtime_of"]
 
@@ -133,17 +135,27 @@ class Walk(Iterator[Directory]):
     enter
         Whether the process may change its working directory, to the one that is being listed: then the system
         need not follow the whole path to each file, which saves a tenth of the time.
+    pending
+        Where it begins: directories below the root, the first one last, as another walk left them.
 
     Attributes
     ----------
+    pending
+        Directories that are still to be listed, with all below them; the next one last.
     skipped_links, skipped_special
         Links that were not followed, and what is neither file, link nor directory, so far.
     unreadable
         Directories that could not be listed so far, by their path below the root, and why.
     """
 
-    def __init__(self, settings: WalkSettings, *, enter: bool = False) -> None:
+    step: Final = Step.WALK
+    """What the time until the next directory goes to."""
+
+    def __init__(
+        self, settings: WalkSettings, *, enter: bool = False, pending: Sequence[bytes] = (b"",)
+    ) -> None:
         self.settings, self._enter = settings, enter
+        self.pending = list(pending)
         self.skipped_links = self.skipped_special = 0
         self.unreadable: list[tuple[bytes, str]] = []
         self._real_root = os.path.realpath(settings.root)
@@ -183,14 +195,13 @@ class Walk(Iterator[Directory]):
             yield sum(self.settings.is_wanted(entry.name) for entry in entries)
 
     def _listings(self) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
-        pending = [b""]
-        while pending:
-            path = pending.pop()
+        while self.pending:
+            path = self.pending.pop()
             entries = self._entries(path)
             if entries is None:
                 continue
             below = self._directories_of(path, entries)
-            pending.extend(os.path.join(path, entry.name) for entry in reversed(below))
+            self.pending.extend(os.path.join(path, entry.name) for entry in reversed(below))
             yield path, entries
 
     def _entries(self, path: bytes) -> list[os.DirEntry[bytes]] | None:

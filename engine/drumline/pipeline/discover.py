@@ -2,11 +2,12 @@
 
 Protocol
 --------
-Takes directories from `listings` as walk finds them. Begins with all slots, and takes what comes back from
-`free`. A file that the cache does not know, or knows with another size or mtime, fills a slot and goes on
-`todo`. What the cache knows goes on `done` at once, and costs one slot for a whole frame of records: the
-writer carries them over. Files that are gone go on `done` too, last, when all others have been read: a file
-that was moved takes over the prediction of the one that is gone.
+Takes directories from `listings` as walk finds them, and walks through those that walk leaves. Begins
+with all slots, and takes what comes back from `free`. A file that the cache does not know, or knows with
+another size or mtime, fills a slot and goes on `todo`. What the cache knows goes on `done` at once, and
+costs one slot for a whole frame of records: the writer carries them over. Files that are gone go on
+`done` too, last, when all others have been read: a file that was moved takes over the prediction of the
+one that is gone.
 
 When the slots run out, `free` is empty and this stage waits: that is the only back-pressure there is, and
 it bounds the memory of the whole pipeline. When memory is short, the supervisor allows fewer slots in flight
@@ -151,7 +152,7 @@ class Survey:
     def present(self) -> Iterator[NewFile | Carried]:
         """Walk the archive: every file is in exactly one finding, or done already."""
         for directory in self.walk:
-            self.lap(Step.WAIT_INPUT, 0)
+            self.lap(self.walk.step, 0)
             yield from self._compare(directory)
             self.lap(Step.COMPARE, directory.file_count)
         yield from filter(None, [self._carried(frame) for frame in list(self._left)])

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,6 +41,12 @@ __all__ = ["Walked", "Walking", "walk", "walk_settings", "walking"]
 
 _FILES_AT_ONCE = 512
 _WAIT_SEC = 0.01
+
+_FAR_AHEAD_SEC, _FAR_AHEAD = 1.0, 4.0
+"""It is far ahead when it has waited for so long, and so many times as long as it has walked."""
+
+_MOST_LEFT = 10_000
+"""Directories side by side that are left to discover: a list of more is as large as this process."""
 
 _FEWEST_OPEN_FILES = 24
 """Pipes, processes, lock and cache; what else a stage opens takes the places of the pipes that it closes."""
@@ -74,6 +81,8 @@ class Message(NamedTuple):
         What else could not be listed, and why.
     last
         Whether it is the last message.
+    pending
+        Of the last one: directories that are left to whoever receives it, the next one last.
     """
 
     directories: list[Directory]
@@ -81,11 +90,12 @@ class Message(NamedTuple):
     skipped_special: int
     unreadable: list[tuple[bytes, str]]
     last: bool
+    pending: tuple[bytes, ...] = ()
 
     def encode(self) -> bytes:
         """Return it as bytes: a head in JSON, paths with a NUL behind each, and what directories hold."""
         found = self.directories
-        paths = b"".join([directory.path + b"\0" for directory in found])
+        paths = b"".join([path + b"\0" for path in (*(each.path for each in found), *self.pending)])
         errors = [(place, directory.errors) for place, directory in enumerate(found) if directory.errors]
         unreadable = [(path.decode("latin-1"), error) for path, error in self.unreadable]
         lengths = [(len(directory.names), len(directory.numbers)) for directory in found]
@@ -102,14 +112,15 @@ class Message(NamedTuple):
         start = message.index(b"\n") + 1
         paths_size, lengths, errors, links, special, unreadable, last = orjson.loads(message[:start])
         place = start + paths_size
-        paths, found = message[start:place].split(b"\0"), []
+        paths, found = message[start:place].split(b"\0")[:-1], list[Directory]()
         for path, (names, numbers) in zip(paths, lengths, strict=False):
             middle, end = place + names, place + names + numbers
             found.append(Directory(path, message[place:middle], message[middle:end]))
             place = end
         for number, told in errors:
             found[number] = found[number]._replace(errors=tuple(map(tuple, told)))
-        return cls(found, links, special, [(path.encode("latin-1"), why) for path, why in unreadable], last)
+        told_unreadable = [(path.encode("latin-1"), why) for path, why in unreadable]
+        return cls(found, links, special, told_unreadable, last, tuple(paths[len(lengths) :]))
 
 
 class _Sender:
@@ -119,7 +130,8 @@ class _Sender:
         self._found, self._stream = found, stream
         self._directories: list[Directory] = []
         self._files = self._unreadable = 0
-        self._sent = 0.0
+        self._sent = self._waited_sec = 0.0
+        self._started = time.monotonic()
 
     def add(self, directory: Directory) -> None:
         self._directories.append(directory)
@@ -129,18 +141,30 @@ class _Sender:
         """Whether enough is waiting, or has waited long enough."""
         return self._files >= _FILES_AT_ONCE or time.monotonic() - self._sent > _WAIT_SEC
 
+    @property
+    def is_far_ahead(self) -> bool:
+        """Whether it has hardly done anything but wait."""
+        walked_sec = self._sent - self._started - self._waited_sec
+        return self._waited_sec > max(_FAR_AHEAD_SEC, _FAR_AHEAD * walked_sec)
+
     def send(self, *, last: bool = False) -> None:
+        """Send what has been collected; with the last message, what is left as well."""
         found, unreadable = self._found, self._found.unreadable[self._unreadable :]
-        message = Message(self._directories, found.skipped_links, found.skipped_special, unreadable, last)
+        left = tuple(found.pending) if last else ()
+        message = Message(
+            self._directories, found.skipped_links, found.skipped_special, unreadable, last, left
+        )
+        ready = time.monotonic()
         with step("walk.hand-over"):
             self._stream.send(message.encode())
         self._directories, self._files = [], 0
         self._unreadable += len(unreadable)
         self._sent = time.monotonic()
+        self._waited_sec += self._sent - ready
 
 
 class Walked(Iterator[Directory]):
-    """The directories that walk sends, with what `drumline.walk.Walk` tells beside them.
+    """The directories that walk sends or leaves, with what `drumline.walk.Walk` tells beside them.
 
     Parameters
     ----------
@@ -148,10 +172,15 @@ class Walked(Iterator[Directory]):
         What walk was asked for.
     stream
         Where its messages come from.
+
+    Attributes
+    ----------
+    step
+        What the time until the next directory goes to: waiting for walk, or walking oneself.
     """
 
     def __init__(self, settings: WalkSettings, stream: Stream) -> None:
-        self.settings = settings
+        self.settings, self.step = settings, Step.WAIT_INPUT
         self.skipped_links = self.skipped_special = 0
         self.unreadable: list[tuple[bytes, str]] = []
         self._stream = stream
@@ -171,6 +200,21 @@ class Walked(Iterator[Directory]):
             self.unreadable += message.unreadable
             yield from message.directories
             last = message.last
+        if message.pending:
+            self.step = Step.WALK
+            yield from self._walked_on(message.pending)
+
+    def _walked_on(self, pending: Sequence[bytes]) -> Iterator[Directory]:
+        rest, links, special = Walk(self.settings, pending=pending), self.skipped_links, self.skipped_special
+        for directory in chain(rest, [None]):  # of what comes after the last directory, it tells at its end
+            self.skipped_links, self.skipped_special = (
+                links + rest.skipped_links,
+                special + rest.skipped_special,
+            )
+            self.unreadable += rest.unreadable
+            rest.unreadable.clear()
+            if directory:
+                yield directory
 
 
 def walk(settings: WalkSettings, listings: Stream, lap: Lap) -> None:
@@ -185,6 +229,8 @@ def walk(settings: WalkSettings, listings: Stream, lap: Lap) -> None:
             if sender.due():
                 sender.send()
                 lap(Step.WAIT_OUTPUT, 0)
+                if sender.is_far_ahead and len(found.pending) <= _MOST_LEFT:
+                    break
         sender.send(last=True)
     lap(Step.HAND_ON, 0)
 
