@@ -14,7 +14,7 @@ from drumline.cli import rebuild as rebuild_module
 from drumline.cli.meter import _BarMeter, _PlainMeter
 from drumline.rebuild import Progress, RebuildSummary, execute
 from tests.making import CommandLine
-from tests.rebuild.archives import KICK, Archive, snapshot
+from tests.rebuild.archives import KICK, SETTINGS, Archive, snapshot
 
 
 def test_a_dry_run_shows_what_a_real_run_then_does(drums: Archive, command: CommandLine) -> None:
@@ -236,6 +236,23 @@ def test_a_plan_says_with_what_other_settings_the_tree_was_made(drums: Archive, 
     assert "before:" not in command(*asked, "--dry-run").out
     other = command("rebuild", run, "--out", drums.out, "--dry-run").out
     assert "  before: copy mode hardlink, threshold 0.7\n" in other
+
+
+def test_a_plan_says_which_labels_the_tree_had(drums: Archive, command: CommandLine) -> None:
+    command("rebuild", drums.run().directory, "--out", drums.out)
+    fewer = drums.run(settings={**SETTINGS, "target_labels": ["Snare", "Kick"]}).directory
+    shown = command("rebuild", fewer, "--out", drums.out, "--dry-run").out
+    assert "; labels Kick, Snare\n  before: all labels\n" in shown
+    assert "before:" not in command("rebuild", fewer, "--out", drums.out, "--dry-run", "--allow-all").out
+
+
+def test_a_plan_says_that_the_tree_had_no_corrections(drums: Archive, command: CommandLine) -> None:
+    run = drums.run().directory
+    command("rebuild", run, "--out", drums.out)
+    corrections = drums.base / "corrections.jsonl"
+    corrections.write_text(json.dumps({"hash": drums.records[0]["hash"], "correct_label": "Snare"}) + "\n")
+    shown = command("rebuild", run, "--out", drums.out, "--overrides", corrections, "--dry-run").out
+    assert "  before: overrides none\n" in shown
 
 
 def test_statistics_of_a_tree_name_the_command_for_trees(drums: Archive, command: CommandLine) -> None:

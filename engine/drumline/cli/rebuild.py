@@ -49,6 +49,9 @@ _TOLD = (
 )
 """Settings of an earlier rebuild that are named where they differ."""
 
+_WANTED = ("labels", "allow_all")
+"""Those of which the log says more: which labels the tree has by them and by its run."""
+
 _MEANINGS = {
     "missing": "missing: not in the archive any more",
     "changed": "changed since they were indexed: run 'drumline infer' again",
@@ -277,11 +280,7 @@ def _decided(plan: Plan) -> str:
     how = "decided anew" if plan.settings.redecides else f"decided as in {safe_text(plan.run.name)}"
     if decisions is None:
         return how
-    targets = decisions.target_labels
-    parts = [
-        _threshold_text(plan, decisions),
-        "all labels" if targets is None else f"labels {', '.join(sorted(targets))}",
-    ]
+    parts = [_threshold_text(plan, decisions), plan.wanted]
     if decisions.gate_threshold is not None:
         parts.append(f"gate {decisions.gate_threshold:g}")
     return safe_text(f"{how}: {'; '.join(parts)}")
@@ -302,22 +301,27 @@ def _threshold_text(plan: Plan, decisions: DecisionSettings) -> str:
 
 
 def _before(plan: Plan) -> str:
-    """Say with what other settings the tree was made, or nothing."""
+    """Say with what other settings the tree was made, and which labels it had, or nothing."""
     if plan.log is None or not plan.log.settings:
         return ""
-    before, now = plan.log.settings, plan.settings.to_json()
-    told = (
-        f"{name.replace('_', ' ')} {_in_words(before[name])}"
-        for name in _TOLD
-        if name in before and _in_words(before[name]) != _in_words(now[name])
-    )
+    before, now, wanted = plan.log.settings, plan.settings.to_json(), plan.log.wanted
+    names = [name for name in _TOLD if name in before and not (wanted and name in _WANTED)]
+    told = [
+        f"{name.replace('_', ' ')} {_in_words(name, before[name])}"
+        for name in names
+        if _in_words(name, before[name]) != _in_words(name, now[name])
+    ]
+    if wanted and wanted != plan.wanted:
+        told.append(wanted)
     return safe_text(", ".join(told))
 
 
-def _in_words(value: object) -> str:
+def _in_words(name: str, value: object) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
-    return "as the run was made" if value is None else str(value)
+    if value is None:
+        return "none" if name == "overrides" else "as the run was made"
+    return str(value)
 
 
 def _show_actions(plan: Plan, most: int | None) -> None:

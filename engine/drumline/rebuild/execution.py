@@ -137,6 +137,7 @@ class _Execution:
     def _about(self) -> dict[str, Any]:
         about = self._plan.to_json()
         return {name: about[name] for name in ("run", "archive_root", "settings")} | {
+            "wanted": self._plan.wanted,
             "drumline": __version__,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

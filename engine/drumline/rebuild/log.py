@@ -8,7 +8,7 @@ whose file never appeared does no harm. ``removed`` lines come after the removal
 action       says
 ===========  ====================================================================================
 created      first line: version of the log, and whether the directory itself was made
-rebuild      a rebuild began: run, archive, settings
+rebuild      a rebuild began: run, archive, settings, which labels were wanted
 dir          a directory is about to be made
 make         a file is about to appear: target, source, mode, size, mtime_ns, hash; again, with doubted,
              where its original failed when it was indexed last
@@ -179,12 +179,15 @@ class LogState(NamedTuple):
         Those of the latest rebuild; empty where the log has none.
     reported
         Whether what was done last came as far as its reports, that is, has removed what it emptied.
+    wanted
+        Which labels the latest rebuild wanted, in words; empty where the log does not tell.
     """
 
     length: int
     made_root: bool
     settings: dict[str, Any]
     reported: bool
+    wanted: str = ""
 
 
 def load_log(tree: Tree, store: Store) -> LogState | None:
@@ -223,7 +226,7 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
             f"this drumline reads version {LOG_VERSION}",
             "Use the drumline that made it.",
         )
-    length, settings, reported = len(first), dict[str, Any](), False
+    length, settings, wanted, reported = len(first), dict[str, Any](), "", False
     for number, line in enumerate(_lines_of(stream), 2):
         if _HOLE in line:
             _check_torn(tree, chain([line], _lines_of(stream)), number)
@@ -234,10 +237,10 @@ def _load(tree: Tree, stream: IO[bytes], store: Store) -> LogState:
         _apply(tree, store, value, number)
         reported = _reports(value, before=reported)
         if isinstance(latest := value.get("settings"), dict):
-            settings = latest
+            settings, wanted = latest, str(value.get("wanted", ""))
         length += len(line)
     store.flush()
-    return LogState(length, made_root=bool(head.get("made_root")), settings=settings, reported=reported)
+    return LogState(length, bool(head.get("made_root")), settings, reported, wanted)
 
 
 def _reports(line: dict[str, Any], *, before: bool) -> bool:

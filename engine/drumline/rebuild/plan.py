@@ -102,6 +102,14 @@ class Plan:
         """Their size, in bytes."""
         return sum(total.bytes for total in self.labels.values())
 
+    @property
+    def wanted(self) -> str:
+        """Which labels are wanted, in words; empty where the index alone holds the decisions."""
+        if self.decisions is None:
+            return ""
+        targets = self.decisions.target_labels
+        return "all labels" if targets is None else f"labels {', '.join(sorted(targets))}"
+
     def begin_execution(self) -> None:
         """Note that the plan is being executed; raise `UsageError` the second time."""
         if not self.store.claim():
