@@ -174,6 +174,7 @@ def test_the_command_writes_what_won_and_names_what_was_there(
     outcome = command("tune", "--config", config, "--files", 2, "--repeats", 1)
     assert outcome.code == 0
     assert "batch_size: 256  # was 16" in outcome.out
+    assert outcome.out.endswith(f"Use it: drumline infer --config {config}\n")
     values = load_config(config).values
     assert (values["top_k"], values["batch_size"], values["workers"]) == (2, 256, None)
 

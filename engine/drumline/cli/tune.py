@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drumline.cli.common import Command, echo_json, json_option, path_type, quiet_option, safe_text
+from drumline.cli.common import (
+    Command,
+    echo_json,
+    json_option,
+    path_type,
+    quiet_option,
+    safe_text,
+    shell_word,
+)
 from drumline.errors import Interrupted, OutputError
 
 if TYPE_CHECKING:
@@ -174,6 +182,8 @@ def _print(
     for name, value in values.items():
         was = f"  # was {_shown(before[name])}" if before.get(name, value) != value else ""
         click.echo(f"  {name}: {_shown(value)}{was}")
+    if not dry_run:
+        click.echo(f"Use it: drumline infer --config {shell_word(str(path))}")
 
 
 def _shown(value: int | None) -> str:
