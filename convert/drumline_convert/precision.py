@@ -91,17 +91,9 @@ def reduce_precision(
         confidence that differs by more than 0.01.
     """
     bundle = load_bundle(name)
-    if bundle.members:
-        raise BundleError(
-            f"{bundle.name} names members", "Convert each of them, and make the ensemble of the results."
-        )
+    _check_can_be_reduced(bundle)
     if precision == "int8" and manifest is None:
         raise UsageError("int8 needs recordings to see which values occur", "Give them with --manifest.")
-    if bundle.front_end_in_graph is not None:
-        raise BundleError(
-            f"{bundle.name} has its front end in the graph, which keeps its precision",
-            "Convert the bundle that it was made of, with --precision and --front-end-in-graph together.",
-        )
     with TemporaryDirectory() as directory, new_directory(out) as draft:
         graph = Path(directory, "model.onnx")
         if precision == "int8":
@@ -113,13 +105,32 @@ def reduce_precision(
         else:
             half_graph(bundle.model_path, graph)
         _copy_with(bundle, graph, draft, out.name, precision)
-        after = load_bundle(draft)
-        report = {"precision": precision, **_costs(bundle, after)}
         labelled = None if manifest is None else rows_of(manifest, *measure_on)
-        report |= _quality(bundle, after, labelled, report)
-        if precision == "fp16":
-            _check_parity(report)
+        report = _compared(bundle, load_bundle(draft), labelled, precision)
         write_json(draft / "conversion.json", report)
+    return report
+
+
+def _check_can_be_reduced(bundle: Bundle) -> None:
+    if bundle.members:
+        raise BundleError(
+            f"{bundle.name} names members", "Convert each of them, and make the ensemble of the results."
+        )
+    if bundle.front_end_in_graph is not None:
+        raise BundleError(
+            f"{bundle.name} has its front end in the graph, which keeps its precision",
+            "Convert the bundle that it was made of, with --precision and --front-end-in-graph together.",
+        )
+
+
+def _compared(
+    bundle: Bundle, after: Bundle, labelled: Sequence[Row] | None, precision: Precision
+) -> dict[str, Any]:
+    """Return what `reduce_precision` reports; raise `BundleError` where fp16 says something else."""
+    report = {"precision": precision, **_costs(bundle, after)}
+    report |= _quality(bundle, after, labelled, report)
+    if precision == "fp16":
+        _check_parity(report)
     return report
 
 
