@@ -109,16 +109,16 @@ def test_features(benchmark: Benchmark, seconds: float, statistics: bool) -> Non
     assert np.all(np.isfinite(out))
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
-def test_transform(benchmark: Benchmark, compiled: bool) -> None:
+@pytest.mark.parametrize("kind", [None, 0, 1, 2], ids=["plain", "compiled", "AVX2", "AVX-512"])
+def test_transform(benchmark: Benchmark, kind: int | None) -> None:
     """Transform 98 frames, and find mel bands, centroid and rolloff of each."""
     mel = mel_filterbank(FRONT_END.sample_rate, FRONT_END.n_fft, FRONT_END.n_mels)
     spectra: Spectra = PlainSpectra(FRONT_END.n_fft, FRONT_END.hop_length, mel)
-    if compiled:
+    if kind is not None:
         kernel = compiled_kernel()
-        if kernel is None:
-            pytest.skip("drumline was installed without a C compiler")
-        spectra = CompiledSpectra(FRONT_END.n_fft, FRONT_END.hop_length, mel, kernel)
+        if kernel is None or kind >= kernel.KINDS:
+            pytest.skip("installed without a C compiler, or this processor has no such instructions")
+        spectra = CompiledSpectra(FRONT_END.n_fft, FRONT_END.hop_length, mel, kernel, kind)
     samples = np.random.default_rng(7).standard_normal(52_224).astype(np.float32)
     assert benchmark(spectra.figures, samples, 98, statistics=True).mel.max() > 0.0
 

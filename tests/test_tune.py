@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.synth import write_archive
 from drumline import tuning
 from drumline.config import CONFIG_TEMPLATE, load_config
 from drumline.config_edit import with_values
@@ -174,9 +176,22 @@ def test_the_command_writes_what_won_and_names_what_was_there(
     outcome = command("tune", "--config", config, "--files", 2, "--repeats", 1)
     assert outcome.code == 0
     assert "batch_size: 256  # was 16" in outcome.out
-    assert outcome.out.endswith(f"Use it: drumline infer --config {config}\n")
+    assert outcome.out.endswith(f"Use it: drumline infer ARCHIVE --config {config}\n")
     values = load_config(config).values
     assert (values["top_k"], values["batch_size"], values["workers"]) == (2, 256, None)
+
+
+def test_the_command_that_it_names_runs(
+    command: CommandLine, tmp_path: Path, machine: Callable[[Seconds], list[InferSettings]]
+) -> None:
+    machine(lambda run: 0.5 if run.batch_size == 256 else 1.0)
+    archive, config = tmp_path / "two words", tmp_path / "config.yml"
+    write_archive(archive, 3)
+    tuned = command("tune", archive, "--config", config, "--files", 2, "--repeats", 1, "--device", "cpu")
+    (named,) = [line for line in tuned.out.splitlines() if line.startswith("Use it: ")]
+    asked = shlex.split(named.removeprefix("Use it: drumline"))
+    assert asked == ["infer", str(archive), "--config", str(config), "--device", "cpu"]
+    assert command(*asked, "--runs-root", tmp_path / "runs", "--dry-run").code == 0
 
 
 def test_a_dry_run_writes_nothing(

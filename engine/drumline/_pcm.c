@@ -86,7 +86,7 @@ static inline float float_at(const uint8_t *at)
 }
 
 #define MIXER(kind, width)                                                                              \
-    FOR_EACH_PROCESSOR static void mix_##kind(const uint8_t *in, Py_ssize_t frames, int stereo, float *out) \
+    FOR_EACH_PROCESSOR static void mix_##kind(const uint8_t *restrict in, Py_ssize_t frames, int stereo, float *restrict out) \
     {                                                                                                   \
         if (stereo)                                                                                     \
             for (Py_ssize_t n = 0; n < frames; n++)                                                     \

@@ -24,6 +24,10 @@ summed in the order of PlainSpectra: first blocks of bins, then within the block
 #define VERSION 2 /* of what drumline.spectra calls: raised with any change of arguments or results */
 #define INLINE static inline __attribute__((always_inline))
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAS_KINDS /* instructions that not all processors have are compiled as well */
+#endif
+
 typedef struct {
     float re, im;
 } complex_value;
@@ -66,7 +70,7 @@ typedef float finisher(const tensor *, float *, const float *, Py_ssize_t, doubl
 #undef KIND
 #undef LANES
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef HAS_KINDS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define KIND avx2
@@ -88,23 +92,20 @@ typedef float finisher(const tensor *, float *, const float *, Py_ssize_t, doubl
 #endif
 
 /* From the slowest to the fastest; how many of them this processor has is decided once. */
-static analyser *const analysers[] = {
-    analyse_any,
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-    analyse_avx2, analyse_avx512,
+static const struct {
+    analyser *analyse;
+    finisher *finish;
+} kinds[] = {
+    {analyse_any, finish_any},
+#ifdef HAS_KINDS
+    {analyse_avx2, finish_avx2},
+    {analyse_avx512, finish_avx512},
 #endif
 };
 
-static finisher *const finishers[] = {
-    finish_any,
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-    finish_avx2, finish_avx512,
-#endif
-};
-
-static int usable_analysers(void)
+static int usable_kinds(void)
 {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef HAS_KINDS
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
         return 1;
@@ -150,7 +151,7 @@ static PyObject *py_analyse(PyObject *module, PyObject *args)
     out.mel = b[MEL].buf, out.mean_power = b[MEAN_POWER].buf, out.centroid = b[CENTROID].buf;
     out.rolloff = b[ROLLOFF].buf, out.close = b[CLOSE].buf;
     int64_t frames = out.frames, n_fft = fe.n_fft, hop_length = fe.hop_length, n_mels = fe.n_mels;
-    int fits = kind >= 0 && kind < usable_analysers() && n_fft >= 8 && n_fft <= LARGEST && (n_fft & (n_fft - 1)) == 0
+    int fits = kind >= 0 && kind < usable_kinds() && n_fft >= 8 && n_fft <= LARGEST && (n_fft & (n_fft - 1)) == 0
         && hop_length >= 1 && hop_length <= LARGEST && frames >= 1 && frames <= LARGEST && n_mels <= LARGEST
         && fe.block >= 1 && fe.block <= n_fft
         && holds(&b[WINDOW], n_fft, 4) && holds(&b[TWIDDLES], n_fft, 8) && holds(&b[BAND_START], n_mels + 1, 4)
@@ -161,7 +162,7 @@ static PyObject *py_analyse(PyObject *module, PyObject *args)
                  2 * n_fft * MOST_LANES + hop_length * (frames + (n_fft + hop_length - 1) / hop_length + MOST_LANES), 4);
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        analysers[kind](&fe, b[SAMPLES].buf, b[SAMPLES].len / 4, &out, b[SCRATCH].buf, with_statistics);
+        kinds[kind].analyse(&fe, b[SAMPLES].buf, b[SAMPLES].len / 4, &out, b[SCRATCH].buf, with_statistics);
         Py_END_ALLOW_THREADS
     }
     for (int which = 0; which < COUNT; which++)
@@ -179,7 +180,7 @@ static PyObject *py_finish(PyObject *module, PyObject *args)
     Py_buffer b[COUNT] = {{0}};
     tensor to = {0};
     Py_ssize_t reached;
-    float floor = 0.0f;
+    float floor_db = 0.0f;
     int kind;
     (void)module;
     if (!PyArg_ParseTuple(args, "innnfw*y*y*y*w*w*w*", &kind, &to.n_mfcc, &to.frames, &reached, &to.top_db, &b[MEL],
@@ -187,14 +188,14 @@ static PyObject *py_finish(PyObject *module, PyObject *args)
         return NULL;
     to.n_mels = b[NOISE_DB].len / 4, to.noise_db = b[NOISE_DB].buf, to.dct = b[DCT].buf;
     int64_t n_mels = to.n_mels, n_mfcc = to.n_mfcc, frames = to.frames;
-    int fits = kind >= 0 && kind < usable_analysers() && n_mels >= 1 && n_mels <= LARGEST && n_mfcc >= 0
+    int fits = kind >= 0 && kind < usable_kinds() && n_mels >= 1 && n_mels <= LARGEST && n_mfcc >= 0
         && n_mfcc <= n_mels && reached >= 1 && reached <= frames && frames <= LARGEST
         && holds(&b[MEL], n_mels * reached, 4) && holds(&b[MEAN_POWER], reached, 4) && holds(&b[DCT], n_mfcc * n_mels, 8)
         && holds(&b[SCRATCH], n_mels * MOST_LANES, 8) && holds(&b[SCRATCH], reached, 4) && holds(&b[NOISY], reached, 1)
         && holds(&b[OUT], (n_mfcc ? n_mfcc : n_mels) * frames, 4);
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        floor = finishers[kind](&to, b[MEL].buf, b[MEAN_POWER].buf, reached, b[SCRATCH].buf, b[NOISY].buf, b[OUT].buf);
+        floor_db = kinds[kind].finish(&to, b[MEL].buf, b[MEAN_POWER].buf, reached, b[SCRATCH].buf, b[NOISY].buf, b[OUT].buf);
         Py_END_ALLOW_THREADS
     }
     for (int which = 0; which < COUNT; which++)
@@ -203,7 +204,7 @@ static PyObject *py_finish(PyObject *module, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "sizes of arrays do not fit the tensor");
         return NULL;
     }
-    return PyFloat_FromDouble(floor);
+    return PyFloat_FromDouble(floor_db);
 }
 
 static PyMethodDef methods[] = {
@@ -219,7 +220,7 @@ PyMODINIT_FUNC PyInit__spectra(void)
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL
         && (PyModule_AddIntConstant(module, "VERSION", VERSION) || PyModule_AddIntConstant(module, "LANES", MOST_LANES)
-            || PyModule_AddIntConstant(module, "KINDS", usable_analysers())))
+            || PyModule_AddIntConstant(module, "KINDS", usable_kinds())))
         Py_CLEAR(module);
     return module;
 }

@@ -181,7 +181,7 @@ INLINE void FN(statistics)(const front_end *fe, lanes *power, lanes *running, fi
 }
 
 /* 10 log10 of a normal number: its exponent, and of the rest, between 0.7 and 1.4, the logarithm's series
-(M. Abramowitz, I. A. Stegun, Handbook of Mathematical Functions, 1964, 4.1.27), whose next term is below 1e-9. */
+(M. Abramowitz, I. A. Stegun, Handbook of Mathematical Functions, 1964, 4.1.27), whose next term is below 1e-9. Infinity becomes 385 dB. */
 INLINE float FN(decibel)(float power)
 {
     union { float value; int32_t bits; } rest = {power};
@@ -195,7 +195,7 @@ INLINE float FN(decibel)(float power)
 /* Turn the mel bands into dB, not below their floor, which is returned. */
 static float FN(to_decibels)(float *mel, Py_ssize_t values, float top_db)
 {
-    float top[LANES], floor = LOWEST_DB;
+    float top[LANES], floor_db = LOWEST_DB;
     for (Py_ssize_t lane = 0; lane < LANES; lane++)
         top[lane] = LOWEST_DB;
     for (Py_ssize_t place = 0; place < values; place++)
@@ -204,10 +204,10 @@ static float FN(to_decibels)(float *mel, Py_ssize_t values, float top_db)
         for (Py_ssize_t lane = 0; lane < LANES && first + lane < values; lane++)
             top[lane] = mel[first + lane] > top[lane] ? mel[first + lane] : top[lane];
     for (Py_ssize_t lane = 0; lane < LANES; lane++)
-        floor = top[lane] - top_db > floor ? top[lane] - top_db : floor;
+        floor_db = top[lane] - top_db > floor_db ? top[lane] - top_db : floor_db;
     for (Py_ssize_t place = 0; place < values; place++)
-        mel[place] = mel[place] > floor ? mel[place] : floor;
-    return floor;
+        mel[place] = mel[place] > floor_db ? mel[place] : floor_db;
+    return floor_db;
 }
 
 /* Find the frames in which a band lies so far below the mean power that the transform's rounding errors count. */
@@ -239,12 +239,12 @@ INLINE void FN(cosine_rows)(const tensor *to, const wide_lanes *bands, Py_ssize_
 }
 
 /* Write the cosine transform of up to LANES frames. */
-static void FN(cosines)(const tensor *to, const float *mel, Py_ssize_t frames, Py_ssize_t count, float floor,
+static void FN(cosines)(const tensor *to, const float *mel, Py_ssize_t frames, Py_ssize_t count, float floor_db,
                         double *bands, float *out)
 {
     for (Py_ssize_t band = 0; band < to->n_mels; band++)
         for (Py_ssize_t lane = 0; lane < LANES; lane++)
-            bands[band * LANES + lane] = lane < count ? mel[band * frames + lane] - floor : 0.0f;
+            bands[band * LANES + lane] = lane < count ? mel[band * frames + lane] - floor_db : 0.0f;
     for (Py_ssize_t first = 0; first < to->n_mfcc; first += ROWS) {
         wide_lanes low[ROWS] = {{0}}, high[ROWS] = {{0}};
         FN(cosine_rows)(to, (const wide_lanes *)bands, first, low, high);
@@ -255,25 +255,41 @@ static void FN(cosines)(const tensor *to, const float *mel, Py_ssize_t frames, P
     }
 }
 
-/* Write the features of `frames` frames, and behind them what the padding is. */
+/* Write the mel bands of all frames, and behind them what the padding is. */
+static void FN(write_bands)(const tensor *to, const float *mel, Py_ssize_t frames, float floor_db, float *out)
+{
+    for (Py_ssize_t band = 0; band < to->n_mels; band++, mel += frames, out += to->frames)
+        for (Py_ssize_t frame = 0; frame < to->frames; frame++)
+            out[frame] = frame < frames ? mel[frame] : floor_db;
+}
+
+/* Write the cosine transform of all frames: of what lies above the floor, which is added in the end, so that a silent
+frame is exactly what the padding is. */
+static void FN(write_cosines)(const tensor *to, const float *mel, Py_ssize_t frames, float floor_db, double *scratch,
+                              float *out)
+{
+    for (Py_ssize_t first = 0; first < frames; first += LANES) {
+        Py_ssize_t count = frames - first < LANES ? frames - first : LANES;
+        FN(cosines)(to, mel + first, frames, count, floor_db, scratch, out + first);
+    }
+    for (Py_ssize_t row = 0; row < to->n_mfcc; row++)
+        for (Py_ssize_t frame = frames; frame < to->frames; frame++)
+            out[row * to->frames + frame] = 0.0f;
+    for (Py_ssize_t frame = 0; frame < to->frames; frame++)
+        out[frame] += floor_db * sqrtf((float)to->n_mels);
+}
+
+/* Write the features of `frames` frames, and of the padding behind them; return the floor. */
 static float FN(finish)(const tensor *to, float *mel, const float *mean_power, Py_ssize_t frames, double *scratch,
                         uint8_t *noisy, float *out)
 {
-    float floor = FN(to_decibels)(mel, to->n_mels * frames, to->top_db);
+    float floor_db = FN(to_decibels)(mel, to->n_mels * frames, to->top_db);
     FN(find_noisy)(to, mel, mean_power, frames, (float *)scratch, noisy);
-    Py_ssize_t rows = to->n_mfcc ? to->n_mfcc : to->n_mels;
-    for (Py_ssize_t row = 0; row < rows; row++)
-        for (Py_ssize_t frame = to->n_mfcc ? frames : 0; frame < to->frames; frame++)
-            out[row * to->frames + frame] = frame < frames ? mel[row * frames + frame] : to->n_mfcc ? 0.0f : floor;
-    if (!to->n_mfcc)
-        return floor;
-    for (Py_ssize_t first = 0; first < frames; first += LANES) {
-        Py_ssize_t count = frames - first < LANES ? frames - first : LANES;
-        FN(cosines)(to, mel + first, frames, count, floor, scratch, out + first);
-    }
-    for (Py_ssize_t frame = 0; frame < to->frames; frame++)
-        out[frame] += floor * sqrtf((float)to->n_mels);
-    return floor;
+    if (to->n_mfcc)
+        FN(write_cosines)(to, mel, frames, floor_db, scratch, out);
+    else
+        FN(write_bands)(to, mel, frames, floor_db, out);
+    return floor_db;
 }
 
 static void FN(analyse)(const front_end *fe, const float *samples, Py_ssize_t count, figures *out, float *scratch,

@@ -1,7 +1,7 @@
 """Mel bands → what a model is fed: decibels above a floor, and for MFCC their cosine transform.
 
 There are two ways to the same coefficients, as there are to the bands (`drumline.spectra`): NumPy, and the
-compiled kernel, which does it in a fifth of the time.
+compiled kernel, which takes half the time.
 """
 
 from __future__ import annotations

@@ -116,10 +116,12 @@ def _processor() -> Iterator[Finding]:
 
 
 def _kernels() -> Finding:
-    if compiled_kernel() is not None and pcm_kernel() is not None:
+    kernels = {"spectra": compiled_kernel(), "pcm": pcm_kernel()}
+    missing = [name for name, kernel in kernels.items() if kernel is None]
+    if not missing:
         return Finding("kernels", "ok", "compiled")
-    way_out = "Install a C compiler and Python's headers, then drumline again: it reads files faster."
-    return Finding("kernels", "note", "plain NumPy and SciPy", way_out)
+    way_out = "Install drumline again, with a C compiler and Python's headers: it reads files faster."
+    return Finding("kernels", "note", f"plain NumPy in place of {' and '.join(missing)}", way_out)
 
 
 def _memory_and_space(runs_root: Path) -> Iterator[Finding]:

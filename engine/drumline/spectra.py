@@ -1,8 +1,8 @@
 """What the frames of a file hold: mel bands, mean power, centroid and rolloff, from one transform.
 
 There are two ways to the same figures. `PlainSpectra` is NumPy and SciPy, for every front end and machine.
-`CompiledSpectra` does the same in C (``_spectra.c``), a vector of frames at a time and three times as fast,
-where it could be compiled when drumline was installed and frames are a power of two long.
+`CompiledSpectra` does the same in C (``_spectra.c``), a vector of frames at a time and three times as fast
+with AVX2 or wider, where it could be compiled when drumline was installed and frames are a power of two long.
 """
 
 from __future__ import annotations

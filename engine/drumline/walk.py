@@ -166,10 +166,17 @@ class Walk(Iterator[Directory]):
         return next(self._directories)
 
     def _walk(self) -> Iterator[Directory]:
-        is_wanted = self.settings.is_wanted
-        for path, entries in self._listings():
-            wanted = [entry for entry in entries if is_wanted(entry.name)]
-            yield self._looked_at_once(path, wanted) or self._looked_at_singly(path, wanted)
+        while self.pending:
+            path = self.pending.pop()
+            entries = self._listed(path)
+            if entries is not None:
+                yield self._looked_at(path, entries)
+
+    def _looked_at(self, path: bytes, entries: list[os.DirEntry[bytes]]) -> Directory:
+        """Take out of `entries` what is there, and leave them empty: they hold much more than is told."""
+        wanted = [entry for entry in entries if self.settings.is_wanted(entry.name)]
+        entries.clear()
+        return self._looked_at_once(path, wanted) or self._looked_at_singly(path, wanted)
 
     @staticmethod
     def _looked_at_once(path: bytes, entries: list[os.DirEntry[bytes]]) -> Directory | None:
@@ -191,18 +198,18 @@ class Walk(Iterator[Directory]):
 
     def counts(self) -> Iterator[int]:
         """Make the pass counting the files of each directory by their names alone, several times faster."""
-        for _, entries in self._listings():
-            yield sum(self.settings.is_wanted(entry.name) for entry in entries)
-
-    def _listings(self) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
         while self.pending:
-            path = self.pending.pop()
-            entries = self._entries(path)
-            if entries is None:
-                continue
+            entries = self._listed(self.pending.pop())
+            if entries is not None:
+                yield sum(self.settings.is_wanted(entry.name) for entry in entries)
+
+    def _listed(self, path: bytes) -> list[os.DirEntry[bytes]] | None:
+        """List a directory, and note those in it as pending."""
+        entries = self._entries(path)
+        if entries is not None:
             below = self._directories_of(path, entries)
             self.pending.extend(os.path.join(path, entry.name) for entry in reversed(below))
-            yield path, entries
+        return entries
 
     def _entries(self, path: bytes) -> list[os.DirEntry[bytes]] | None:
         try:

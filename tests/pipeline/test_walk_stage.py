@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.synth import write_archive
 from drumline.pipeline import walk as stage
-from drumline.pipeline.pipes import Lifeline, Stream
+from drumline.pipeline.infer import infer
+from drumline.pipeline.pipes import Lifeline, LifelineCut, Stream
 from drumline.pipeline.walk import Message, Walked, walk
+from drumline.settings import InferSettings
 from drumline.steps import Step, no_lap
+from drumline.stub import create_stub
 from drumline.walk import Directory, Entry, Walk, WalkSettings
 
 NAMES = st.binary(max_size=12).map(lambda name: name.replace(b"\0", b"\n"))
@@ -54,12 +60,18 @@ def test_files_come_out_of_a_directory_as_they_went_in(path: bytes, entries: lis
 
 
 @pytest.fixture
-def stream() -> Iterator[Stream]:
+def lifeline() -> Iterator[Lifeline]:
     lifeline = Lifeline()
+    yield lifeline
+    with suppress(OSError):  # a test may have let go of it
+        lifeline.close()
+
+
+@pytest.fixture
+def stream(lifeline: Lifeline) -> Iterator[Stream]:
     stream = Stream(lifeline)
     yield stream
     stream.use()
-    lifeline.close()
 
 
 def test_directories_come_one_by_one_and_the_rest_adds_up(stream: Stream) -> None:
@@ -122,31 +134,82 @@ def test_directories_that_cannot_be_listed_any_more_are_told_at_the_end(
     assert walked.unreadable == [(b"nowhere", "No such file or directory")]
 
 
+class Slow:
+    """Sends what walk has, and takes as long over it as a pipe that is full."""
+
+    def __init__(self, stream: Stream, monkeypatch: pytest.MonkeyPatch, waits: Iterator[float]) -> None:
+        self.sent, self._send, self._waits = 0, stream.send, waits
+        monkeypatch.setattr(stage, "_FAR_AHEAD_SEC", 0.05)
+        monkeypatch.setattr(stage, "_FILES_AT_ONCE", 1)
+        monkeypatch.setattr(stream, "send", self.send)
+
+    def send(self, message: bytes) -> None:
+        time.sleep(next(self._waits))
+        self.sent += 1
+        self._send(message)
+
+
 def test_walk_ends_when_it_is_far_ahead_and_loses_nothing(
     archive: WalkSettings, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "_FAR_AHEAD_SEC", 0.05)
-    monkeypatch.setattr(stage, "_FILES_AT_ONCE", 1)
-    send, sent = stream.send, list[bytes]()
-
-    def send_slowly(message: bytes) -> None:
-        time.sleep(0.03)
-        sent.append(message)
-        send(message)
-
-    monkeypatch.setattr(stream, "send", send_slowly)
+    slow = Slow(stream, monkeypatch, repeat(0.03))
     walk(archive, stream, no_lap)
-    assert len(sent) < 20
+    assert slow.sent < 20
     walked = Walked(archive, stream)
     assert list(walked) == list(Walk(archive))
     assert walked.step == Step.WALK
 
 
-def test_walk_that_does_not_wait_leaves_nothing(
+def test_a_discover_that_begins_late_does_not_end_walk(
     archive: WalkSettings, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "_FAR_AHEAD_SEC", 0.0)
+    slow = Slow(stream, monkeypatch, chain([0.0, 0.3], repeat(0.0)))
     walk(archive, stream, no_lap)
+    assert slow.sent > 40
     walked = Walked(archive, stream)
     assert list(walked) == list(Walk(archive))
     assert walked.step == Step.WAIT_INPUT
+
+
+def test_walk_stays_while_very_many_directories_are_left(
+    archive: WalkSettings, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(stream, monkeypatch, repeat(0.02))
+    monkeypatch.setattr(stage, "_MOST_LEFT", 3)
+    walk(archive, stream, no_lap)
+    walked = Walked(archive, stream)
+    assert list(walked) == list(Walk(archive))
+    # Of 8 directories with 5 in each, no more than 3 are left first behind the fifth, not in the first.
+    assert slow.sent > 20
+
+
+def test_who_walks_on_sees_that_the_supervisor_is_gone(
+    archive: WalkSettings, stream: Stream, lifeline: Lifeline
+) -> None:
+    stream.send(Message([], 0, 0, [], True, (b"0/000", b"0/008")).encode())
+    walked = Walked(archive, stream)
+    assert next(walked).path == b"0/008"
+    lifeline.hold()
+    with pytest.raises(LifelineCut):
+        next(walked)
+
+
+def test_a_run_in_which_walk_leaves_early_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, model = tmp_path / "archive", tmp_path / "stub"
+    write_archive(archive, 60)
+    (archive / "nowhere.wav").symlink_to("nothing")
+    os.mkfifo(archive / "pipe.wav")
+    create_stub(model)
+
+    def counts(name: str) -> dict[str, int]:
+        settings = InferSettings(archive=archive, runs_root=tmp_path / name, model_path=model, workers=1)
+        found: dict[str, int] = infer(settings)["counts"]
+        return found
+
+    whole = [counts("whole"), counts("whole")]
+    monkeypatch.setattr(stage, "_FAR_AHEAD_SEC", -1.0)
+    monkeypatch.setattr(stage, "_FAR_AHEAD", -1.0)
+    assert [counts("left"), counts("left")] == whole
+    assert whole[1]["carried_over"] == whole[0]["discovered"] - whole[0]["failed"] > 50

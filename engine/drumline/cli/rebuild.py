@@ -311,7 +311,7 @@ def _before(plan: Plan) -> str:
         for name in names
         if _in_words(name, before[name]) != _in_words(name, now[name])
     ]
-    if wanted and wanted != plan.wanted:
+    if wanted and plan.wanted and wanted != plan.wanted:
         told.append(wanted)
     return safe_text(", ".join(told))
 

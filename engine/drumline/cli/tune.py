@@ -106,6 +106,8 @@ def tune_command(
         echo_json(_as_json(tuned, values, config_file, written=written))
     elif not quiet:
         _print(tuned, values, before, config_file, dry_run)
+        if written:
+            click.echo(f"Use it: {_command(archive, before, config_file, model_path, device)}")
 
 
 def _write(path: Path, values: Mapping[str, int | None]) -> None:
@@ -182,8 +184,17 @@ def _print(
     for name, value in values.items():
         was = f"  # was {_shown(before[name])}" if before.get(name, value) != value else ""
         click.echo(f"  {name}: {_shown(value)}{was}")
-    if not dry_run:
-        click.echo(f"Use it: drumline infer --config {shell_word(str(path))}")
+
+
+def _command(
+    archive: Path | None, before: Mapping[str, Any], config_file: Path, model: Path | None, device: str | None
+) -> str:
+    """Return the command that uses what was written, with what else was asked for."""
+    named = "" if before.get("archive") else " ARCHIVE"
+    words = ["drumline infer" + (f" {shell_word(str(archive))}" if archive else named)]
+    options = {"--config": config_file, "--model": model, "--device": device}
+    words += [f"{name} {shell_word(str(value))}" for name, value in options.items() if value is not None]
+    return " ".join(words)
 
 
 def _shown(value: int | None) -> str:

@@ -152,7 +152,7 @@ class Survey:
     def present(self) -> Iterator[NewFile | Carried]:
         """Walk the archive: every file is in exactly one finding, or done already."""
         for directory in self.walk:
-            self.lap(self.walk.step, 0)
+            self.lap(self.walk.step, directory.file_count if self.walk.step is Step.WALK else 0)
             yield from self._compare(directory)
             self.lap(Step.COMPARE, directory.file_count)
         yield from filter(None, [self._carried(frame) for frame in list(self._left)])

@@ -133,6 +133,10 @@ class Stream(Pipe):
         while True:
             self._wait(self._lifeline.reader, 0, None)
 
+    def look_for_supervisor(self) -> None:
+        """Raise `LifelineCut` when the supervisor is gone, as every wait does."""
+        self._wait(self._lifeline.reader, 0, 0)
+
     def _take(self, size: int) -> bytes | None:
         while len(self._received) < size:
             try:

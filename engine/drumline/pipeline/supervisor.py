@@ -2,9 +2,10 @@
 
 Protocol
 --------
-Order of ends: walk leaves when it has met the whole archive, discover when all of it is compared. When no
-slot waits for extraction any more, the supervisor closes `todo`; the workers leave; it closes `ready` and
-`done`; predict leaves, then write. Each stage sees the end of its stream only when nothing can come any more.
+Order of ends: walk leaves when it has met the whole archive, or is far ahead and leaves the rest to
+discover; discover, when all of it is compared. When no slot waits for extraction any more, the supervisor
+closes `todo`; the workers leave; it closes `ready` and `done`; predict leaves, then write. Each stage
+sees the end of its stream only when nothing can come any more.
 
 Workers and predict start when the first file has to be read, so a rescan that finds nothing new costs three
 processes.

@@ -3,9 +3,10 @@
 Protocol
 --------
 Walks the archive and sends what it finds on `listings`: many small directories in one message, but no
-directory waits long for its message. When the pipe is full, it waits: that is how far ahead it goes. The last
-message says that it is the last. A stream that ends without it ends because this stage was killed: discover
-waits then, and the supervisor ends the run.
+directory waits long for its message. When the pipe is full, it waits: that is how far ahead it goes. Where it
+hardly does anything but wait, as in a first run, it ends, and discover walks through the directories that are
+left: a process that waits costs memory. The last message says that it is the last, and what is left. A stream
+that ends without it ends because this stage was killed: discover waits then, and the supervisor ends the run.
 
 A process of its own, for in a rescan the system's looks at the files take as long as all else together. And
 it is the first: it starts before most of drumline has been imported, and walks meanwhile. So this module
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -130,8 +131,9 @@ class _Sender:
         self._found, self._stream = found, stream
         self._directories: list[Directory] = []
         self._files = self._unreadable = 0
-        self._sent = self._waited_sec = 0.0
-        self._started = time.monotonic()
+        self._sent = self._walked_sec = self._waited_sec = 0.0
+        self._begun = time.monotonic()
+        self._is_heard = False
 
     def add(self, directory: Directory) -> None:
         self._directories.append(directory)
@@ -144,23 +146,28 @@ class _Sender:
     @property
     def is_far_ahead(self) -> bool:
         """Whether it has hardly done anything but wait."""
-        walked_sec = self._sent - self._started - self._waited_sec
-        return self._waited_sec > max(_FAR_AHEAD_SEC, _FAR_AHEAD * walked_sec)
+        return self._waited_sec > max(_FAR_AHEAD_SEC, _FAR_AHEAD * self._walked_sec)
 
     def send(self, *, last: bool = False) -> None:
         """Send what has been collected; with the last message, what is left as well."""
         found, unreadable = self._found, self._found.unreadable[self._unreadable :]
         left = tuple(found.pending) if last else ()
-        message = Message(
-            self._directories, found.skipped_links, found.skipped_special, unreadable, last, left
-        )
+        skipped = found.skipped_links, found.skipped_special
+        message = Message(self._directories, *skipped, unreadable, last, left).encode()
         ready = time.monotonic()
         with step("walk.hand-over"):
-            self._stream.send(message.encode())
+            self._stream.send(message)
         self._directories, self._files = [], 0
         self._unreadable += len(unreadable)
-        self._sent = time.monotonic()
-        self._waited_sec += self._sent - ready
+        self._note(ready, time.monotonic())
+
+    def _note(self, ready: float, sent: float) -> None:
+        self._walked_sec += ready - max(self._begun, self._sent)
+        if self._is_heard:
+            self._waited_sec += sent - ready
+        # The first wait is for discover to begin, whatever it has to do before.
+        self._is_heard = self._is_heard or sent - ready > _WAIT_SEC
+        self._sent = sent
 
 
 class Walked(Iterator[Directory]):
@@ -190,27 +197,30 @@ class Walked(Iterator[Directory]):
         return next(self._directories)
 
     def _received(self) -> Iterator[Directory]:
-        last = False
-        while not last:
-            received = self._stream.receive()
-            if received is None:
-                self._stream.wait_for_supervisor()
-            message = Message.decode(received)
-            self.skipped_links, self.skipped_special = message.skipped_links, message.skipped_special
-            self.unreadable += message.unreadable
-            yield from message.directories
-            last = message.last
-        if message.pending:
+        rest: Walk | None = None
+        while rest is None:
+            directories, rest = self._taken()
+            yield from directories
+        if rest.pending:
             self.step = Step.WALK
-            yield from self._walked_on(message.pending)
+            yield from self._walked_on(rest)
 
-    def _walked_on(self, pending: Sequence[bytes]) -> Iterator[Directory]:
-        rest, links, special = Walk(self.settings, pending=pending), self.skipped_links, self.skipped_special
-        for directory in chain(rest, [None]):  # of what comes after the last directory, it tells at its end
-            self.skipped_links, self.skipped_special = (
-                links + rest.skipped_links,
-                special + rest.skipped_special,
-            )
+    def _taken(self) -> tuple[list[Directory], Walk | None]:
+        """Take a message: its directories, and after the last one the walk through what is left."""
+        received = self._stream.receive()
+        if received is None:
+            self._stream.wait_for_supervisor()
+        message = Message.decode(received)
+        self.skipped_links, self.skipped_special = message.skipped_links, message.skipped_special
+        self.unreadable += message.unreadable
+        return message.directories, Walk(self.settings, pending=message.pending) if message.last else None
+
+    def _walked_on(self, rest: Walk) -> Iterator[Directory]:
+        links, special = self.skipped_links, self.skipped_special
+        for directory in chain(rest, [None]):  # what it meets behind the last directory, it tells at its end
+            self._stream.look_for_supervisor()
+            self.skipped_links = links + rest.skipped_links
+            self.skipped_special = special + rest.skipped_special
             self.unreadable += rest.unreadable
             rest.unreadable.clear()
             if directory:
