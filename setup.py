@@ -16,4 +16,4 @@ def kernel(name: str, *headers: str) -> Extension:
     )
 
 
-setup(ext_modules=[kernel("_spectra", "_spectra_frames.h"), kernel("_pcm")])
+setup(ext_modules=[kernel("_spectra", "_spectra_frames.h"), kernel("_pcm"), kernel("_listing")])

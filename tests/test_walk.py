@@ -11,10 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from drumline import walk as walk_module
 from drumline.walk import Directory, Walk, WalkSettings, mtime_of
 from tests.making import paths
 
 WAV = frozenset({b"wav", b"flac"})
+
+
+@pytest.fixture(autouse=True, params=["kernel", "Python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who lists directories."""
+    if request.param == "Python":
+        monkeypatch.setattr(walk_module, "listing_kernel", lambda: None)
+    elif walk_module.listing_kernel() is None:
+        pytest.skip("drumline was installed without a C compiler")
+    return str(request.param)
 
 
 def walk(root: Path, **options: object) -> tuple[list[Directory], Walk]:
@@ -121,13 +132,13 @@ def test_what_is_mounted_below_is_passed_over_when_asked(
 ) -> None:
     put(tmp_path, "a/1.wav", "mounted/2.wav", "mounted/deeper/3.wav")
     inode = os.stat(tmp_path / "mounted").st_ino
-    identity = Walk._identity
+    identity = walk_module._identity
 
-    def elsewhere(entry: os.DirEntry[bytes]) -> tuple[int, int] | None:
-        found = identity(entry)
+    def elsewhere(directory: bytes) -> tuple[int, int] | None:
+        found = identity(directory)
         return (-1, found[1]) if found and found[1] == inode else found
 
-    monkeypatch.setattr(Walk, "_identity", staticmethod(elsewhere))
+    monkeypatch.setattr(walk_module, "_identity", elsewhere)
     assert names(tmp_path, one_file_system=True) == [b"a/1.wav"]
     assert len(names(tmp_path)) == 3
 
@@ -154,6 +165,7 @@ def test_entries_that_cannot_be_told_apart_cost_no_neighbour(
         return found and [Mute(entry) if entry.name in (b"b.wav", b"Kicks") else entry for entry in found]
 
     monkeypatch.setattr(Walk, "_entries", muted)
+    monkeypatch.setattr(walk_module, "listing_kernel", lambda: None)
     directories, found = walk(tmp_path)
     files = {entry.name: entry.error for directory in directories for entry in directory.files}
     assert files == {b"a.wav": "", b"b.wav": "Permission denied", b"d.wav": ""}
@@ -242,3 +254,66 @@ def test_a_walk_is_one_pass_so_nothing_is_counted_twice(tmp_path: Path) -> None:
     assert len(directories) == 1
     assert list(found) == []
     assert (found.skipped_links, found.skipped_special) == (2, 1)
+
+
+NAMES = st.one_of(
+    st.binary(min_size=1, max_size=9).map(lambda name: name.translate(None, b"\0/") or b"x"),
+    st.sampled_from([b"wav", b"._a.wav", b".wav", b"a.wav.", b"a.WAV", b"a.fLaC", b"\xff.wav", b"a.wave"]),
+)
+KINDS = st.sampled_from(["file", "file", "file", "directory", "link", "dangling", "pipe", "old", "far"])
+
+
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(found=st.dictionaries(NAMES, KINDS, max_size=12))
+def test_the_kernel_finds_what_python_finds(
+    tmp_path_factory: pytest.TempPathFactory, way: str, found: dict[bytes, str]
+) -> None:
+    if way == "Python":
+        pytest.skip("once is enough")
+    root = os.fsencode(tmp_path_factory.mktemp("archive"))
+    for number, (name, kind) in enumerate(found.items()):
+        make(os.path.join(root, name if name not in (b".", b"..") else b"dots"), kind, number)
+    both = [Walk(WalkSettings(root, WAV), use_kernel=use) for use in (True, False)]
+    assert list(both[0]) == list(both[1])
+    assert both[0].skipped_links == both[1].skipped_links
+    assert both[0].skipped_special == both[1].skipped_special
+
+
+def make(path: bytes, kind: str, size: int) -> None:
+    """Put something of a kind in a place."""
+    if os.path.lexists(path):
+        return
+    if kind == "directory":
+        os.mkdir(path)
+        make(os.path.join(path, b"inside.wav"), "file", size)
+    elif kind in ("link", "dangling"):
+        os.symlink(b"." if kind == "link" else b"nowhere", path)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with open(path, "wb") as stream:
+            stream.write(bytes(size))
+        if kind != "file":
+            seconds = -(2**31) if kind == "old" else 2**33 + 5
+            os.utime(path, ns=(0, seconds * 10**9 + 123_456_789))
+
+
+def test_the_kernel_says_nothing_where_python_has_to_look(tmp_path: Path, way: str) -> None:
+    kernel = walk_module.listing_kernel()
+    if way == "Python" or kernel is None:
+        pytest.skip("there is no kernel")
+    place = os.fsencode(tmp_path)
+    put(tmp_path, "a.wav")
+    assert kernel.listed(place, b"wav\0") is not None
+    (tmp_path / "b.txt").symlink_to("a.wav")
+    assert kernel.listed(place, b"wav\0") is not None
+    (tmp_path / "b.wav").symlink_to("a.wav")
+    assert kernel.listed(place, b"wav\0") is None
+    assert kernel.listed(place + b"/nowhere", b"wav\0") is None
+    with pytest.raises(ValueError, match="NUL"):
+        kernel.listed(place, b"wav")

@@ -20,6 +20,7 @@ from drumline.errors import DrumlineError
 from drumline.memory import read_memory
 from drumline.pcm import pcm_kernel
 from drumline.spectra import compiled_kernel
+from drumline.walk import listing_kernel
 
 __all__ = ["Finding", "Status", "examine"]
 
@@ -116,12 +117,12 @@ def _processor() -> Iterator[Finding]:
 
 
 def _kernels() -> Finding:
-    kernels = {"spectra": compiled_kernel(), "pcm": pcm_kernel()}
+    kernels = {"spectra": compiled_kernel(), "pcm": pcm_kernel(), "listing": listing_kernel()}
     missing = [name for name, kernel in kernels.items() if kernel is None]
     if not missing:
         return Finding("kernels", "ok", "compiled")
-    way_out = "Install drumline again, with a C compiler and Python's headers: it reads files faster."
-    return Finding("kernels", "note", f"plain NumPy in place of {' and '.join(missing)}", way_out)
+    way_out = "Install drumline again, with a C compiler and Python's headers: it is faster."
+    return Finding("kernels", "note", f"plain Python in place of {' and '.join(missing)}", way_out)
 
 
 def _memory_and_space(runs_root: Path) -> Iterator[Finding]:

@@ -9,16 +9,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
+from types import ModuleType
 from typing import Final, Literal, NamedTuple
 
+from drumline.kernels import compiled
 from drumline.steps import Step
 
-__all__ = ["Directory", "Entry", "FollowLinks", "Walk", "WalkSettings", "mtime_of"]
+__all__ = ["Directory", "Entry", "FollowLinks", "Walk", "WalkSettings", "listing_kernel", "mtime_of"]
 
 FollowLinks = Literal["all", "inside", "none"]
 
 _APPLE_DOUBLE = b"._"  # macOS keeps resource forks in files of this prefix: never audio, whatever the suffix
 
+_KERNEL_VERSION = 1
 _NUMBER_BYTES = 8
 _LAST_NS = 2**63 - 1
 _BY_NAME = attrgetter("name")
@@ -118,8 +121,9 @@ class WalkSettings:
         return bool(dot) and suffix.lower() in self.formats and not name.startswith(_APPLE_DOUBLE)
 
 
-def _is_plain(entry: os.DirEntry[bytes]) -> bool:
-    return entry.is_file(follow_symlinks=False)
+def listing_kernel() -> ModuleType | None:
+    """Return the compiled kernel, or None."""
+    return compiled("listing", _KERNEL_VERSION)
 
 
 class Walk(Iterator[Directory]):
@@ -137,6 +141,9 @@ class Walk(Iterator[Directory]):
         need not follow the whole path to each file, which saves a tenth of the time.
     pending
         Where it begins: directories below the root, the first one last, as another walk left them.
+    use_kernel
+        Whether the compiled kernel may be used, where there is one: it lists a directory in which nothing is
+        out of the ordinary in a third of the time.
 
     Attributes
     ----------
@@ -152,7 +159,12 @@ class Walk(Iterator[Directory]):
     """What the time until the next directory goes to."""
 
     def __init__(
-        self, settings: WalkSettings, *, enter: bool = False, pending: Sequence[bytes] = (b"",)
+        self,
+        settings: WalkSettings,
+        *,
+        enter: bool = False,
+        pending: Sequence[bytes] = (b"",),
+        use_kernel: bool = True,
     ) -> None:
         self.settings, self._enter = settings, enter
         self.pending = list(pending)
@@ -160,6 +172,8 @@ class Walk(Iterator[Directory]):
         self.unreadable: list[tuple[bytes, str]] = []
         self._real_root = os.path.realpath(settings.root)
         self._device = _device(settings.root) if settings.one_file_system else None
+        self._kernel = listing_kernel() if use_kernel else None
+        self._formats = b"".join([name + b"\0" for name in sorted(settings.formats)])
         self._directories = self._walk()
 
     def __next__(self) -> Directory:
@@ -168,30 +182,29 @@ class Walk(Iterator[Directory]):
     def _walk(self) -> Iterator[Directory]:
         while self.pending:
             path = self.pending.pop()
-            entries = self._listed(path)
-            if entries is not None:
-                yield self._looked_at(path, entries)
+            directory = self._listed_at_once(path) or self._listed_singly(path)
+            if directory is not None:
+                yield directory
 
-    def _looked_at(self, path: bytes, entries: list[os.DirEntry[bytes]]) -> Directory:
-        """Take out of `entries` what is there, and leave them empty: they hold much more than is told."""
-        wanted = [entry for entry in entries if self.settings.is_wanted(entry.name)]
-        entries.clear()
-        return self._looked_at_once(path, wanted) or self._looked_at_singly(path, wanted)
-
-    @staticmethod
-    def _looked_at_once(path: bytes, entries: list[os.DirEntry[bytes]]) -> Directory | None:
-        """Return a directory of nothing but regular files that can be looked at: nearly all are."""
-        try:
-            if not all(map(_is_plain, entries)):
-                return None
-            found = [entry.stat() for entry in entries]
-            sizes, times = [each.st_size for each in found], [each.st_mtime_ns for each in found]
-            return Directory.of(path, [entry.name for entry in entries], sizes, times)
-        except (OSError, OverflowError):
+    def _listed_at_once(self, path: bytes) -> Directory | None:
+        """Return what the kernel finds in a directory; None where it is out of the ordinary."""
+        if self._kernel is None:
             return None
+        place = self._place(os.path.join(self.settings.root, path))
+        found: tuple[bytes, bytes, bytes] | None = self._kernel.listed(place, self._formats)
+        if found is None:
+            return None
+        names, below, numbers = found
+        entered = [name for name in below.split(b"\0")[:-1] if self._is_entered(os.path.join(place, name))]
+        self.pending.extend(os.path.join(path, name) for name in reversed(entered))
+        return Directory(path, names, numbers)
 
-    def _looked_at_singly(self, path: bytes, entries: list[os.DirEntry[bytes]]) -> Directory:
-        files = list(filter(None, map(self._look, entries)))
+    def _listed_singly(self, path: bytes) -> Directory | None:
+        entries = self._listed(path)
+        if entries is None:
+            return None
+        wanted = [entry for entry in entries if self.settings.is_wanted(entry.name)]
+        files = list(filter(None, map(self._look, wanted)))
         columns = ([getattr(file, name) for file in files] for name in ("name", "size", "mtime_ns"))
         errors = tuple((place, file.error) for place, file in enumerate(files) if file.error)
         return Directory.of(path, *columns)._replace(errors=errors)
@@ -231,7 +244,7 @@ class Walk(Iterator[Directory]):
             found = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError:
             found = [entry for entry in entries if self._is_directory(path, entry)]
-        return [entry for entry in found if self._is_entered(entry)]
+        return [entry for entry in found if self._is_entered(entry.path)]
 
     def _is_directory(self, parent: bytes, entry: os.DirEntry[bytes]) -> bool:
         try:
@@ -242,21 +255,13 @@ class Walk(Iterator[Directory]):
                 self.unreadable.append((path, error.strerror or str(error)))
             return False
 
-    def _is_entered(self, entry: os.DirEntry[bytes]) -> bool:
+    def _is_entered(self, directory: bytes) -> bool:
         if not self.settings.skip and self._device is None:
             return True
-        identity = self._identity(entry)
+        identity = _identity(directory)
         if self._device is not None and identity is not None and identity[0] != self._device:
             return False
         return identity not in self.settings.skip
-
-    @staticmethod
-    def _identity(entry: os.DirEntry[bytes]) -> tuple[int, int] | None:
-        try:
-            found = entry.stat(follow_symlinks=False)
-        except OSError:
-            return None
-        return (found.st_dev, found.st_ino)
 
     def _look(self, entry: os.DirEntry[bytes]) -> Entry | None:
         try:
@@ -289,6 +294,14 @@ class Walk(Iterator[Directory]):
 
     def _leads_inside(self, path: bytes) -> bool:
         return os.path.realpath(path).startswith(os.path.join(self._real_root, b""))
+
+
+def _identity(directory: bytes) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(directory)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)
 
 
 def _device(path: bytes) -> int | None:
