@@ -93,12 +93,14 @@ def test_a_volume_that_is_no_longer_mounted_is_refused_and_its_run_stays(
     shell: Shell, tmp_path: Path
 ) -> None:
     counted(shell(MOUNT + "INFER"))
-    before = tree(last_run(tmp_path / "runs"))
+    earlier = last_run(tmp_path / "runs")
+    before = tree(earlier)
     refused = shell("INFER")
     assert refused.returncode == 6
     assert "30 of 33 known files are no longer in" in refused.stderr
     assert "mounted" in refused.stderr
-    assert [tree(run) for run in (tmp_path / "runs").glob("run_*")] == [before]
+    # What is still there may be in the refused run already: the next command goes on with it.
+    assert tree(earlier) == before
     assert counted(shell(MOUNT + "INFER"))["carried_over"] == 33
 
 

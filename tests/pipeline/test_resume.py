@@ -120,7 +120,7 @@ def test_a_stage_killed_at_any_moment(calm: Infer, undisturbed: Records, stage: 
 def test_discover_killed_at_any_moment(calm: Infer, undisturbed: Records) -> None:
     """It is quick here: the directory at which it dies is chosen, not the time."""
     for directory in (1, 2, 5, 9):
-        result = calm(die=f"after drumline.walk:Walk._entries {directory}", **SMALL_STEPS)
+        result = calm(die=f"after drumline.walk:Walk._place {directory}", **SMALL_STEPS)
         assert result.code == 10
         assert_index_whole(calm)
     finish(calm, undisturbed)
@@ -150,7 +150,7 @@ def finish(infer: Infer, undisturbed: Records) -> None:
 
 MOMENTS = [
     "after drumline.pipeline.run:make_job",
-    "before drumline.walk:Walk._entries 3",
+    "before drumline.walk:Walk._place 3",
     "before drumline.pipeline.walk:_Sender.send 1",
     "before drumline.pipeline.discover:_Dispatcher.hand_on 2",
     "before drumline.pipeline.predict:_start 2",

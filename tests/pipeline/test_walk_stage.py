@@ -87,8 +87,9 @@ def test_directories_come_one_by_one_and_the_rest_adds_up(stream: Stream) -> Non
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> WalkSettings:
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WalkSettings:
     """One of 40 directories, each with a file, a link that is not followed and a pipe."""
+    monkeypatch.chdir(tmp_path)  # for afterwards: walk changes into each directory
     for number in range(40):
         directory = tmp_path / f"{number % 8}" / f"{number:03d}"
         directory.mkdir(parents=True)
