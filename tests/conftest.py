@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,17 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def command(capfd: pytest.CaptureFixture[str]) -> CommandLine:
     """Call the command line: ``command("stats", path).code``."""
     return CommandLine(capfd)
+
+
+@pytest.fixture(scope="session")
+def kernel() -> ModuleType:
+    """The compiled kernel of spectra and coefficients."""
+    from drumline.spectra import compiled_kernel
+
+    found = compiled_kernel()
+    if found is None:
+        pytest.skip("drumline was installed without a C compiler")
+    return found
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from drumline.coefficients import CompiledCoefficients, PlainCoefficients, Written
 from drumline.features import mel_filterbank
 from drumline.frontend import FrontEnd
-from drumline.spectra import FrameFigures, compiled_kernel
+from drumline.spectra import FrameFigures
 
 FRONT_ENDS = (
     FrontEnd(),
@@ -21,14 +21,6 @@ FRONT_ENDS = (
     FrontEnd(kind="log-mel", n_mels=64),
 )
 REACHED = (1, 3, 8, 16, 17, 98)
-
-
-@pytest.fixture(scope="module")
-def kernel() -> ModuleType:
-    found = compiled_kernel()
-    if found is None:
-        pytest.skip("drumline was installed without a C compiler")
-    return found
 
 
 def figures(front_end: FrontEnd, frames: int) -> FrameFigures:

@@ -22,14 +22,6 @@ SIZES = ((2048, 512, 128), (1024, 300, 80), (4096, 1024, 128), (512, 2000, 20), 
 FRAMES = (1, 2, 15, 16, 17, 98)
 
 
-@pytest.fixture(scope="module")
-def kernel() -> ModuleType:
-    found = compiled_kernel()
-    if found is None:
-        pytest.skip("drumline was installed without a C compiler")
-    return found
-
-
 def decaying_noise(count: int) -> NDArray[np.float32]:
     noise = np.random.default_rng(0).standard_normal(count)
     return (noise * np.exp(-np.arange(count) / 8000)).astype(np.float32)

@@ -164,7 +164,8 @@ def test_walk_ends_when_it_is_far_ahead_and_loses_nothing(
 def test_a_discover_that_begins_late_does_not_end_walk(
     archive: WalkSettings, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = Slow(stream, monkeypatch, chain([0.0, 0.3], repeat(0.0)))
+    slow = Slow(stream, monkeypatch, chain([0.0, 0.6], repeat(0.0)))
+    monkeypatch.setattr(stage, "_FAR_AHEAD_SEC", 0.4)  # longer than a busy machine keeps a process waiting
     walk(archive, stream, no_lap)
     assert slow.sent > 40
     walked = Walked(archive, stream)
