@@ -154,11 +154,11 @@ class FeatureExtractor:
     def _fill(self, figures: FrameFigures, out: NDArray[np.float32]) -> None:
         """Fill `out` with coefficients, their deltas, and the waveform's own values."""
         coefficients = out[: self.front_end.coefficients]
-        _, floor, doubted = self._coefficients.write(figures, coefficients)
-        if doubted.any():
-            noisy = np.flatnonzero(doubted)
-            precise = np.maximum(self._precise_mel_db(noisy), floor)
-            self._coefficients.write_anew(precise, floor, coefficients, noisy)
+        _, floor, noisy = self._coefficients.write(figures, coefficients)
+        if noisy.any():
+            frames = np.flatnonzero(noisy)
+            precise = np.maximum(self._precise_mel_db(frames), floor)
+            self._coefficients.write_anew(precise, floor, coefficients, frames)
         for order, matrix in enumerate(self._deltas, start=1):
             out[order * len(coefficients) : (order + 1) * len(coefficients)] = coefficients @ matrix
         if self.front_end.waveform:
