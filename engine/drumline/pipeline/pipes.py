@@ -5,8 +5,8 @@ Protocol
 Whoever waits on a pipe waits on the *lifeline* too: a pipe whose only writer is the supervisor. When the
 supervisor is gone, even by SIGKILL, the wait ends with `LifelineCut` and the stage exits: no orphans.
 
-A `Stream` carries messages of any length from one process to one other, each behind its length. Its writer
-waits while the pipe is full.
+A `Stream` carries messages of any length from one process to one other, each behind its length, through
+several pipes in turn. Its writer waits while the pipe of the next message is full.
 """
 
 from __future__ import annotations
@@ -16,17 +16,25 @@ import os
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from typing import NoReturn
 
 from drumline.errors import StageError
+from drumline.machine import open_files_limit
 
 __all__ = ["Lifeline", "LifelineCut", "Pipe", "Stream", "pipe_errors"]
 
 _LENGTH_BYTES = 4
 _PIECE_BYTES = 1 << 16
 
-_STREAM_BYTES = 1 << 20
-"""What a stream's pipe holds, where that can be had: some 25,000 files that walk can be ahead."""
+_LANE_BYTES = 1 << 20
+"""What a pipe holds at most, unless one is root."""
+
+_LANES = 4
+"""Some 100,000 files that walk can be ahead, as many as it finds until discover begins."""
+
+_AMPLE_OPEN_FILES = 64
+"""Where fewer may be open, one lane must do."""
 
 
 @contextmanager
@@ -52,6 +60,13 @@ class Lifeline:
     def hold(self) -> None:
         """Keep only the end that notices (called in a stage)."""
         os.close(self.writer)
+
+    def look(self, timeout: float | None) -> None:
+        """Raise `LifelineCut` when the supervisor is gone, or goes within so many seconds; None: ever."""
+        poll = select.poll()
+        poll.register(self.reader, 0)
+        if poll.poll(None if timeout is None else timeout * 1000):
+            raise LifelineCut
 
     def close(self) -> None:
         """Close both ends (called in the supervisor, after the stages have ended)."""
@@ -99,23 +114,16 @@ class Pipe:
         self.writer = _close(self.writer)
 
 
-class Stream(Pipe):
-    """A queue of messages with one reader and one writer."""
+class _Lane(Pipe):
+    """A pipe of messages."""
 
     def __init__(self, lifeline: Lifeline) -> None:
         super().__init__(lifeline)
         self._received = bytearray()
         with suppress(AttributeError, OSError):  # Linux; others, and users with many pipes, have smaller ones
-            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _STREAM_BYTES)
+            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _LANE_BYTES)
 
     def send(self, message: bytes) -> None:
-        """Append a message; waits while the pipe is full.
-
-        Raises
-        ------
-        BrokenPipeError
-            When its reader has left.
-        """
         left = memoryview(len(message).to_bytes(_LENGTH_BYTES, "little") + message)
         while left:
             try:
@@ -124,18 +132,8 @@ class Stream(Pipe):
                 self._wait(self.writer, select.POLLOUT, None)
 
     def receive(self) -> bytes | None:
-        """Take a message, waiting for it; None at the end of the stream."""
         length = self._take(_LENGTH_BYTES)
         return None if length is None else self._take(int.from_bytes(length, "little"))
-
-    def wait_for_supervisor(self) -> NoReturn:
-        """Wait until the supervisor is gone, or kills this process: it knows what happened to the writer."""
-        while True:
-            self._wait(self._lifeline.reader, 0, None)
-
-    def look_for_supervisor(self) -> None:
-        """Raise `LifelineCut` when the supervisor is gone, as every wait does."""
-        self._wait(self._lifeline.reader, 0, 0)
 
     def _take(self, size: int) -> bytes | None:
         while len(self._received) < size:
@@ -150,6 +148,48 @@ class Stream(Pipe):
         taken = bytes(self._received[:size])
         del self._received[:size]
         return taken
+
+
+class Stream:
+    """A queue of messages with one reader and one writer.
+
+    Messages take turns between several pipes, as a single one holds too little.
+    """
+
+    def __init__(self, lifeline: Lifeline) -> None:
+        limit = open_files_limit()
+        lanes = _LANES if limit is None or limit >= _AMPLE_OPEN_FILES else 1
+        self._lanes = [_Lane(lifeline) for _ in range(lanes)]
+        self._to_send, self._to_receive = cycle(self._lanes), cycle(self._lanes)
+        self._lifeline = lifeline
+
+    def use(self, *, read: bool = False, write: bool = False) -> None:
+        """Keep only the ends that this process uses, so that the end of the stream can be seen."""
+        for lane in self._lanes:
+            lane.use(read=read, write=write)
+
+    def send(self, message: bytes) -> None:
+        """Append a message; waits while its pipe is full.
+
+        Raises
+        ------
+        BrokenPipeError
+            When its reader has left.
+        """
+        next(self._to_send).send(message)
+
+    def receive(self) -> bytes | None:
+        """Take a message, waiting for it; None at the end of the stream."""
+        return next(self._to_receive).receive()
+
+    def wait_for_supervisor(self) -> NoReturn:
+        """Wait until the supervisor is gone, or kills this process: it knows what happened to the writer."""
+        while True:
+            self._lifeline.look(None)
+
+    def look_for_supervisor(self) -> None:
+        """Raise `LifelineCut` when the supervisor is gone, as every wait does."""
+        self._lifeline.look(0)
 
 
 def _close(descriptor: int) -> int:

@@ -110,13 +110,13 @@ class Queues:
         with pipe_errors():
             return cls(lifeline, listings, *(SlotQueue(lifeline) for _ in range(4)))
 
-    def keep(self, *, reads: Sequence[Pipe] = (), writes: Sequence[Pipe] = ()) -> None:
+    def keep(self, *, reads: Sequence[Pipe | Stream] = (), writes: Sequence[Pipe | Stream] = ()) -> None:
         """Close, in a stage, every end that it does not use."""
         self.lifeline.hold()
         for queue in self._all():
             queue.use(read=queue in reads, write=queue in writes)
 
-    def _all(self) -> tuple[Pipe, ...]:
+    def _all(self) -> tuple[Pipe | Stream, ...]:
         return (self.listings, self.todo, self.ready, self.done, self.free)
 
     def close(self) -> None:

@@ -46,7 +46,7 @@ from drumline.machine import give_way
 from drumline.pipeline.assemble import assigned_labels
 from drumline.pipeline.discover import discover
 from drumline.pipeline.job import Job
-from drumline.pipeline.pipes import Pipe
+from drumline.pipeline.pipes import Pipe, Stream
 from drumline.pipeline.process import StageProcess, measured
 from drumline.pipeline.queues import Queues
 from drumline.pipeline.slots import NO_SLOT, Gauge, Kind, SlotTable, State
@@ -198,8 +198,8 @@ class _Supervisor:
         self,
         name: str,
         stage: Callable[[Job, SlotTable, Queues, Lap], None],
-        reads: tuple[Pipe, ...],
-        writes: tuple[Pipe, ...],
+        reads: tuple[Pipe | Stream, ...],
+        writes: tuple[Pipe | Stream, ...],
     ) -> None:
         def body() -> None:
             self._behave()

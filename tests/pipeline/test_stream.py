@@ -1,0 +1,118 @@
+"""A stream hands messages on in their order, of any length, and says when it ends."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drumline.pipeline import pipes
+from drumline.pipeline.pipes import Lifeline, LifelineCut, Stream
+
+SOON_SEC = 2.0
+
+
+@pytest.fixture
+def lifeline() -> Iterator[Lifeline]:
+    lifeline = Lifeline()
+    yield lifeline
+    with suppress(OSError):  # a test may have let go of it
+        lifeline.close()
+
+
+@pytest.fixture
+def stream(lifeline: Lifeline) -> Iterator[Stream]:
+    stream = Stream(lifeline)
+    yield stream
+    stream.use()
+
+
+@given(st.lists(st.binary(max_size=40), max_size=12), st.integers(0, 12))
+def test_messages_arrive_in_order_and_then_the_end(messages: list[bytes], ahead: int) -> None:
+    lifeline = Lifeline()
+    stream, received = Stream(lifeline), list[bytes | None]()
+    for place, message in enumerate(messages):
+        stream.send(message)
+        if place >= ahead:
+            received.append(stream.receive())
+    stream.use(read=True)
+    while len(received) <= len(messages):
+        received.append(stream.receive())
+    stream.use()
+    lifeline.close()
+    assert received == [*messages, None]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(0, 3 << 20), min_size=1, max_size=6))
+def test_messages_longer_than_a_pipe_holds_arrive_whole(sizes: list[int]) -> None:
+    lifeline = Lifeline()
+    stream = Stream(lifeline)
+    messages = [bytes([place]) * size for place, size in enumerate(sizes)]
+    sender = threading.Thread(target=lambda: [stream.send(message) for message in messages], daemon=True)
+    sender.start()
+    received = [stream.receive() for _ in messages]
+    sender.join(SOON_SEC)
+    stream.use()
+    lifeline.close()
+    assert received == messages
+
+
+def test_a_writer_goes_on_until_all_pipes_are_full(stream: Stream) -> None:
+    """As far as walk is ahead before discover begins."""
+    sent = 0
+
+    def send() -> None:
+        nonlocal sent
+        with suppress(BrokenPipeError):
+            while True:
+                stream.send(bytes(32 << 10))
+                sent += 1
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    for _ in range(200):
+        before = sent
+        time.sleep(0.02)
+        if sent == before and sent:
+            break
+    one = pipe_bytes()
+    assert sent * (32 << 10) > 2 * one
+    stream.use(write=True)
+    sender.join(SOON_SEC)
+    assert not sender.is_alive()
+
+
+def pipe_bytes() -> int:
+    """Return what a pipe of a stream holds here: less where a user has many pipes already."""
+    lifeline = Lifeline()
+    stream = Stream(lifeline)
+    size = pipes.fcntl.fcntl(stream._lanes[0].writer, pipes.fcntl.F_GETPIPE_SZ)
+    stream.use()
+    lifeline.close()
+    return size
+
+
+def test_a_reader_that_waits_is_told_that_the_supervisor_is_gone(stream: Stream, lifeline: Lifeline) -> None:
+    lifeline.hold()
+    began = time.monotonic()
+    for wait in (stream.receive, stream.wait_for_supervisor, stream.look_for_supervisor):
+        with pytest.raises(LifelineCut):
+            wait()
+    assert time.monotonic() - began < SOON_SEC
+
+
+def test_where_few_files_may_be_open_a_stream_needs_two(
+    lifeline: Lifeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipes, "open_files_limit", lambda: 24)
+    before = len(os.listdir("/dev/fd"))
+    stream = Stream(lifeline)
+    assert len(os.listdir("/dev/fd")) - before == 2
+    stream.use()
