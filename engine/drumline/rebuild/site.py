@@ -27,6 +27,9 @@ from drumline.rebuild.tree import STAGING, Sources, Tree
 
 __all__ = ["Site", "open_site"]
 
+_REMEMBERED = 20_000
+"""Directories; of more, it is asked again what they are."""
+
 
 class Site:
     """The tree of a plan, opened for work; made by `open_site`.
@@ -49,7 +52,7 @@ class Site:
         self._mode = plan.settings.copy_mode
         self.removals = Removals(tree, log)
         self._plan, self._store = plan, plan.store
-        self._known_folder = b""
+        self._folders: dict[bytes, bool] = {}  # directories looked at: whether each is new
         self._staged: dict[bytes, Made] = {}
         self._left_staged: set[bytes] = set()
 
@@ -98,11 +101,12 @@ class Site:
         """Put on disk what is about to appear, each directory before what is in it."""
         mode, absolute = self._mode, self.sources.absolute
         lines: list[bytes] = []
+        if len(self._folders) > _REMEMBERED:
+            self._folders.clear()
         for action in actions:
             folder = action.target.rpartition(b"/")[0]
-            if folder != self._known_folder:
+            if folder not in self._folders:
                 lines += self._folder_lines(folder)
-                self._known_folder = folder
             lines.append(make_line(action, mode, absolute(action)))
         self._store.flush()
         self.log.append(lines)
@@ -137,15 +141,18 @@ class Site:
         return self._store.has_made_at(target)
 
     def _folder_lines(self, folder: bytes) -> list[bytes]:
-        new: list[bytes] = []
-        while folder and self._is_new(folder):
-            new.append(folder)
+        unseen, lines = list[bytes](), list[bytes]()
+        while folder and folder not in self._folders:
+            unseen.append(folder)
             folder = folder.rpartition(b"/")[0]
-        new.reverse()
-        for folder in new:
-            self._store.note_folder(folder)
-        self._store.flush()
-        return [path_line("dir", folder) for folder in new]
+        is_new = self._folders.get(folder, False)
+        for folder in reversed(unseen):
+            is_new = is_new or self._is_new(folder)  # in a new directory, nothing is looked for
+            self._folders[folder] = is_new
+            if is_new:
+                self._store.note_folder(folder)
+                lines.append(path_line("dir", folder))
+        return lines
 
     def _is_new(self, folder: bytes) -> bool:
         if self._store.is_our_folder(folder):
@@ -168,7 +175,7 @@ class Site:
             if self.tree.rmdir(folder):
                 self._store.note_removed(folder)
                 self.removals.add(folder)
-        self._known_folder = b""
+        self._folders.clear()
 
     def remove_empty_folders(self) -> None:
         """Remove directories of ours that became empty, and note all removals."""
@@ -179,7 +186,7 @@ class Site:
                 self.removals.add(folder)
         self.removals.flush()
         self.tree.forget()
-        self._known_folder = b""
+        self._folders.clear()
 
 
 @contextmanager
