@@ -33,7 +33,7 @@ docs: $(VENV)/.demo  ## Write docs/cli.md anew from the commands' own help.
 	$(BIN)/python -m drumline.cli.reference docs/cli.md
 
 model: $(VENV)/.dev  ## Train, convert, calibrate and measure the default bundle from scratch.
-	$(BIN)/python -m drumline train model --corpus "$(CORPUS)" --out models/mfcc-cnn --version 0.2.0
+	$(BIN)/python -m drumline train model --corpus "$(CORPUS)" --out models/mfcc-cnn --version 0.3.0
 
 bench: $(VENV)/.dev $(PEERS)  ## Measure speed and memory against peers, in about ten minutes: bench/REPORT.md
 	PYTHONPATH=build/peers DRUMLINE_CORPUS="$(CORPUS)" $(BIN)/python -m bench.run

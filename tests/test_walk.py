@@ -260,7 +260,9 @@ NAMES = st.one_of(
     st.binary(min_size=1, max_size=9).map(lambda name: name.translate(None, b"\0/") or b"x"),
     st.sampled_from([b"wav", b"._a.wav", b".wav", b"a.wav.", b"a.WAV", b"a.fLaC", b"\xff.wav", b"a.wave"]),
 )
-KINDS = st.sampled_from(["file", "file", "file", "directory", "link", "dangling", "pipe", "old", "far"])
+KINDS = st.sampled_from(
+    [*3 * ["file"], "directory", "link", "dangling", "pipe", "old", "far", "before", "late"]
+)
 
 
 @settings(
@@ -299,7 +301,7 @@ def make(path: bytes, kind: str, size: int) -> None:
         with open(path, "wb") as stream:
             stream.write(bytes(size))
         if kind != "file":
-            seconds = -(2**31) if kind == "old" else 2**33 + 5
+            seconds = {"old": -(2**31), "far": 2**33 + 5, "before": -(10**10), "late": 10**10}[kind]
             os.utime(path, ns=(0, seconds * 10**9 + 123_456_789))
 
 

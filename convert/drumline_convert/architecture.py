@@ -80,11 +80,11 @@ class Architecture:
     """
 
     kind: Kind = "cnn"
-    bands: int = 64
+    bands: int = 48
     attack: int = 32
-    decay_step: int = 1
+    decay_step: int = 2
     stem: int = 16
-    widths: tuple[int, ...] = (16, 48, 96)
+    widths: tuple[int, ...] = (16, 48, 64)
     squeeze: int = 0
     pooling: Pooling = "average+max"
     heads: Heads = "fine"

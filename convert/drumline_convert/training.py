@@ -70,8 +70,8 @@ class TrainingSettings:
     doubt: DoubtSettings = field(default_factory=DoubtSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     loss: LossSettings = field(default_factory=LossSettings)
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    spectral: SpectralSettings = field(default_factory=SpectralSettings)
+    sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(balance="class", mixup=0.2))
+    spectral: SpectralSettings = field(default_factory=lambda: SpectralSettings(equaliser_db=3.0))
 
     def __post_init__(self) -> None:
         if (

@@ -95,7 +95,10 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
 def test_the_shipped_sweeps_try_settings_that_there_are(name: str) -> None:
     path = Path(recipe.__file__).with_name(name)
     sweep = read_sweep(path)
-    base = with_values(SETTINGS, parse_assignments(re.findall(r"--set '?([^\s']+)", path.read_text())))
+    text = path.read_text()
+    (named,) = re.findall(r"--recipe \S+/(\S+)", text)
+    plain = with_values(SETTINGS, read_recipe(path.with_name(named)))
+    base = with_values(plain, parse_assignments(re.findall(r"--set '?([^\s']+)", text)))
     assert base.architecture.bands == 48
     assert sweep.trials[0] == {}
     made = [with_values(base, values) for values in sweep.trials]

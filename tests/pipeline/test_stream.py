@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -65,38 +67,40 @@ def test_messages_longer_than_a_pipe_holds_arrive_whole(sizes: list[int]) -> Non
 
 
 def test_a_writer_goes_on_until_all_pipes_are_full(stream: Stream) -> None:
-    """As far as walk is ahead before discover begins."""
-    sent = 0
+    """As far as walk is ahead before discover begins: further than one pipe holds."""
+    message, sent = bytes(1 << 10), 0
 
     def send() -> None:
         nonlocal sent
         with suppress(BrokenPipeError):
             while True:
-                stream.send(bytes(32 << 10))
+                stream.send(message)
                 sent += 1
 
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
-    for _ in range(200):
-        before = sent
-        time.sleep(0.02)
-        if sent == before and sent:
-            break
-    one = pipe_bytes()
-    assert sent * (32 << 10) > 2 * one
+    wanted, deadline = 2 * lane_bytes(stream), time.monotonic() + SOON_SEC
+    while sent * len(message) < wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sent * len(message) >= wanted
     stream.use(write=True)
     sender.join(SOON_SEC)
     assert not sender.is_alive()
 
 
-def pipe_bytes() -> int:
-    """Return what a pipe of a stream holds here: less where a user has many pipes already."""
-    lifeline = Lifeline()
-    stream = Stream(lifeline)
-    size = pipes.fcntl.fcntl(stream._lanes[0].writer, pipes.fcntl.F_GETPIPE_SZ)
-    stream.use()
-    lifeline.close()
-    return size
+def lane_bytes(stream: Stream) -> int:
+    """Return what one of a stream's pipes holds here: less where a user has many pipes already."""
+    writer = stream._lanes[0].writer
+    return fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) if hasattr(fcntl, "F_GETPIPE_SZ") else select.PIPE_BUF
+
+
+def test_of_a_writer_that_is_killed_inside_a_message_the_whole_ones_arrive(stream: Stream) -> None:
+    stream.send(b"whole")
+    lane = stream._lanes[1]
+    os.write(lane.writer, (8).to_bytes(4, "little") + b"half")
+    stream.use(read=True)
+    assert stream.receive() == b"whole"
+    assert stream.receive() is None
 
 
 def test_a_reader_that_waits_is_told_that_the_supervisor_is_gone(stream: Stream, lifeline: Lifeline) -> None:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import orjson
 import pytest
 
 from drumline.errors import OutputError
-from drumline.rebuild import undo
+from drumline.rebuild import execute, place, site, undo
+from drumline.rebuild.tree import Tree
 from tests.rebuild.archives import Archive, snapshot
 
 MODES = pytest.mark.parametrize("mode", ["copy", "hardlink", "symlink", "none"])
@@ -163,3 +165,56 @@ def test_what_somebody_put_into_the_tree_is_counted_and_named(drums: Archive, dr
     summary = undo(drums.out, dry_run=dry_run)
     assert summary.others == 2
     assert set(summary.kept) == {("Kick/mine.txt", "not made by rebuild"), ("Mine", "not made by rebuild")}
+
+
+def test_a_directory_that_stood_in_the_way_of_a_file_is_still_known(archive: Archive) -> None:
+    archive.add(b"x.wav/1.wav")
+    archive.rebuild()
+    content = (archive.out / "Kick/x.wav/1.wav").read_bytes()
+    archive.records.clear()
+    os.remove(archive.path(b"x.wav/1.wav"))
+    os.rmdir(archive.path(b"x.wav"))
+    archive.add(b"x.wav")
+    archive.add(b"kept.wav", content=content)
+    theirs = archive.out / "Kick/x.wav/theirs.txt"
+    with archive.plan(drop_last_copies=True) as plan:
+        theirs.write_text("put there between plan and execution")
+        assert execute(plan).counts["occupied"] == 1
+    theirs.unlink()
+    assert undo(archive.out).kept == ()
+    assert not archive.out.exists()
+
+
+def test_directories_that_are_one_where_case_does_not_count_go_too(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmdir = Tree.rmdir
+    archive.add(b"a/sub/y.wav")
+    archive.add(b"A/other/z.wav")
+    archive.rebuild()
+
+    def rmdir_of_one(tree: Tree, target: bytes) -> bool:
+        return not (target == b"Kick/a" and (archive.out / "Kick/A/other").exists()) and rmdir(tree, target)
+
+    monkeypatch.setattr(Tree, "rmdir", rmdir_of_one)
+    undone = undo(archive.out)
+    assert (undone.kept, undone.directories) == ((), 6)
+    assert not archive.out.exists()
+
+
+@pytest.mark.parametrize("remembered", [0, 1, 3])
+def test_directories_are_announced_whatever_is_remembered_of_them(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, remembered: int
+) -> None:
+    monkeypatch.setattr(site, "_REMEMBERED", remembered)
+    monkeypatch.setattr(place.Copies, "batch_files", 2)
+    for path in (b"a/b/1.wav", b"a/b/2.wav", b"A/b/3.wav", b"a/B/4.wav", b"a/b/c/5.wav", b"d/6.wav"):
+        archive.add(path)
+    archive.rebuild()
+    lines = [orjson.loads(line) for line in (archive.out / "_mapping.jsonl").read_bytes().splitlines()]
+    told = [line["target"] for line in lines if line["action"] == "dir"]
+    stand = [path.relative_to(archive.out) for path in archive.out.rglob("*") if path.is_dir()]
+    assert len(told) == len(set(told))
+    assert set(map(str, stand)) <= set(told)
+    assert undo(archive.out).kept == ()
+    assert not archive.out.exists()

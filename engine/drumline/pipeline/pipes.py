@@ -15,7 +15,7 @@ import fcntl
 import os
 import select
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle
 from typing import NoReturn
 
@@ -28,7 +28,10 @@ _LENGTH_BYTES = 4
 _PIECE_BYTES = 1 << 16
 
 _LANE_BYTES = 1 << 20
-"""What a pipe holds at most, unless one is root."""
+"""What is asked for, the most that anybody but root is given; a user of many pipes is given less."""
+
+_GONE = select.POLLIN
+"""What a lifeline is watched for: nothing is ever written to it, and macOS tells no hang-up unasked."""
 
 _LANES = 4
 """Some 100,000 files that walk can be ahead, as many as it finds until discover begins."""
@@ -59,19 +62,18 @@ class Lifeline:
 
     def hold(self) -> None:
         """Keep only the end that notices (called in a stage)."""
-        os.close(self.writer)
+        self.writer = _close(self.writer)
 
     def look(self, timeout: float | None) -> None:
-        """Raise `LifelineCut` when the supervisor is gone, or goes within so many seconds; None: ever."""
+        """Raise `LifelineCut` when the supervisor is gone, or goes within `timeout` seconds; None: ever."""
         poll = select.poll()
-        poll.register(self.reader, 0)
+        poll.register(self.reader, _GONE)
         if poll.poll(None if timeout is None else timeout * 1000):
             raise LifelineCut
 
     def close(self) -> None:
         """Close both ends (called in the supervisor, after the stages have ended)."""
-        os.close(self.reader)
-        os.close(self.writer)
+        self.reader, self.writer = _close(self.reader), _close(self.writer)
 
 
 class Pipe:
@@ -92,7 +94,7 @@ class Pipe:
     def _wait(self, descriptor: int, event: int, timeout: float | None) -> bool:
         poll = select.poll()
         poll.register(descriptor, event)
-        poll.register(self._lifeline.reader, 0)
+        poll.register(self._lifeline.reader, _GONE)
         ready = dict(poll.poll(None if timeout is None else timeout * 1000))
         if self._lifeline.reader in ready:
             raise LifelineCut
@@ -159,7 +161,11 @@ class Stream:
     def __init__(self, lifeline: Lifeline) -> None:
         limit = open_files_limit()
         lanes = _LANES if limit is None or limit >= _AMPLE_OPEN_FILES else 1
-        self._lanes = [_Lane(lifeline) for _ in range(lanes)]
+        self._lanes: list[_Lane] = []
+        with ExitStack() as on_error:
+            on_error.callback(self.use)
+            self._lanes.extend(_Lane(lifeline) for _ in range(lanes))
+            on_error.pop_all()
         self._to_send, self._to_receive = cycle(self._lanes), cycle(self._lanes)
         self._lifeline = lifeline
 

@@ -96,15 +96,21 @@ class StageProcess:
     def start(cls, name: str, body: Callable[[], None], reports: Reports) -> StageProcess:
         """Fork a process that runs `body` and exits."""
         gc.freeze()  # the collector must not touch, and so copy, the pages that are shared
-        supervisor = os.getpid()
+        supervisor, process = os.getpid(), None
         try:
             with _requests_held():
                 pid = os.fork()
                 if pid == 0:
                     _run(name, body, reports, supervisor)
-                return cls(name, pid)
+                process = cls(name, pid)
         except OSError as error:
             raise StageError(f"cannot start the {name} stage: {error.strerror}", _FORK_WAY_OUT) from error
+        except BaseException:  # Ctrl-C, held until now: nobody else knows the process yet
+            if process:
+                process.end()
+            raise
+        else:
+            return process
         finally:
             gc.unfreeze()
 
@@ -121,6 +127,11 @@ class StageProcess:
         """Kill the process, if it still runs."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill the process, and wait until it has ended."""
+        self.kill()
+        self.wait()
 
     def wait(self) -> None:
         """Wait until the process has ended, but not for ever: what hangs in the kernel cannot be ended."""

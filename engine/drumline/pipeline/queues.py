@@ -110,6 +110,11 @@ class Queues:
         with pipe_errors():
             return cls(lifeline, listings, *(SlotQueue(lifeline) for _ in range(4)))
 
+    @property
+    def capacity(self) -> int:
+        """How many numbers each of the queues of slots holds."""
+        return min(queue.capacity for queue in (self.todo, self.ready, self.done, self.free))
+
     def keep(self, *, reads: Sequence[Pipe | Stream] = (), writes: Sequence[Pipe | Stream] = ()) -> None:
         """Close, in a stage, every end that it does not use."""
         self.lifeline.hold()

@@ -135,7 +135,7 @@ class _Supervisor:
         self._queues, self._reports = Queues.create(walking.lifeline, walking.listings), walking.reports
         # Two batches under way, one being gathered, and for each worker a chunk at hand and one waiting.
         wanted = 3 * settings.batch_size + 32 * self._workers_wanted + 64
-        self._slots_wanted = min(wanted, self._queues.free.capacity)
+        self._slots_wanted = min(wanted, self._queues.capacity)
         row, labels = job.bundle.row_shape, len(job.bundle.labels)
         affordable = memory.affordable_slots(memory.read_memory(), SlotTable.slot_bytes(row, labels))
         slots = min(self._slots_wanted, affordable)
@@ -461,8 +461,7 @@ class _Supervisor:
     def close(self) -> None:
         """Leave no process and no open pipe behind."""
         for process in (*self._stages.values(), *self._workers.values()):
-            process.kill()
-            process.wait()
+            process.end()
         self._queues.close()
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -275,27 +275,26 @@ def walking(settings: InferSettings, profile: Profile | None) -> Iterator[Walkin
         When it cannot be started, or so few files may be open that a run could not go on.
     """
     _check_open_files()
-    with pipe_errors():
-        lifeline, reports = Lifeline(), Reports()
-        listings = Stream(lifeline)
+    with ExitStack() as opened:
+        with pipe_errors():
+            lifeline = Lifeline()
+            opened.callback(lifeline.close)
+            reports = Reports()
+            opened.callback(reports.close)
+            listings = Stream(lifeline)
+            opened.callback(listings.use)
 
-    def body() -> None:
-        if settings.nice:
-            give_way()
-        lifeline.hold()
-        listings.use(write=True)
-        with measured(profile, "walk") as lap:
-            walk(walk_settings(settings), listings, lap)
+        def body() -> None:
+            if settings.nice:
+                give_way()
+            lifeline.hold()
+            listings.use(write=True)
+            with measured(profile, "walk") as lap:
+                walk(walk_settings(settings), listings, lap)
 
-    process = StageProcess.start("walk", body, reports)
-    try:
+        process = StageProcess.start("walk", body, reports)
+        opened.callback(process.end)
         yield Walking(process, reports, lifeline, listings)
-    finally:
-        process.kill()
-        process.wait()
-        listings.use()
-        lifeline.close()
-        reports.close()
 
 
 def _check_open_files() -> None:

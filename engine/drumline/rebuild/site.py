@@ -52,7 +52,8 @@ class Site:
         self._mode = plan.settings.copy_mode
         self.removals = Removals(tree, log)
         self._plan, self._store = plan, plan.store
-        self._folders: dict[bytes, bool] = {}  # directories looked at: whether each is new
+        # Directories that were looked at: whether each was new then, so is made by this execution.
+        self._folders: dict[bytes, bool] = {}
         self._staged: dict[bytes, Made] = {}
         self._left_staged: set[bytes] = set()
 
@@ -101,8 +102,7 @@ class Site:
         """Put on disk what is about to appear, each directory before what is in it."""
         mode, absolute = self._mode, self.sources.absolute
         lines: list[bytes] = []
-        if len(self._folders) > _REMEMBERED:
-            self._folders.clear()
+        self._forget_folders()
         for action in actions:
             folder = action.target.rpartition(b"/")[0]
             if folder not in self._folders:
@@ -110,6 +110,11 @@ class Site:
             lines.append(make_line(action, mode, absolute(action)))
         self._store.flush()
         self.log.append(lines)
+
+    def _forget_folders(self) -> None:
+        """Forget directories that were there, as their owner may have removed them; of too many, all."""
+        few = len(self._folders) <= _REMEMBERED
+        self._folders = {folder: True for folder, is_new in self._folders.items() if is_new and few}
 
     def announce_staged(self, staged: Sequence[Staged]) -> None:
         """Put on disk what stands in the staging directory: what it is to replace may then go."""
@@ -164,7 +169,12 @@ class Site:
 
     def disown(self, failures: Sequence[Failure]) -> None:
         """Note that what was announced did not come."""
-        self.log.append([path_line("removed", failure.action.target) for failure in failures])
+        lines = list[bytes]()
+        for target in (failure.action.target for failure in failures):
+            lines.append(path_line("removed", target))
+            if self._store.is_our_folder(target):
+                lines.append(path_line("dir", target))  # it stands in the way, and the line before unsays it
+        self.log.append(lines)
 
     def remove_folders_within(self, directory: bytes) -> None:
         """Remove an empty directory of ours, and empty ones below, so that its name is free."""

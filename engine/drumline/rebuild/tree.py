@@ -127,13 +127,16 @@ class Indexed(Protocol):
     """A file as it was indexed: its path in the archive, in exact bytes, its size and its time."""
 
     @property
-    def source(self) -> bytes: ...
+    def source(self) -> bytes:
+        """Its path in the archive, exact bytes."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """In bytes."""
 
     @property
-    def mtime_ns(self) -> int: ...
+    def mtime_ns(self) -> int:
+        """Modification time, ns."""
 
 
 class Sources(Directories):

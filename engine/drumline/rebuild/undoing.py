@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,13 +206,24 @@ class _Undo:
         with suppress(Refused):
             self._tree.clear_staging(self._store.has_made_at)
         self._tree.forget()
-        for folder in self._store.folders_bottom_up():
+        stayed = self._not_removed(self._store.folders_bottom_up(), removals)
+        # Where case does not count, `a` stays before `A/other` goes, which is in it.
+        while len(left := self._not_removed(stayed, removals)) < len(stayed):
+            stayed = left
+        self._tree.forget()
+        for folder in left:
+            self._others(folder)
+
+    def _not_removed(self, folders: Iterable[bytes], removals: Removals) -> list[bytes]:
+        """Remove directories that are empty; return those that are not."""
+        stayed = list[bytes]()
+        for folder in folders:
             if self._tree.rmdir(folder):
                 self._counts["directories"] += 1
                 removals.add(folder)
             else:
-                self._others(folder)
-        self._tree.forget()
+                stayed.append(folder)
+        return stayed
 
     def _others(self, folder: bytes) -> None:
         """Name what rebuild did not make in one of its directories."""
