@@ -29,7 +29,7 @@ from drumline.content import hasher
 from drumline.decide import DecisionSettings, decide
 from drumline.features import FeatureExtractor, mel_filterbank
 from drumline.frontend import FrontEnd
-from drumline.index import FRAME_LINES, Codec
+from drumline.index import FRAME_LINES, Codec, Written
 from drumline.inference import open_session
 from drumline.pipeline.queues import Lifeline, SlotQueue
 from drumline.pipeline.slots import SlotTable, State
@@ -73,7 +73,7 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
         scope = cache.scope(b"/archive", "key")
         run = cache.add_run(scope, "run", "key")
         rows = [FileRow(b"pack", name, 1000, n, f"{n:016x}", 0, n) for n, name in enumerate(NAMES)]
-        cache.add_frame(scope, run, 0, 1, 0, Tally(), rows)
+        cache.add_frame(scope, run, Written(0, 1, b""), 0, Tally(), rows)
     yield cache
     cache.close()
 

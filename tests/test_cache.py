@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from drumline.cache import Cache, Failure, FileRow, FrameRow, KnownFile, Split, digest_of
 from drumline.cache_file import Mode, cache_way_out
 from drumline.errors import OutputError
+from drumline.index import Written
 from drumline.tally import Tally
 from drumline.walk import Directory
 from tests.making import make_record, paths, records
@@ -37,7 +38,7 @@ def row(path: bytes, line: int, digest: str | None = None, size: int = 1) -> Fil
 
 def add(cache: Cache, scope: int, run: int, *rows: FileRow, offset: int = 0, failed: int = 0) -> int:
     tally = Tally(records=len(rows), failed=failed, size=sum(each.size for each in rows))
-    return cache.add_frame(scope, run, offset, 10, 0, tally, rows)
+    return cache.add_frame(scope, run, Written(offset, 10, b""), 0, tally, rows)
 
 
 def known(cache: Cache, scope: int) -> dict[bytes, KnownFile]:
@@ -98,7 +99,7 @@ def test_tallies_add_up_over_frames(tmp_path_factory: pytest.TempPathFactory, fo
         scope = cache.scope(ARCHIVE, KEY)
         run = cache.add_run(scope, "run", "decisions")
         for number, record in enumerate(found):
-            cache.add_frame(scope, run, number, 1, number % 2, Tally.of([record]), [])
+            cache.add_frame(scope, run, Written(number, 1, b""), number % 2, Tally.of([record]), [])
     total, carried = cache.tally(run)
     expected = Tally.of(found)
     assert (total.records, total.failed, total.size) == (expected.records, expected.failed, expected.size)
@@ -157,7 +158,7 @@ def test_a_frame_that_is_carried_over_lies_in_the_other_run(cache: Cache) -> Non
     found = cache.frame(frame)
     assert found is not None
     assert found[0] == (frame, new, 77, 10, 3, None)
-    assert found[1] == "new"
+    assert found[1:] == (b"", "new")
     assert cache.count_run_files(old) == 0
     total, carried = cache.tally(new)
     assert (total.records, total.failed, carried) == (3, 1, 2)
@@ -175,7 +176,7 @@ def test_a_frame_that_is_split_leaves_the_rows_that_no_longer_hold_where_they_we
         assert before is not None
         left = cache.frame_tally(frame).without(Tally(records=len(dropped), size=len(dropped)))
         with cache.transaction():
-            cache.split_frame(scope, run, Split(before[0], kept, 70 + run, 7, left, dropped))
+            cache.split_frame(scope, run, Split(before[0], kept, Written(70 + run, 7, b""), left, dropped))
     places = {}
     for line in range(len(names)):
         twin = cache.twin(f"{line:016x}", KEY)
@@ -294,7 +295,7 @@ def test_a_frame_that_is_split_breaks_the_seals_of_what_was_left_out(cache: Cach
     assert found is not None
     with cache.transaction():
         left = cache.frame_tally(frame).without(Tally(records=1, size=1))
-        cache.split_frame(scope, new, Split(found[0], 0b01, 70, 7, left, [b"b/2.wav"]))
+        cache.split_frame(scope, new, Split(found[0], 0b01, Written(70, 7, b""), left, [b"b/2.wav"]))
     assert sealed(cache, scope) == {b"a"}
 
 
@@ -316,7 +317,7 @@ def test_what_nobody_points_to_is_dropped(cache: Cache) -> None:
         old, older, new = (cache.add_run(scope, name, "d") for name in ("old", "older", "new"))
         kept = add(cache, scope, old, row(b"a", 0), row(b"b", 1))
         add(cache, scope, older, row(b"c", 0))
-        empty = cache.add_frame(scope, new, 0, 1, 0, Tally(), [])
+        empty = cache.add_frame(scope, new, Written(0, 1, b""), 0, Tally(), [])
         last = add(cache, scope, new, row(b"b", 0), row(b"c", 1))
         cache.drop_unused(scope, new)
     assert set(cache.frames(scope)) == {kept, empty, last}
@@ -466,7 +467,9 @@ def test_a_prediction_is_known_by_its_inference_key_and_a_failure_is_none(tmp_pa
         scopes = {key: cache.scope(b"/archive", key) for key in ("failed", "sound")}
         for key, scope in scopes.items():
             run = cache.add_run(scope, key, "decision")
-            cache.add_frame(scope, run, 0, 1, 0, Tally(records=2, failed=2 if key == "failed" else 1), ())
+            cache.add_frame(
+                scope, run, Written(0, 1, b""), 0, Tally(records=2, failed=2 if key == "failed" else 1), ()
+            )
         assert cache.has_prediction("sound")
         assert not cache.has_prediction("failed")
         assert not cache.has_prediction("never used")

@@ -22,6 +22,7 @@ from drumline.index import (
     MAX_LINE_BYTES,
     Codec,
     IndexAppender,
+    Written,
     codec_of,
     measured_frames,
     parse_records,
@@ -265,8 +266,8 @@ def test_a_frame_that_was_half_written_is_overwritten_by_the_next(tmp_path: Path
         frame = appender.codec.compress(lines)
         with no_file_beyond(len(frame) // 2), pytest.raises(OutputError):
             appender.append(frame)
-        assert appender.append(frame) == 0
-        assert appender.append(frame) == len(frame)
+        assert appender.append(frame) == Written.of(frame, 0)
+        assert appender.append(frame) == Written.of(frame, len(frame))
     assert list(read_index(path)) == [RECORDS[0]] * 2
 
 

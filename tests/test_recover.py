@@ -15,7 +15,7 @@ import pytest
 from drumline import recover
 from drumline.cache import Cache, FileRow
 from drumline.errors import OutputError
-from drumline.index import Frame
+from drumline.index import Frame, Written
 from drumline.recover import open_cache, rebuild_cache
 from drumline.tally import Tally
 from tests.making import make_record, make_run
@@ -33,7 +33,9 @@ def fill(cache: Cache, _runs_root: Path) -> None:
         ]
         with cache.transaction():
             scope = cache.scope(b"/archive %d" % frame, "key")
-            cache.add_frame(scope, cache.add_run(scope, f"run {frame}", "key"), 0, 1, 0, Tally(), rows)
+            cache.add_frame(
+                scope, cache.add_run(scope, f"run {frame}", "key"), Written(0, 1, b""), 0, Tally(), rows
+            )
 
 
 @pytest.mark.parametrize("megabytes", [1, 10, 12, 13, 30])

@@ -34,7 +34,7 @@ import xxhash
 from drumline.cache_file import CACHE_SCHEMA, Mode, check_schema, connect, row_errors, wrong_row
 from drumline.durable import output_errors
 from drumline.failpoints import step
-from drumline.index import FRAME_LINES
+from drumline.index import FRAME_LINES, Written
 from drumline.records import TRANSIENT_ERRORS, WORKER_ERRORS, Record, relative_path
 from drumline.tally import Tally
 from drumline.walk import Directory
@@ -185,7 +185,7 @@ class Split(NamedTuple):
         As it lies in the earlier run.
     kept
         The lines that still hold, as a bit mask.
-    offset, length
+    written
         Where they lie in the new run.
     tally
         What can be counted about them.
@@ -195,8 +195,7 @@ class Split(NamedTuple):
 
     frame: FrameRow
     kept: int
-    offset: int
-    length: int
+    written: Written
     tally: Tally
     dropped: list[bytes]
 
@@ -345,14 +344,14 @@ class Cache:
         )
         return {row[0]: FrameRow(*row) for row in self._db.execute(sql, (scope,))}
 
-    def frame(self, frame: int) -> tuple[FrameRow, str] | None:
-        """Return a frame and the name of its run."""
+    def frame(self, frame: int) -> tuple[FrameRow, bytes, str] | None:
+        """Return a frame, the digest of its bytes, and the name of its run."""
         sql = (
-            "SELECT f.id, f.run, f.offset, f.length, f.lines, f.kept, r.name "
+            "SELECT f.id, f.run, f.offset, f.length, f.lines, f.kept, f.digest, r.name "
             "FROM frame f JOIN run r ON r.id = f.run WHERE f.id = ?"
         )
         row = self._db.execute(sql, (frame,)).fetchone()
-        return (FrameRow(*row[:6]), row[6]) if row else None
+        return (FrameRow(*row[:6]), row[6], row[7]) if row else None
 
     def frame_tally(self, frame: int) -> Tally:
         """Return the tally of one frame."""
@@ -450,17 +449,16 @@ class Cache:
         self,
         scope: int,
         run: int,
-        offset: int,
-        length: int,
+        written: Written,
         carried: int,
         tally: Tally,
         rows: Iterable[FileRow],
     ) -> int:
         """Store a frame and the rows of its lines; rows of the same files elsewhere are replaced."""
-        columns = "run, offset, length, lines, failed, carried, tally"
+        columns = "run, offset, length, digest, lines, failed, carried, tally"
         blob = orjson.dumps(tally.to_json())
-        values = (run, offset, length, tally.records, tally.failed, carried, blob)
-        sql = f"INSERT INTO frame ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        values = (run, *written, tally.records, tally.failed, carried, blob)
+        sql = f"INSERT INTO frame ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         frame = int(self._db.execute(sql, values).lastrowid or 0)
         self._db.executemany(
             "INSERT OR REPLACE INTO file (directory, name, size, mtime_ns, hash, failed, frame, line) "
@@ -482,7 +480,7 @@ class Cache:
         What those rows point to stays where it was, until they are replaced or forgotten.
         """
         number, lines, failed = split.frame.id, split.tally.records, split.tally.failed
-        columns = "run, offset, length, lines, failed, carried, tally, kept"
+        columns = "run, offset, length, digest, lines, failed, carried, tally, kept"
         copied = f"INSERT INTO frame ({columns}) SELECT {columns} FROM frame WHERE id = ?"
         rest = self._db.execute(copied, (number,)).lastrowid
         self._db.executemany(
@@ -493,10 +491,10 @@ class Cache:
             ),
         )
         self._db.execute(
-            "UPDATE frame SET run = ?, offset = ?, length = ?, lines = ?, failed = ?, carried = ?, "
-            "tally = ?, kept = ? WHERE id = ?",
+            "UPDATE frame SET run = ?, offset = ?, length = ?, digest = ?, lines = ?, failed = ?, "
+            "carried = ?, tally = ?, kept = ? WHERE id = ?",
             (
-                *(run, split.offset, split.length, lines, failed, lines - failed),
+                *(run, *split.written, lines, failed, lines - failed),
                 *(orjson.dumps(split.tally.to_json()), _bytes_of(split.kept), number),
             ),
         )

@@ -34,7 +34,7 @@ __all__ = [
     "wrong_row",
 ]
 
-_CACHE_VERSION: Final = 5
+_CACHE_VERSION: Final = 6
 
 Mode = Literal["write", "read", "look", "build"]
 """``write`` and ``read`` are for the processes of a run. ``look`` reads from outside: where nobody writes, no
@@ -66,8 +66,8 @@ CREATE TABLE IF NOT EXISTS run (
     valid INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS frame (
     id INTEGER PRIMARY KEY, run INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
-    lines INTEGER NOT NULL, failed INTEGER NOT NULL, carried INTEGER NOT NULL, tally BLOB NOT NULL,
-    kept BLOB);
+    digest BLOB NOT NULL, lines INTEGER NOT NULL, failed INTEGER NOT NULL, carried INTEGER NOT NULL,
+    tally BLOB NOT NULL, kept BLOB);
 CREATE TABLE IF NOT EXISTS directory (
     id INTEGER PRIMARY KEY, scope INTEGER NOT NULL, path BLOB NOT NULL, UNIQUE (scope, path));
 CREATE TABLE IF NOT EXISTS file (

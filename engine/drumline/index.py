@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, NamedTuple, Protocol, get_args
 
 import orjson
+import xxhash
 import zstandard
 
 from drumline.durable import new_file, output_errors, sync_directory, way_out_of
@@ -40,6 +41,7 @@ __all__ = [
     "FrameError",
     "IndexAppender",
     "Inflated",
+    "Written",
     "codec_of",
     "garbled",
     "measured_frames",
@@ -51,6 +53,7 @@ __all__ = [
     "read_pieces",
     "record_errors",
     "split_lines",
+    "unpack_frame",
 ]
 
 Compression = Literal["zstd", "gzip", "none"]
@@ -87,6 +90,19 @@ class Frame(NamedTuple):
     def lines(self) -> list[bytes]:
         """Return its lines, as `split_lines` does."""
         return split_lines(self.data)
+
+
+class Written(NamedTuple):
+    """Where the bytes of a frame lie in an index, and their digest, by which they are known to be whole."""
+
+    offset: int
+    length: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, raw: bytes, offset: int) -> Written:
+        """Build from the bytes."""
+        return cls(offset, len(raw), xxhash.xxh3_64_digest(raw))
 
 
 class FrameError(Exception):
@@ -330,7 +346,11 @@ def read_frame(descriptor: int, offset: int, length: int, codec: Codec) -> bytes
     IndexFormatError
         When there is no whole frame of exactly that length.
     """
-    raw = os.pread(descriptor, length, offset)
+    return unpack_frame(os.pread(descriptor, length, offset), offset, length, codec)
+
+
+def unpack_frame(raw: bytes, offset: int, length: int, codec: Codec) -> bytes:
+    """Unpack the frame of `length` bytes that was read from `offset`; raise as `read_frame` does."""
     try:
         if codec.compression == "none":
             frame = Inflated(raw, len(raw), raw.endswith(b"\n"))
@@ -408,14 +428,14 @@ class IndexAppender:
                 os.close(self._descriptor)
                 raise
 
-    def append(self, frame: bytes) -> int:
-        """Write a frame behind the last whole one, and return its offset."""
+    def append(self, frame: bytes) -> Written:
+        """Write a frame behind the last whole one."""
         offset, written = self.end, 0
         with output_errors(self.path), step("index.write"):
             while written < len(frame):
                 written += os.pwrite(self._descriptor, memoryview(frame)[written:], offset + written)
         self.end += len(frame)
-        return offset
+        return Written.of(frame, offset)
 
     def sync(self) -> None:
         """Wait until all frames are on disk."""

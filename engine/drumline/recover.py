@@ -21,7 +21,8 @@ from drumline.cache_file import (
 from drumline.durable import output_errors, sync_directory
 from drumline.errors import DrumlineError, OutputError
 from drumline.failpoints import step
-from drumline.index import FRAME_LINES, GARBLED, Frame, parse_record, read_frames, record_errors
+from drumline.index import FRAME_LINES, GARBLED, Frame, Written, parse_record, read_frames, record_errors
+from drumline.inputs import open_regular
 from drumline.records import display_path
 from drumline.runs import Run, list_runs, open_run
 from drumline.tally import Tally
@@ -153,9 +154,11 @@ def _read_run(cache: Cache, scope: int, run: Run) -> None:
     run_id = cache.add_run(scope, run.name, str(run.info.get("decision_key")))
     end = 0
     try:
-        for frame in read_frames(run.index_path):
-            _read_frame(cache, scope, run_id, run, frame)
-            end = frame.offset + frame.length
+        with open_regular(run.index_path) as index:
+            for frame in read_frames(run.index_path):
+                raw = os.pread(index.fileno(), frame.length, frame.offset)
+                _read_frame(cache, scope, run_id, run, frame, Written.of(raw, frame.offset))
+                end = frame.offset + frame.length
     except OutputError:
         raise
     except OSError as error:  # says nothing of what is in it
@@ -168,11 +171,11 @@ def _read_run(cache: Cache, scope: int, run: Run) -> None:
     cache.set_valid(run_id, end)
 
 
-def _read_frame(cache: Cache, scope: int, run_id: int, run: Run, frame: Frame) -> None:
+def _read_frame(cache: Cache, scope: int, run_id: int, run: Run, frame: Frame, written: Written) -> None:
     with record_errors(run.index_path):
         records = [parse_record(line, run.index_path) for line in frame.lines()]
         if len(records) > FRAME_LINES:
             return  # written by another tool: its lines cannot be pointed at
         rows = [file_row(record, number) for number, record in enumerate(records)]
         tally = Tally.of(records)
-    cache.add_frame(scope, run_id, frame.offset, frame.length, 0, tally, rows)
+    cache.add_frame(scope, run_id, written, 0, tally, rows)

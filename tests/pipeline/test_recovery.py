@@ -111,6 +111,8 @@ WRONG_ROWS = {
     "names that are text": "UPDATE file SET name = CAST(name AS TEXT)",
     "a run's name that is no text": "UPDATE run SET name = CAST(x'ff' AS TEXT)",
     "hashes that are no text": "UPDATE file SET hash = CAST(x'ff' || name AS TEXT)",
+    "a digest of other bytes": "UPDATE frame SET digest = x'0102030405060708'",
+    "a digest that is text": "UPDATE frame SET digest = 'x'",
     "tallies that count nothing": "UPDATE frame SET tally = '{}'",
 }
 

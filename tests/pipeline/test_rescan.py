@@ -41,6 +41,12 @@ def test_what_is_known_of_an_unchanged_archive_is_compared_by_directories(infer:
     assert again["carried_over"] == first["classified"]
 
 
+def test_frames_whose_digest_holds_are_copied_without_being_unpacked(infer: Infer) -> None:
+    first = infer.counts(frame_lines=16, flush=60.0)
+    again = infer.counts(broken="drumline.pipeline.write:unpack_frame", no_workers=True, frame_lines=16)
+    assert again["carried_over"] == first["classified"]
+
+
 def _frames(run: Path) -> list[bytes]:
     from drumline.index import read_frames
 

@@ -105,7 +105,7 @@ def _drop_superseded(job: Job, cache: Cache) -> None:
         for frame, carried, rows in before.live_frames(job.run_id):
             if len(rows) == frame.lines:
                 raw = os.pread(descriptor, frame.length, frame.offset)
-                cache.move_frame(frame.id, appender.append(raw))
+                cache.move_frame(frame.id, appender.append(raw).offset)
             else:
                 _rewrite(job, cache, appender, descriptor, frame, carried, rows)
         cache.drop_dead_frames(job.run_id)
@@ -132,7 +132,7 @@ def _rewrite(
     tally = Tally.of(parse_record(line, job.run.index_path) for line in live)
     numbered = [row._replace(line=place) for place, row in enumerate(rows)]
     carried = min(carried, tally.records - tally.failed)
-    cache.add_frame(job.scope, job.run_id, appender.append(data), len(data), carried, tally, numbered)
+    cache.add_frame(job.scope, job.run_id, appender.append(data), carried, tally, numbered)
 
 
 def _summary(job: Job, tally: Tally, carried: int, outcome: Outcome) -> dict[str, Any]:

@@ -31,11 +31,12 @@ from drumline.index import (
     FRAME_LINES,
     Codec,
     IndexAppender,
+    Written,
     codec_of,
     parse_record,
     parse_records,
-    read_frame,
     split_lines,
+    unpack_frame,
 )
 from drumline.laps import Lap, Step
 from drumline.machine import trim_heap
@@ -72,11 +73,11 @@ class _Lines:
 
 
 class SourceFrame(NamedTuple):
-    """A frame of an earlier run: its row, its bytes as they lie there and unpacked, and in which index."""
+    """A frame of an earlier run: its row, its bytes as they lie there, of which codec, and in which index."""
 
     row: FrameRow
     raw: bytes
-    data: bytes
+    codec: Codec
     path: Path
 
 
@@ -88,31 +89,40 @@ class _Source:
         self._open: dict[str, tuple[int, Codec, Path]] = {}
 
     def read(self, number: int) -> SourceFrame:
-        """Read a frame; its checksum, or else each line, is verified: damage never spreads to another run."""
+        """Read a frame; its digest, or else all of it, is verified: damage never spreads to another run."""
         found = self._cache.frame(number)
         if found is None:
             raise IndexFormatError(
                 f"the cache knows no frame {number}", "Delete cache.sqlite; it is rebuilt."
             )
-        frame, run = checked_frame(found[0]), found[1]
+        frame, digest, run = checked_frame(found[0]), *found[1:]
         descriptor, codec, path = self._file(run)
-        try:
-            data = read_frame(descriptor, frame.offset, frame.length, codec)
-            if codec.compression == "none":  # no checksum: only the lines can tell
-                parse_records(split_lines(data), path)
-        except IndexFormatError as error:
-            self._forget(frame, path, error)
-        return SourceFrame(frame, os.pread(descriptor, frame.length, frame.offset), data, path)
+        raw = os.pread(descriptor, frame.length, frame.offset)
+        source = SourceFrame(frame, raw, codec, path)
+        if Written.of(raw, frame.offset).digest != digest:
+            self._unpacked(source)
+        return source
 
     def lines(self, source: SourceFrame) -> list[tuple[int, bytes]]:
         """Return a frame's lines, each with the number that the cache counts by."""
-        frame, lines = source.row, split_lines(source.data)
+        frame, lines = source.row, self._unpacked(source)
         if len(lines) != frame.lines:
             error = IndexFormatError(f"a frame has {len(lines)} lines, not {frame.lines}", "")
             self._forget(frame, source.path, error)
         kept = frame.kept
         numbers = [number for number in range(kept.bit_length()) if kept >> number & 1]
         return list(zip(numbers, lines, strict=True))
+
+    def _unpacked(self, source: SourceFrame) -> list[bytes]:
+        """Return the lines of a frame; its checksum, or else each line, is verified."""
+        frame, raw, codec, path = source
+        try:
+            lines = split_lines(unpack_frame(raw, frame.offset, frame.length, codec))
+            if codec.compression == "none":  # no checksum: only the lines can tell
+                parse_records(lines, path)
+        except IndexFormatError as error:
+            self._forget(frame, path, error)
+        return lines
 
     def _forget(self, frame: FrameRow, path: Path, error: IndexFormatError) -> NoReturn:
         with self._cache.transaction():
@@ -139,7 +149,7 @@ class _Writer:
         self._source = _Source(job, self._cache)
         self._assembler = Assembler(job, table, lap)
         self._pending = _Lines()
-        self._frames: list[tuple[int, int, _Lines]] = []
+        self._frames: list[tuple[Written, _Lines]] = []
         self._carried: list[tuple[int, int]] = []
         self._split: list[Split] = []
         self._gone: list[tuple[int, bytes | None]] = []
@@ -182,7 +192,7 @@ class _Writer:
         if self._pending.lines:
             frame = self._job.codec.compress(b"".join(self._pending.lines))
             self._lap(Step.COMPRESS, len(self._pending.lines))
-            self._frames.append((self._index.append(frame), len(frame), self._pending))
+            self._frames.append((self._index.append(frame), self._pending))
             self._lap(Step.WRITE, len(self._pending.lines))
             self._pending = _Lines()
 
@@ -193,7 +203,7 @@ class _Writer:
         if not self._may_be_copied(source.row, mask):
             self._decide_again(source, mask)
         elif mask == source.row.kept:
-            self._carried.append((source.row.id, self._index.append(source.raw)))
+            self._carried.append((source.row.id, self._index.append(source.raw).offset))
         else:
             self._split.append(self._copy_some(source, mask))
         self._table.counters[Gauge.CARRIED] += mask.bit_count()
@@ -217,8 +227,8 @@ class _Writer:
         left_out = [parse_record(line, source.path) for number, line in lines if not mask >> number & 1]
         frame = self._job.codec.compress(b"".join(line for number, line in lines if mask >> number & 1))
         tally = self._cache.frame_tally(source.row.id).without(Tally.of(left_out))
-        place = self._index.append(frame)
-        return Split(source.row, mask, place, len(frame), tally, list(map(relative_path, left_out)))
+        dropped = list(map(relative_path, left_out))
+        return Split(source.row, mask, self._index.append(frame), tally, dropped)
 
     def _forget(self, slot: int, kind: int) -> None:
         fields = self._table.slots[slot]
@@ -242,7 +252,7 @@ class _Writer:
             self._index.sync()
             self._lap(Step.WRITE, 0)
             self._commit()
-            self._lap(Step.CACHE, sum(len(lines.rows) for *_, lines in self._frames))
+            self._lap(Step.CACHE, sum(len(lines.rows) for _, lines in self._frames))
             self._interval = _LATER_FLUSH_SEC
         self._frames, self._carried, self._split, self._gone = [], [], [], []
         self._flushed = time.monotonic()
@@ -257,10 +267,8 @@ class _Writer:
                 self._cache.carry_frame(number, job.run_id, place)
             for split in self._split:
                 self._cache.split_frame(job.scope, job.run_id, split)
-            for place, length, lines in self._frames:
-                self._cache.add_frame(
-                    job.scope, job.run_id, place, length, lines.carried, lines.tally, lines.rows
-                )
+            for written, lines in self._frames:
+                self._cache.add_frame(job.scope, job.run_id, written, lines.carried, lines.tally, lines.rows)
             for directory, name in self._gone:
                 if name is None:
                     self._cache.forget_directory(directory)
