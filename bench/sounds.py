@@ -137,22 +137,11 @@ def _rim(desk: _Desk) -> Signal:
     return _float32(wood + shell + desk.between(0.3, 0.9) * stick)
 
 
-def _metal(desk: _Desk, low: float) -> Signal:
-    """Six squares that are no harmonics of each other, high-passed: the machine's cymbal."""
-    base = desk.between(190, 330)
-    ratios = (1.0, 1.34, 1.52, 1.97, 2.63, 3.31)
-    return desk.filtered(_sum([desk.square(base * ratio) for ratio in ratios]), low, 14000)
-
-
-def _sum(layers: Sequence[Signal]) -> Signal:
-    return _float32(np.sum(np.stack(layers), axis=0))
-
-
 def _hat(desk: _Desk, tau: float) -> Signal:
-    metal = _metal(desk, desk.between(700, 6000)) * desk.between(0.1, 0.8)
-    hiss = desk.noise(desk.between(3000, 7500), desk.between(10000, 15000)) * desk.between(0.3, 1.0)
-    stick = desk.noise(600, 12000) * desk.decay(0.003) * 0.4
-    return (metal + hiss) * desk.decay(tau, attack=0.0005) + stick
+    metal = desk.partials(_plate(desk, 3500, 14000, 12), tau, 0.2) * desk.between(0.3, 1.0)
+    hiss = desk.noise(desk.between(4500, 8500), desk.between(11000, 16000)) * desk.decay(tau, attack=0.0005)
+    stick = desk.noise(2500, 14000) * desk.decay(0.003) * 0.4
+    return _float32(metal + desk.between(0.6, 1.2) * hiss + stick)
 
 
 def _hat_closed(desk: _Desk) -> Signal:
@@ -190,13 +179,12 @@ def _plate(desk: _Desk, low: float, high: float, count: int) -> list[float]:
 
 
 def _crash(desk: _Desk) -> Signal:
-    tau, rise = desk.between(0.35, 1.1), desk.between(0.004, 0.02)
-    wash = desk.noise(desk.between(1400, 3200), desk.between(5500, 9500)) * desk.decay(tau, rise)
-    shimmer = desk.noise(6000, 13000) * desk.decay(tau * 0.5, rise) * desk.between(0.15, 0.5)
-    roar = desk.noise(280, 900) * desk.decay(tau * 0.5) * desk.between(0.3, 1.0)
-    plate = desk.partials(_plate(desk, 350, 7000, 24), tau * 1.2) * desk.between(0.3, 1.0)
-    stick = desk.noise(250, 1500) * desk.decay(0.03) * desk.between(0.3, 1.0)
-    return _float32(wash + shimmer + roar + plate + stick)
+    tau, rise = desk.between(0.4, 1.2), desk.between(0.002, 0.01)
+    wash = desk.noise(desk.between(700, 1400), desk.between(8000, 12000)) * desk.decay(tau, rise)
+    burst = desk.noise(1000, 12000) * desk.decay(tau * 0.15) * desk.between(0.5, 1.5)
+    plate = desk.partials(_plate(desk, 600, 10000, 24), tau, 0.3) * desk.between(0.8, 1.8)
+    roar = desk.noise(350, 1200) * desk.decay(tau * 0.3) * desk.between(0.1, 0.3)
+    return _float32(wash + burst + plate + roar)
 
 
 def _ride(desk: _Desk) -> Signal:
