@@ -141,7 +141,7 @@ class Codec:
     def compress(self, lines: bytes) -> bytes:
         """Return `lines` as one frame."""
         if self.compression == "zstd":
-            return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(lines)
+            return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(lines)
         if self.compression == "gzip":
             return gzip.compress(lines, compresslevel=6, mtime=0)
         return lines
