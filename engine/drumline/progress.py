@@ -73,6 +73,11 @@ class Progress:
         self._shown = time.monotonic()
         self._history: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether anybody sees how far it is."""
+        return self.interval_sec < float("inf")
+
     def due(self) -> bool:
         """Return whether it is time to show something."""
         return time.monotonic() - self._shown >= self.interval_sec

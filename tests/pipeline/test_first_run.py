@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -13,9 +15,11 @@ import pytest
 
 from bench.synth import Entry, write_archive
 from drumline import InferSettings, __version__
+from drumline.errors import StageError
 from drumline.pipeline.infer import infer
 from drumline.progress import Progress, Rates, Snapshot
 from drumline.records import json_schema
+from drumline.walk import Walk
 from tests.pipeline.conftest import Infer
 from tests.pipeline.support import Records, assert_equal, audio_files, last_run, read_lines, records_of, tree
 
@@ -61,6 +65,23 @@ def test_the_total_is_known_while_most_files_are_still_to_be_read(tmp_path: Path
     foreseen = [snapshot for snapshot in watched.snapshots if snapshot.found_all]
     assert {snapshot.found for snapshot in foreseen} == {files}
     assert foreseen[0].done < files / 2
+
+
+def test_nothing_is_counted_ahead_where_nobody_sees_it(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counts(_walk: Walk) -> Iterator[int]:
+        yield from ()
+        raise AssertionError("the archive is walked twice")
+
+    monkeypatch.setattr(Walk, "counts", counts)
+    write_archive(tmp_path / "archive", 900, seed=3, tiny=True, broken_fraction=0)
+    settings = InferSettings(
+        archive=tmp_path / "archive", runs_root=tmp_path / "runs", model_path=model, workers=1
+    )
+    assert infer(settings)["counts"]["classified"] == len(audio_files(tmp_path / "archive"))
+    with pytest.raises(StageError):
+        infer(replace(settings, runs_root=tmp_path / "watched"), _Watched())
 
 
 def test_a_polite_run_lets_everything_else_go_first(infer: Infer) -> None:

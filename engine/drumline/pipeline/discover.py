@@ -365,9 +365,12 @@ class _Dispatcher:
             self._free.append(self._held.pop())
 
     def _look_ahead(self) -> list[int] | None:
-        """Count files to come until slots come back; where nothing has to be read, none are waited for."""
+        """Count files to come until slots come back, where somebody sees how many there are.
+
+        Where nothing has to be read, no slot is waited for.
+        """
         counters = self._table.counters
-        if not counters[Gauge.QUEUED]:
+        if not (counters[Gauge.QUEUED] and counters[Gauge.WATCHED]):
             return None
         while not (free := self._queues.free.get(_CHUNK, timeout=0)):
             count = next(self._outlook, None)

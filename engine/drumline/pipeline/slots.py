@@ -145,6 +145,8 @@ class Gauge(IntEnum):
     """Files for which the model gave something finite, and 1 for all those of earlier runs."""
     UNANSWERED = 20
     """Files for which it gave nothing finite."""
+    WATCHED = 21
+    """1 where somebody sees how far the run is; the supervisor's."""
 
 
 def _slot_dtype(feature_shape: tuple[int, ...], classes: int) -> np.dtype[Any]:

@@ -149,6 +149,7 @@ class _Supervisor:
         )
         self._thrift = memory.Thrift(memory.Ration(slots, settings.batch_size, self._workers_wanted))
         self._allow()
+        self._table.counters[Gauge.WATCHED] = progress.is_shown
         self._stages: dict[str, StageProcess] = {"walk": walking.process}
         self._workers: dict[int, StageProcess] = {}
         self._timed_out: set[int] = set()
