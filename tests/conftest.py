@@ -24,11 +24,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let what imports TensorFlow come last: from a process of 3 GB, each fork takes tens of milliseconds."""
-    items.sort(key=lambda item: item.nodeid.startswith("tests/convert/"))
-
-
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> CommandLine:
     """Call the command line: ``command("stats", path).code``."""
