@@ -157,6 +157,8 @@ def _read_run(cache: Cache, scope: int, run: Run) -> None:
         with open_regular(run.index_path) as index:
             for frame in read_frames(run.index_path):
                 raw = os.pread(index.fileno(), frame.length, frame.offset)
+                if len(raw) != frame.length:
+                    break  # it is being cut by somebody
                 _read_frame(cache, scope, run_id, run, frame, Written.of(raw, frame.offset))
                 end = frame.offset + frame.length
     except OutputError:

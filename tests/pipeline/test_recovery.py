@@ -241,6 +241,23 @@ def test_damage_in_an_index_never_spreads_into_another_run(tidy: Infer) -> None:
     assert index.read_bytes() == data
 
 
+def test_a_plain_index_whose_lines_were_altered_is_not_carried_over(
+    calm: Infer, undisturbed: Records
+) -> None:
+    """Each line is still a record, so nothing but the digest tells."""
+    calm.counts("--compress-index", "none")
+    index = calm.run / "index.jsonl"
+    data = index.read_bytes()
+    place = data.index(b'"conf_top1":0.') + len(b'"conf_top1":0.')
+    digit = b"1" if data[place : place + 1] != b"1" else b"2"
+    index.write_bytes(data[:place] + digit + data[place + 1 :])
+    result = calm("--compress-index", "none")
+    assert (result.code, result.out) == (7, "")
+    assert "other bytes than were written" in result.err
+    calm.counts("--compress-index", "none")
+    assert_equal(calm.records(), undisturbed)
+
+
 @pytest.mark.parametrize("compression", ["zstd", "gzip", "none"])
 def test_damage_to_the_first_byte_of_an_index_heals_like_any_other(
     calm: Infer, undisturbed: Records, compression: str
