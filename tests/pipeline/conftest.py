@@ -187,10 +187,24 @@ def calm(server: Server, pristine: Path, tmp_path: Path, model: Path) -> Infer:
 
 
 @pytest.fixture
-def queues() -> Iterator[Queues]:
-    """Return the queues of a pipeline whose supervisor is this process."""
+def lifeline() -> Iterator[Lifeline]:
+    """Return a lifeline whose supervisor is this process."""
     lifeline = Lifeline()
-    made = Queues.create(lifeline, Stream(lifeline))
+    yield lifeline
+    lifeline.close()
+
+
+@pytest.fixture
+def stream(lifeline: Lifeline) -> Iterator[Stream]:
+    """Return a stream of which this process has both ends."""
+    stream = Stream(lifeline)
+    yield stream
+    stream.use()
+
+
+@pytest.fixture
+def queues(lifeline: Lifeline, stream: Stream) -> Iterator[Queues]:
+    """Return the queues of a pipeline whose supervisor is this process."""
+    made = Queues.create(lifeline, stream)
     yield made
     made.close()
-    lifeline.close()

@@ -7,7 +7,6 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -18,21 +17,6 @@ from drumline.pipeline import pipes
 from drumline.pipeline.pipes import Lifeline, LifelineCut, Stream
 
 SOON_SEC = 2.0
-
-
-@pytest.fixture
-def lifeline() -> Iterator[Lifeline]:
-    lifeline = Lifeline()
-    yield lifeline
-    with suppress(OSError):  # a test may have let go of it
-        lifeline.close()
-
-
-@pytest.fixture
-def stream(lifeline: Lifeline) -> Iterator[Stream]:
-    stream = Stream(lifeline)
-    yield stream
-    stream.use()
 
 
 @given(st.lists(st.binary(max_size=40), max_size=12), st.integers(0, 12))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -57,21 +56,6 @@ def test_files_come_out_of_a_directory_as_they_went_in(path: bytes, entries: lis
     assert directory.files == entries
     assert directory.file_count == len(entries)
     assert directory.size == sum(entry.size for entry in entries)
-
-
-@pytest.fixture
-def lifeline() -> Iterator[Lifeline]:
-    lifeline = Lifeline()
-    yield lifeline
-    with suppress(OSError):  # a test may have let go of it
-        lifeline.close()
-
-
-@pytest.fixture
-def stream(lifeline: Lifeline) -> Iterator[Stream]:
-    stream = Stream(lifeline)
-    yield stream
-    stream.use()
 
 
 def test_directories_come_one_by_one_and_the_rest_adds_up(stream: Stream) -> None:

@@ -100,7 +100,7 @@ class _Source:
         raw = os.pread(descriptor, frame.length, frame.offset)
         source = SourceFrame(frame, raw, codec, path)
         if Written.of(raw, frame.offset).digest != digest:
-            self.lines(source)
+            self.lines(source)  # ends the run unless the frame is whole
             if codec.compression == "none":  # lines that were altered may still be records
                 error = IndexFormatError("a frame has other bytes than were written", "")
                 self._forget(frame, path, error)

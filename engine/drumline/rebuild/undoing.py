@@ -206,16 +206,16 @@ class _Undo:
         with suppress(Refused):
             self._tree.clear_staging(self._store.has_made_at)
         self._tree.forget()
-        stayed = self._not_removed(self._store.folders_bottom_up(), removals)
+        stayed = self._remove_empty(self._store.folders_bottom_up(), removals)
         # Where case does not count, `a` stays before `A/other` goes, which is in it.
-        while len(left := self._not_removed(stayed, removals)) < len(stayed):
+        while len(left := self._remove_empty(stayed, removals)) < len(stayed):
             stayed = left
         self._tree.forget()
         for folder in left:
             self._others(folder)
 
-    def _not_removed(self, folders: Iterable[bytes], removals: Removals) -> list[bytes]:
-        """Remove directories that are empty; return those that are not."""
+    def _remove_empty(self, folders: Iterable[bytes], removals: Removals) -> list[bytes]:
+        """Remove those of the directories that are empty; return the others."""
         stayed = list[bytes]()
         for folder in folders:
             if self._tree.rmdir(folder):
