@@ -16,4 +16,11 @@ def kernel(name: str, *headers: str) -> Extension:
     )
 
 
-setup(ext_modules=[kernel("_spectra", "_spectra_frames.h"), kernel("_pcm"), kernel("_listing")])
+setup(
+    ext_modules=[
+        kernel("_spectra", "_spectra_frames.h"),
+        kernel("_pcm"),
+        kernel("_listing"),
+        kernel("_records"),
+    ]
+)

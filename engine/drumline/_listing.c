@@ -1,5 +1,6 @@
 /* A directory's audio files with their sizes and times in one call: the compiled twin of what drumline.walk.Walk does with
-os.scandir, for directories that hold nothing out of the ordinary. Of any other it says None, and Python looks. */
+os.scandir, for directories that hold nothing out of the ordinary. Of any other it says None, and Python looks.
+And one file, whether it is as it was when it was indexed: the twin of drumline.rebuild.tree.Sources.stat. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -11,7 +12,7 @@ os.scandir, for directories that hold nothing out of the ordinary. Of any other 
 #include <string.h>
 #include <sys/stat.h>
 
-#define VERSION 1 /* of what drumline.walk calls: raised with any change of arguments or results */
+#define VERSION 2 /* of what drumline.walk and rebuild call: raised with any change of arguments or results */
 #define SECOND_NS 1000000000LL
 #define LAST_SECOND 9000000000LL /* in the year 2255; of what is later, Python decides what it counts as */
 
@@ -116,16 +117,25 @@ static int read_entries(DIR *directory, const char *formats, names *files, names
     return errno == 0;
 }
 
+static int is_plain(const struct stat *found)
+{
+    return S_ISREG(found->st_mode) && found->MTIME.tv_sec >= -LAST_SECOND && found->MTIME.tv_sec <= LAST_SECOND;
+}
+
+static int64_t mtime_ns(const struct stat *found)
+{
+    return found->MTIME.tv_sec * SECOND_NS + found->MTIME.tv_nsec;
+}
+
 /* Look at each file: sizes, then times. */
 static int read_numbers(int descriptor, const names *files, int64_t *numbers)
 {
     for (size_t n = 0; n < files->count; n++) {
         struct stat found;
-        if (fstatat(descriptor, files->sorted[n], &found, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(found.st_mode)
-            || found.MTIME.tv_sec < -LAST_SECOND || found.MTIME.tv_sec > LAST_SECOND)
+        if (fstatat(descriptor, files->sorted[n], &found, AT_SYMLINK_NOFOLLOW) != 0 || !is_plain(&found))
             return 0;
         numbers[n] = found.st_size;
-        numbers[files->count + n] = found.MTIME.tv_sec * SECOND_NS + found.MTIME.tv_nsec;
+        numbers[files->count + n] = mtime_ns(&found);
     }
     return 1;
 }
@@ -183,8 +193,26 @@ static PyObject *py_listed(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_unchanged(PyObject *module, PyObject *args)
+{
+    int descriptor, failed;
+    const char *name;
+    long long size, time;
+    struct stat found;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iyLL", &descriptor, &name, &size, &time))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    failed = fstatat(descriptor, name, &found, 0);
+    Py_END_ALLOW_THREADS
+    if (failed || !is_plain(&found) || found.st_size != size || mtime_ns(&found) != time)
+        Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong((unsigned long long)found.st_dev);
+}
+
 static PyMethodDef methods[] = {
     {"listed", py_listed, METH_VARARGS, "List a directory, or say None; see drumline.walk."},
+    {"unchanged", py_unchanged, METH_VARARGS, "Return the device of a file that has this size and time, or None."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -34,6 +34,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "TRANSIENT_ERRORS",
     "WORKER_ERRORS",
+    "Brief",
     "ErrorType",
     "FileError",
     "Record",
@@ -95,6 +96,23 @@ class Top(TypedDict):
     prob: float
 
 
+class Brief(TypedDict):
+    """What counting and rebuilding look at of a record."""
+
+    relative_path: str
+    relative_path_b64: str | None
+    hash: str | None
+    size: int
+    mtime_ns: int
+    format: str
+    duration_sec: float | None
+    label_top1: str | None
+    assigned_label: str
+    assigned_conf: float | None
+    assigned_reason: Reason
+    errors: FileError | None
+
+
 class Record(TypedDict):
     """One file of the archive.
 
@@ -151,7 +169,7 @@ def _exact(text: str, encoded: str | None) -> bytes:
     return text.encode("utf-8") if encoded is None else base64.b64decode(encoded, validate=True)
 
 
-def relative_path(record: Record) -> bytes:
+def relative_path(record: Brief | Record) -> bytes:
     """Return the file's exact path below the archive root."""
     return _exact(record["relative_path"], record["relative_path_b64"])
 

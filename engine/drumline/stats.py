@@ -14,16 +14,15 @@ from drumline.index import (
     FRAME_LINES,
     codec_of,
     measured_frames,
-    parse_records,
     read_frame,
     read_frames,
     read_index,
     record_errors,
-    split_lines,
 )
 from drumline.inputs import open_regular
 from drumline.records import Record, display_path, relative_path
 from drumline.runs import Run
+from drumline.skim import skim_records, skimming_kernel
 from drumline.tally import Tally
 
 __all__ = ["FailedFile", "LabelledFile", "Stats", "read_failures", "read_labelled", "read_stats"]
@@ -193,7 +192,7 @@ def _count_index(run: Run) -> tuple[Tally, int]:
             _add_up(tally, helpers.finish())
         end = sum(places[-1]) if places else 0
         for frame in read_frames(path, end):
-            tally.merge(Tally.of(parse_records(frame.lines(), path)))
+            tally.merge(Tally.of(skim_records(frame.data, path, skimming_kernel())))
             end = frame.offset + frame.length
     return tally, path.stat().st_size - end
 
@@ -205,9 +204,9 @@ def _add_up(tally: Tally, done: list[tuple[list[_Place], Tally]]) -> None:
 
 def _count_frames(path: Path, places: list[_Place]) -> Tally:
     """Count the records of some frames; has no other effect, so that helpers can do it."""
-    tally, codec = Tally(), codec_of(path)
+    tally, codec, kernel = Tally(), codec_of(path), skimming_kernel()
     with record_errors(path), open_regular(path) as stream:
         for offset, length in places:
             data = read_frame(stream.fileno(), offset, length, codec)
-            tally.merge(Tally.of(parse_records(split_lines(data), path)))
+            tally.merge(Tally.of(skim_records(data, path, kernel)))
     return tally

@@ -21,7 +21,7 @@ FollowLinks = Literal["all", "inside", "none"]
 
 _APPLE_DOUBLE = b"._"  # macOS keeps resource forks in files of this prefix: never audio, whatever the suffix
 
-_KERNEL_VERSION = 1
+_KERNEL_VERSION = 2
 _NUMBER_BYTES = 8
 _LAST_NS = 2**63 - 1
 _BY_NAME = attrgetter("name")

@@ -12,8 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from drumline import __version__
 from drumline.durable import output_errors
@@ -39,6 +40,9 @@ BESIDES = (
     *("overridden", "kept", "reports_left"),
 )
 """What is counted besides."""
+
+_Rows: TypeAlias = list[tuple[Any, ...]]
+"""Actions as bare tuples: helpers get them in a quarter of the time."""
 
 _ADOPTED_TOGETHER = 2_048
 _LOGGED_TOGETHER = 10_000
@@ -150,16 +154,16 @@ class _Execution:
             self._progress(Progress("placing", self._done, self.to_make))
 
     def _place(self, site: Site, placer: Placer) -> None:
-        with helpers_for(placer.place, self.to_make) as helpers:
+        with helpers_for(partial(_place_rows, placer), self.to_make) as helpers:
             for batch in self._plan.batches(placer.batch_files, placer.batch_bytes, ("make",)):
                 site.announce(batch)
-                self._note_placed(site, helpers.give(batch))
+                self._note_placed(site, helpers.give(list(map(tuple, batch))))
             self._note_placed(site, helpers.finish())
 
-    def _note_placed(self, site: Site, done: Sequence[tuple[Sequence[Action], list[Failure]]]) -> None:
-        for batch, failures in done:
+    def _note_placed(self, site: Site, done: Sequence[tuple[_Rows, list[Failure]]]) -> None:
+        for rows, failures in done:
             site.disown(failures)
-            self._note(batch, failures)
+            self._note(len(rows), failures)
 
     def _replace(self, site: Site, placer: Placer, clearing: Clearing) -> None:
         """Make anew what was made otherwise: helpers stage it, then the old ones give way to it."""
@@ -192,7 +196,7 @@ class _Execution:
             site.disown(unpublished)
             clearing.clear_staged()
             self._note_replaced(ready, unpublished)
-            self._note(batch, failures + unpublished)
+            self._note(len(batch), failures + unpublished)
 
     def _note_replaced(self, ready: Sequence[Staged], unpublished: Sequence[Failure]) -> None:
         """Note in the plan what stands now: from here on it is no longer what it was to replace."""
@@ -200,12 +204,12 @@ class _Execution:
             self._store.set_state(action, "there")
         self.counts["replaced"] += len(ready) - len(unpublished)
 
-    def _note(self, batch: Sequence[Action], failures: Sequence[Failure]) -> None:
+    def _note(self, files: int, failures: Sequence[Failure]) -> None:
         for failure in failures:
             self._note_failure(failure)
         self._store.flush()
-        self.counts["made"] += len(batch) - len(failures)
-        self._done += len(batch)
+        self.counts["made"] += files - len(failures)
+        self._done += files
         self._progress(Progress("placing", self._done, self.to_make))
 
     def _note_failure(self, failure: Failure) -> None:
@@ -245,3 +249,7 @@ class _Execution:
             **{name: self.counts[name] for name in ("made", "replaced", "removed")},
             **{name: planned[name] + self.counts[name] for name in (*FILE_PROBLEMS, *BESIDES)},
         }
+
+
+def _place_rows(placer: Placer, rows: _Rows) -> list[Failure]:
+    return placer.place(list(map(Action._make, rows)))

@@ -18,7 +18,7 @@ from drumline.index import garbled
 from drumline.inputs import open_regular
 from drumline.labels import MISC
 from drumline.rebuild.settings import RebuildSettings
-from drumline.records import Record, redecide
+from drumline.records import Brief, Record, redecide
 from drumline.runs import Run
 from drumline.thresholds import resolve_gate, resolve_threshold
 
@@ -55,15 +55,18 @@ class Labeller:
     targets: frozenset[str] | None
     misc: str
 
-    def label(self, record: Record) -> tuple[Record, bool]:
-        """Return (the record as it reads now, whether there is an override for its content)."""
+    def label(self, record: Brief) -> tuple[Brief, bool]:
+        """Return (the record as it reads now, whether there is an override for its content).
+
+        With `settings`, it has to be a whole `Record`.
+        """
         if self.settings is not None:
-            record = _redecide(record, self.settings)
+            record = _redecide(cast(Record, record), self.settings)
         if not self.overrides or record["hash"] not in self.overrides:
             return record, False
         return record if record["errors"] is not None else self._overridden(record), True
 
-    def _overridden(self, record: Record) -> Record:
+    def _overridden(self, record: Brief) -> Brief:
         """Return a record with a person's label; `assigned_conf` stays the model's, of its own best label."""
         label = self.overrides[cast(str, record["hash"])].label
         outside = self.targets is not None and label not in self.targets and label != self.misc
@@ -74,7 +77,7 @@ class Labeller:
             "below_misc_threshold": False,
             "out_of_target": outside,
         }
-        return cast(Record, {**record, **changes})
+        return cast(Brief, {**record, **changes})
 
     def check_used(self, used: set[str], path: Path | None) -> None:
         """Raise `ConfigError` when the hash of an override is not among the `used` ones."""

@@ -91,7 +91,7 @@ def find_for_link(
     Refused
         When it is missing, unreadable, not the file that was indexed, or a file of the tree.
     """
-    status = sources.find(action)[2]
+    status = sources.stat(action)
     goes = instead_of is not None and _is_only_name(tree, instead_of, status)
     if goes or leads_into(tree, sources.absolute(action)):
         raise Refused("changed", "the archive has a link to a file of the tree in its place")

@@ -149,7 +149,7 @@ class Surveyor:
         assert self._plan.tree is not None
         if self._mode == "symlink":
             return find_for_link(self._plan.tree, self._plan.sources, action, instead_of)
-        return self._plan.sources.find(action)[2]
+        return self._plan.sources.stat(action)
 
     def _check_devices(self) -> None:
         """See that the copy mode can bring files into the tree from each device that they lie on."""
@@ -226,7 +226,7 @@ class Surveyor:
         assert self._plan.tree is not None
         assert self._plan.sources is not None
         linked = self._plan.tree.lstat(action.target)
-        return linked is not None and os.path.samestat(linked, self._plan.sources.find(action)[2])
+        return linked is not None and os.path.samestat(linked, self._plan.sources.stat(action))
 
     def _as_planned(self, made: Made, action: Action) -> bool:
         if (made.mode, made.size, made.mtime_ns) != (self._mode, action.size, action.mtime_ns):

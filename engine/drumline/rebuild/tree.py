@@ -24,7 +24,7 @@ from drumline.failpoints import step
 from drumline.lock import holder_in_kernel
 from drumline.machine import open_files_limit
 from drumline.rebuild.actions import Refused
-from drumline.walk import mtime_of
+from drumline.walk import listing_kernel, mtime_of
 
 __all__ = [
     "STAGING",
@@ -145,22 +145,38 @@ class Sources(Directories):
     def __init__(self, root: bytes) -> None:
         super().__init__(os.open(root, _SEARCH), follow=True)
         self._prefix = root.rstrip(b"/") + b"/"
+        self._kernel = listing_kernel()
 
-    def find(self, file: Indexed) -> tuple[int, bytes, os.stat_result]:
-        """Return (directory, name, stat) of a file's source.
+    def find(self, file: Indexed) -> tuple[int, bytes, int]:
+        """Return (directory, name, device) of a file's source; raise as `stat` does."""
+        directory, name = self._located(file)
+        if self._kernel is not None:
+            device = self._kernel.unchanged(directory, name, file.size, file.mtime_ns)
+            if device is not None:
+                return directory, name, device
+        return directory, name, self.stat(file).st_dev
+
+    def stat(self, file: Indexed) -> os.stat_result:
+        """Return the stat of a file's source.
 
         Raises
         ------
         Refused
             When it is missing, unreadable, or not the file that was indexed.
         """
+        directory, name = self._located(file)
         try:
-            descriptor, name = self.locate(file.source)
-            status = os.stat(name, dir_fd=descriptor)
+            status = os.stat(name, dir_fd=directory)
         except OSError as error:
             raise source_refusal(error) from error
         check_unchanged(status, file)
-        return descriptor, name, status
+        return status
+
+    def _located(self, file: Indexed) -> tuple[int, bytes]:
+        try:
+            return self.locate(file.source)
+        except OSError as error:
+            raise source_refusal(error) from error
 
     def absolute(self, file: Indexed) -> bytes:
         """Return the absolute path of a file's source."""
