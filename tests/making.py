@@ -67,9 +67,11 @@ def make_record(
         "rms_db": known and -18.5,
         "spectral_centroid": known and 2500.25,
         "spectral_rolloff": known and 5000.5,
-        **decision._asdict(),
+        "label_top1": decision.label_top1,
+        "conf_top1": decision.conf_top1,
         "topk": topk_of(probs, 3),
         "probs": probs or None,
+        **decision._asdict(),
         "errors": FileError(type=cast(ErrorType, error), message="why") if error else None,
     }
     return cast(Record, {**record, **changes})

@@ -20,7 +20,6 @@ from drumline.rebuild import (
     RebuildSettings,
     collect,
     execute,
-    labelling,
     plan_rebuild,
 )
 from tests.making import CANONICAL_OF, make_bundle
@@ -367,7 +366,7 @@ def test_a_lone_index_takes_the_gate_of_the_default_bundle(
     drums: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = replace(load_bundle(), gate=Gate("gate", 0.25))
-    monkeypatch.setattr(labelling, "load_bundle", lambda: bundle)
+    monkeypatch.setattr("drumline.bundle.load_bundle", lambda: bundle)
     index = drums.base / "index.jsonl.zst"
     shutil.copy(drums.run().index_path, index)
     with plan_rebuild(RebuildSettings(index, drums.out, gate=True)) as plan:
@@ -380,7 +379,7 @@ def test_an_index_that_cannot_be_read_is_named_and_other_errors_are_not_called_t
 ) -> None:
     run = drums.run()
 
-    def broken(_: object) -> Iterator[Frame]:
+    def broken(*_: object) -> Iterator[Frame]:
         raise OSError(errno.EIO, "Input/output error")
         yield
 

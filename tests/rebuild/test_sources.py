@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from drumline.errors import OutputError
+from drumline.rebuild import tree
+from drumline.rebuild.actions import Action, Refused
 from drumline.rebuild.tree import Sources
+from drumline.walk import listing_kernel, mtime_of
 from tests.rebuild.archives import Archive
 
 
@@ -52,19 +56,101 @@ def test_a_file_on_another_device_is_no_hard_link_and_nothing_is_made(archive: A
     assert (archive.tree() if archive.out.exists() else {}) == before
 
 
+def counted(look: Callable[[Sources, Action], object], found: list[object]) -> object:
+    """Return a method of `Sources` that notes what it was asked for."""
+
+    def look_and_note(sources: Sources, file: Action) -> object:
+        found.append(file)
+        return look(sources, file)
+
+    return look_and_note
+
+
 def test_what_stands_as_planned_is_not_looked_for_in_the_archive(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive.add(b"a.wav")
-    run, found, find = archive.run(), [], Sources.find
+    run, found = archive.run(), list[object]()
 
-    def counted(self: Sources, file: object) -> object:
-        found.append(file)
-        return find(self, file)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Sources, "find", counted)
+    for name in ("find", "stat"):
+        monkeypatch.setattr(Sources, name, counted(getattr(Sources, name), found))
     assert archive.rebuild(run).counts["made"] == 1
     assert found
     found.clear()
     assert archive.rebuild(run).counts["already_there"] == 1
     assert not found
+
+
+@pytest.fixture(params=["kernel", "Python"])
+def sources(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
+    """An archive with ``d/kick.wav``, looked at by the kernel or without it."""
+    if request.param == "Python":
+        monkeypatch.setattr(tree, "listing_kernel", lambda: None)
+    elif listing_kernel() is None:
+        pytest.skip("there is no kernel")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "kick.wav").write_bytes(b"boom")
+    return Sources(os.fsencode(tmp_path))
+
+
+def planned(path: Path, size: int = 4, mtime_ns: int | None = None) -> Action:
+    if mtime_ns is None:
+        mtime_ns = path.stat().st_mtime_ns
+    return Action(0, "make", "Kick", b"Kick/kick.wav", b"d/kick.wav", size, mtime_ns, None)
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_a_file_is_found_as_it_was_indexed_over_links_too(
+    sources: Sources, tmp_path: Path, links: bool
+) -> None:
+    path = tmp_path / "d" / "kick.wav"
+    if links:
+        path.rename(tmp_path / "elsewhere.wav")
+        path.symlink_to("../elsewhere.wav")
+    directory, name, device = sources.find(planned(path))
+    assert name == b"kick.wav"
+    assert os.path.samestat(os.stat(name, dir_fd=directory), path.stat())
+    assert device == path.stat().st_dev
+    assert os.path.samestat(sources.stat(planned(path)), path.stat())
+    sources.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem", "why"),
+    [
+        ({"size": 5}, "changed", "4 bytes now, 5 when it was indexed"),
+        ({"size": 2**63 - 1}, "changed", "4 bytes now"),
+        ({"mtime_ns": 1}, "changed", "modified since"),
+        ("directory", "changed", "no regular file"),
+        ("fifo", "changed", "no regular file"),
+        ("gone", "missing", "No such file"),
+        ("nowhere", "missing", "No such file"),
+    ],
+)
+def test_why_a_file_is_not_as_it_was_indexed_is_said(
+    sources: Sources, tmp_path: Path, change: dict[str, int] | str, problem: str, why: str
+) -> None:
+    path = tmp_path / "d" / "kick.wav"
+    file = planned(path, **(change if isinstance(change, dict) else {}))
+    if isinstance(change, str):
+        path.unlink()
+    if change == "directory":
+        path.mkdir()
+    elif change == "fifo":
+        os.mkfifo(path)
+    elif change == "nowhere":
+        path.parent.rmdir()
+    for look in (sources.find, sources.stat):
+        with pytest.raises(Refused, match=why) as refused:
+            look(file)
+        assert refused.value.problem == problem
+    sources.close()
+
+
+def test_a_file_of_a_far_year_is_found_where_its_file_system_knows_the_year(
+    sources: Sources, tmp_path: Path
+) -> None:
+    path = tmp_path / "d" / "kick.wav"
+    os.utime(path, (9_500_000_000, 9_500_000_000))
+    assert sources.find(planned(path, mtime_ns=mtime_of(path.stat())))[1] == b"kick.wav"
+    sources.close()

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import orjson
 
-from drumline.bundle import load_bundle
 from drumline.decide import DecisionSettings
 from drumline.errors import ConfigError, IndexFormatError
 from drumline.index import garbled
@@ -21,6 +20,9 @@ from drumline.rebuild.settings import RebuildSettings
 from drumline.records import Brief, Record, redecide
 from drumline.runs import Run
 from drumline.thresholds import resolve_gate, resolve_threshold
+
+if TYPE_CHECKING:
+    from drumline.bundle import Bundle
 
 __all__ = ["Labeller", "Override", "deciding", "labeller_for", "read_overrides"]
 
@@ -151,8 +153,14 @@ def _made_with(run: Run) -> DecisionSettings:
         ) from error
     if stored is not None:
         return stored
-    taxonomy = load_bundle().taxonomy
+    taxonomy = _default_bundle().taxonomy
     return DecisionSettings(taxonomy.canonical_of, misc=taxonomy.misc)
+
+
+def _default_bundle() -> Bundle:
+    from drumline.bundle import load_bundle  # with NumPy, which nothing else here needs
+
+    return load_bundle()
 
 
 def _asked(run: Run, made_with: DecisionSettings, settings: RebuildSettings) -> DecisionSettings:
@@ -164,7 +172,7 @@ def _asked(run: Run, made_with: DecisionSettings, settings: RebuildSettings) -> 
     decision = replace(made_with, target_labels=targets, gate_threshold=_gate(run, made_with, settings))
     if settings.threshold is None:
         return decision
-    points = run.operating_points() if run.info else load_bundle().operating_points
+    points = run.operating_points() if run.info else _default_bundle().operating_points
     threshold, by_label = resolve_threshold(settings.threshold, points, _model_of(run))
     return replace(decision, threshold=threshold, thresholds=by_label)
 
@@ -185,7 +193,7 @@ def _gate(run: Run, made_with: DecisionSettings, settings: RebuildSettings) -> f
 def _fitted_gate(run: Run) -> float | None:
     if run.info:
         return run.gate_threshold()
-    gate = load_bundle().gate
+    gate = _default_bundle().gate
     return None if gate is None else gate.threshold
 
 
