@@ -207,7 +207,7 @@ static PyObject *py_unchanged(PyObject *module, PyObject *args)
     Py_END_ALLOW_THREADS
     if (failed || !is_plain(&found) || found.st_size != size || mtime_ns(&found) != time)
         Py_RETURN_NONE;
-    return PyLong_FromUnsignedLongLong((unsigned long long)found.st_dev);
+    return PyLong_FromLongLong((long long)found.st_dev);
 }
 
 static PyMethodDef methods[] = {

@@ -4,13 +4,14 @@ byte: keys in their order, no spaces, no escapes. For any other the answer is No
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define VERSION 1 /* of what drumline.skim calls: raised with any change of arguments or results */
 #define LARGEST "9223372036854775807" /* of whole numbers: what 64 bits hold */
-#define MOST_CHARACTERS 24 /* of a number: more than any of ours has */
-#define MOST_EXPONENT 2 /* digits: no number of ours overflows */
+/* Of other numbers. With so few characters and so short an exponent none overflows, which JSON's readers refuse. */
+#define MOST_CHARACTERS 24
+#define MOST_EXPONENT_DIGITS 2
 
 typedef enum {
     ONE, TEXT, TEXT_OR_NULL, WHOLE, WHOLE_OR_NULL, NUMBER, NUMBER_OR_NULL, CONFIDENCE, TRUTH, TOPK, PROBS, FAILURE
@@ -18,46 +19,46 @@ typedef enum {
 
 typedef struct {
     const char *key; /* with what stands before and behind it */
-    kind kind;
+    kind is;
     const char *name; /* under which it is kept; NULL where it is not */
+    int may_lack;
 } field;
 
-/* As drumline.records.Record has them; a test holds both equal. */
+/* In the order in which drumline.pipeline.assemble writes them; a test skims what it wrote. */
 static const field FIELDS[] = {
-    {"{\"schema_version\":", ONE, NULL},
-    {",\"relative_path\":", TEXT, "relative_path"},
-    {",\"relative_path_b64\":", TEXT_OR_NULL, "relative_path_b64"},
-    {",\"abs_path\":", TEXT, NULL},
-    {",\"abs_path_b64\":", TEXT_OR_NULL, NULL},
-    {",\"hash\":", TEXT_OR_NULL, "hash"},
-    {",\"size\":", WHOLE, "size"},
-    {",\"mtime\":", NUMBER, NULL},
-    {",\"mtime_ns\":", WHOLE, "mtime_ns"},
-    {",\"format\":", TEXT, "format"},
-    {",\"sample_rate\":", WHOLE_OR_NULL, NULL},
-    {",\"channels\":", WHOLE_OR_NULL, NULL},
-    {",\"duration_sec\":", NUMBER_OR_NULL, "duration_sec"},
-    {",\"rms_db\":", NUMBER_OR_NULL, NULL},
-    {",\"spectral_centroid\":", NUMBER_OR_NULL, NULL},
-    {",\"spectral_rolloff\":", NUMBER_OR_NULL, NULL},
-    {",\"label_top1\":", TEXT_OR_NULL, "label_top1"},
-    {",\"conf_top1\":", CONFIDENCE, NULL},
-    {",\"topk\":", TOPK, NULL},
-    {",\"probs\":", PROBS, NULL},
-    {",\"gate\":", NUMBER_OR_NULL, NULL}, /* some models have none */
-    {",\"assigned_label\":", TEXT, "assigned_label"},
-    {",\"assigned_conf\":", CONFIDENCE, "assigned_conf"},
-    {",\"assigned_reason\":", TEXT, "assigned_reason"},
-    {",\"misc_routed\":", TRUTH, NULL},
-    {",\"below_misc_threshold\":", TRUTH, NULL},
-    {",\"out_of_target\":", TRUTH, NULL},
-    {",\"errors\":", FAILURE, "errors"},
+    {.key = "{\"schema_version\":", .is = ONE},
+    {.key = ",\"relative_path\":", .is = TEXT, .name = "relative_path"},
+    {.key = ",\"relative_path_b64\":", .is = TEXT_OR_NULL, .name = "relative_path_b64"},
+    {.key = ",\"abs_path\":", .is = TEXT},
+    {.key = ",\"abs_path_b64\":", .is = TEXT_OR_NULL},
+    {.key = ",\"hash\":", .is = TEXT_OR_NULL, .name = "hash"},
+    {.key = ",\"size\":", .is = WHOLE, .name = "size"},
+    {.key = ",\"mtime\":", .is = NUMBER},
+    {.key = ",\"mtime_ns\":", .is = WHOLE, .name = "mtime_ns"},
+    {.key = ",\"format\":", .is = TEXT, .name = "format"},
+    {.key = ",\"sample_rate\":", .is = WHOLE_OR_NULL},
+    {.key = ",\"channels\":", .is = WHOLE_OR_NULL},
+    {.key = ",\"duration_sec\":", .is = NUMBER_OR_NULL, .name = "duration_sec"},
+    {.key = ",\"rms_db\":", .is = NUMBER_OR_NULL},
+    {.key = ",\"spectral_centroid\":", .is = NUMBER_OR_NULL},
+    {.key = ",\"spectral_rolloff\":", .is = NUMBER_OR_NULL},
+    {.key = ",\"label_top1\":", .is = TEXT_OR_NULL, .name = "label_top1"},
+    {.key = ",\"conf_top1\":", .is = CONFIDENCE},
+    {.key = ",\"topk\":", .is = TOPK},
+    {.key = ",\"probs\":", .is = PROBS},
+    {.key = ",\"assigned_label\":", .is = TEXT, .name = "assigned_label"},
+    {.key = ",\"assigned_conf\":", .is = CONFIDENCE, .name = "assigned_conf"},
+    {.key = ",\"assigned_reason\":", .is = TEXT, .name = "assigned_reason"},
+    {.key = ",\"misc_routed\":", .is = TRUTH},
+    {.key = ",\"below_misc_threshold\":", .is = TRUTH},
+    {.key = ",\"out_of_target\":", .is = TRUTH},
+    {.key = ",\"errors\":", .is = FAILURE, .name = "errors"},
+    {.key = ",\"gate\":", .is = NUMBER_OR_NULL, .may_lack = 1},
 };
 
 #define COUNT (sizeof FIELDS / sizeof *FIELDS)
-#define OPTIONAL 20
 
-/* Where a value stands in the line; a text without its quotes. */
+/* Where a value stands in the line; a text without its quotes, and null nowhere. */
 typedef struct {
     const char *start;
     size_t size;
@@ -81,6 +82,14 @@ static int skip(line *of, const char *expected)
             return 0;
     of->at = at;
     return 1;
+}
+
+static int skip_null(line *of, span *value)
+{
+    int is_null = skip(of, "null");
+    if (is_null)
+        value->start = NULL;
+    return is_null;
 }
 
 static int skip_text(line *of, span *inner)
@@ -126,7 +135,7 @@ static int skip_exponent(line *of)
     if (!skip(of, "-"))
         skip(of, "+");
     size_t digits = skip_digits(of);
-    return digits > 0 && digits <= MOST_EXPONENT;
+    return digits > 0 && digits <= MOST_EXPONENT_DIGITS;
 }
 
 static int skip_number(line *of)
@@ -150,12 +159,11 @@ static int skip_confidence(line *of)
 {
     const char *start = of->at;
     char *end;
-    if (skip(of, "null"))
-        return 1;
     if (!skip_number(of))
         return 0;
-    double value = PyOS_string_to_double(start, &end, NULL); /* -1 where there is no memory for it */
-    PyErr_Clear();
+    double value = PyOS_string_to_double(start, &end, NULL);
+    if (value == -1.0 && PyErr_Occurred()) /* no memory: then Python has to look, and to say so */
+        PyErr_Clear();
     return value >= 0 && value <= 1;
 }
 
@@ -164,55 +172,52 @@ static int skip_topk(line *of)
     span label;
     if (!skip(of, "["))
         return 0;
-    for (int more = !skip(of, "]"); more; more = !skip(of, "]")) {
+    if (skip(of, "]"))
+        return 1;
+    do {
         if (!skip(of, "{\"label\":") || !skip_text(of, &label) || !skip(of, ",\"prob\":") || !skip_number(of)
             || !skip(of, "}"))
             return 0;
-        if (*of->at != ']' && !(skip(of, ",") && *of->at == '{'))
-            return 0;
-    }
-    return 1;
+    } while (skip(of, ","));
+    return skip(of, "]");
 }
 
 static int skip_probs(line *of)
 {
     span label;
-    if (skip(of, "null"))
-        return 1;
     if (!skip(of, "{"))
         return 0;
-    for (int more = !skip(of, "}"); more; more = !skip(of, "}")) {
+    if (skip(of, "}"))
+        return 1;
+    do {
         if (!skip_text(of, &label) || !skip(of, ":") || !skip_number(of))
             return 0;
-        if (*of->at != '}' && !(skip(of, ",") && *of->at == '"'))
-            return 0;
-    }
-    return 1;
+    } while (skip(of, ","));
+    return skip(of, "}");
 }
 
 static int skip_failure(line *of)
 {
-    if (skip(of, "null"))
-        return 1;
     return skip(of, "{\"type\":") && skip_text(of, &of->type) && skip(of, ",\"message\":")
         && skip_text(of, &of->message) && skip(of, "}");
 }
 
-static int skip_value(line *of, kind kind, span *value)
+static int skip_value(line *of, kind is, span *value)
 {
-    switch (kind) {
+    *value = (span){of->at, 0};
+    switch (is) {
     case ONE: return skip(of, "1");
     case TEXT: return skip_text(of, value);
-    case TEXT_OR_NULL: return skip(of, "null") || skip_text(of, value);
+    case TEXT_OR_NULL: return skip_null(of, value) || skip_text(of, value);
     case WHOLE: return skip_whole(of);
-    case WHOLE_OR_NULL: return skip(of, "null") || skip_whole(of);
+    case WHOLE_OR_NULL: return skip_null(of, value) || skip_whole(of);
     case NUMBER: return skip_number(of);
-    case NUMBER_OR_NULL: return skip(of, "null") || skip_number(of);
-    case CONFIDENCE: return skip_confidence(of);
+    case NUMBER_OR_NULL: return skip_null(of, value) || skip_number(of);
+    case CONFIDENCE: return skip_null(of, value) || skip_confidence(of);
     case TRUTH: return skip(of, "true") || skip(of, "false");
     case TOPK: return skip_topk(of);
-    case PROBS: return skip_probs(of);
-    case FAILURE: return skip_failure(of);
+    case PROBS: return skip_null(of, value) || skip_probs(of);
+    case FAILURE: return skip_null(of, value) || skip_failure(of);
     }
     return 0;
 }
@@ -221,13 +226,7 @@ static int skip_value(line *of, kind kind, span *value)
 static int skip_record(line *of)
 {
     for (size_t n = 0; n < COUNT; n++) {
-        if (!skip(of, FIELDS[n].key)) {
-            if (n == OPTIONAL)
-                continue;
-            return 0;
-        }
-        of->values[n] = (span){of->at, 0};
-        if (!skip_value(of, FIELDS[n].kind, &of->values[n]))
+        if (skip(of, FIELDS[n].key) ? !skip_value(of, FIELDS[n].is, &of->values[n]) : !FIELDS[n].may_lack)
             return 0;
     }
     return skip(of, "}");
@@ -243,26 +242,15 @@ static PyObject *text_of(span value, PyObject **latest, span *latest_span)
         Py_XDECREF(*latest);
         *latest = text, *latest_span = value;
     }
-    Py_INCREF(*latest);
-    return *latest;
-}
-
-static PyObject *whole_of(const char *at)
-{
-    int64_t value = 0, sign = *at == '-' ? -1 : 1;
-    for (at += *at == '-'; *at >= '0' && *at <= '9'; at++)
-        value = 10 * value + (*at - '0');
-    return PyLong_FromLongLong(sign * value);
+    return Py_NewRef(*latest);
 }
 
 static PyObject *number_of(const char *start)
 {
-    const char *at = start + (*start == '-');
     char *end;
-    while (*at >= '0' && *at <= '9')
-        at++;
-    if (*at != '.' && *at != 'e' && *at != 'E')
-        return whole_of(start);
+    const char *behind = start + strspn(start, "-0123456789");
+    if (*behind != '.' && *behind != 'e' && *behind != 'E')
+        return PyLong_FromLongLong(strtoll(start, NULL, 10));
     double value = PyOS_string_to_double(start, &end, NULL);
     return value == -1.0 && PyErr_Occurred() ? NULL : PyFloat_FromDouble(value);
 }
@@ -288,16 +276,24 @@ typedef struct {
 
 static PyObject *value_of(const line *of, size_t n, cache *latest)
 {
-    const char *start = of->values[n].start;
-    if (*start == 'n' && start[-1] == ':') /* behind a quote it is a text */
+    if (of->values[n].start == NULL)
         Py_RETURN_NONE;
-    switch (FIELDS[n].kind) {
+    switch (FIELDS[n].is) {
     case TEXT:
     case TEXT_OR_NULL: return text_of(of->values[n], &latest->texts[n], &latest->spans[n]);
-    case WHOLE: return whole_of(start);
+    case WHOLE:
+    case WHOLE_OR_NULL:
+    case NUMBER:
+    case NUMBER_OR_NULL:
+    case CONFIDENCE: return number_of(of->values[n].start);
     case FAILURE: return failure_of(of);
-    default: return number_of(start);
+    case ONE:
+    case TRUTH:
+    case TOPK:
+    case PROBS: break;
     }
+    PyErr_SetString(PyExc_SystemError, "a field of this kind is not kept");
+    return NULL;
 }
 
 static PyObject *record_of(const line *of, cache *latest)
@@ -315,7 +311,7 @@ static PyObject *record_of(const line *of, cache *latest)
 }
 
 /* Whether a whole line is UTF-8, as JSON has to be. */
-static int is_utf8(const char *start, const line *of)
+static int is_utf8(const line *of, const char *start)
 {
     PyObject *text;
     if (of->bits < 0x80)
@@ -330,7 +326,8 @@ static int is_utf8(const char *start, const line *of)
 static PyObject *skimmed_line(const char *start, const char *end, Py_ssize_t longest, cache *latest)
 {
     line of = {.at = start};
-    if (end - start < longest && skip_record(&of) && of.at == end && is_utf8(start, &of))
+    /* A line's length counts its newline. */
+    if (end - start < longest && skip_record(&of) && of.at == end && is_utf8(&of, start))
         return record_of(&of, latest);
     Py_RETURN_NONE;
 }
@@ -345,7 +342,7 @@ static int append_lines(PyObject *records, const char *start, const char *end, P
         Py_XDECREF(record);
         if (failed)
             return 0;
-        start = stop + (newline != NULL);
+        start = stop + 1;
     }
     return 1;
 }
@@ -353,13 +350,14 @@ static int append_lines(PyObject *records, const char *start, const char *end, P
 static PyObject *py_skimmed(PyObject *module, PyObject *args)
 {
     cache latest = {0};
-    PyObject *data, *records;
+    PyObject *data;
     Py_ssize_t longest;
     (void)module;
-    if (!PyArg_ParseTuple(args, "Sn", &data, &longest) || (records = PyList_New(0)) == NULL)
+    if (!PyArg_ParseTuple(args, "Sn", &data, &longest))
         return NULL;
+    PyObject *records = PyList_New(0);
     const char *start = PyBytes_AsString(data); /* bytes have a NUL behind them */
-    if (!append_lines(records, start, start + PyBytes_Size(data), longest, &latest))
+    if (records != NULL && !append_lines(records, start, start + PyBytes_Size(data), longest, &latest))
         Py_CLEAR(records);
     for (size_t n = 0; n < COUNT; n++)
         Py_XDECREF(latest.texts[n]);
@@ -371,7 +369,7 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_records", NULL, 0, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_records", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
 static int make_names(void)
 {

@@ -19,6 +19,7 @@ from drumline import __version__, machine
 from drumline.errors import DrumlineError
 from drumline.memory import read_memory
 from drumline.pcm import pcm_kernel
+from drumline.skim import skimming_kernel
 from drumline.spectra import compiled_kernel
 from drumline.walk import listing_kernel
 
@@ -117,7 +118,12 @@ def _processor() -> Iterator[Finding]:
 
 
 def _kernels() -> Finding:
-    kernels = {"spectra": compiled_kernel(), "pcm": pcm_kernel(), "listing": listing_kernel()}
+    kernels = {
+        "spectra": compiled_kernel(),
+        "pcm": pcm_kernel(),
+        "listing": listing_kernel(),
+        "records": skimming_kernel(),
+    }
     missing = [name for name, kernel in kernels.items() if kernel is None]
     if not missing:
         return Finding("kernels", "ok", "compiled")

@@ -1,7 +1,7 @@
 """Helpers: processes that do the heavy part of a task while the main process prepares the next ones.
 
-Counting: the main process finds frames of the index, helpers unpack and count them. Reading: the main
-process unpacks frames, helpers turn them into rows of a rebuild's plan and look for the files in the archive.
+Counting: the main process finds frames of the index, helpers unpack and count them. Reading: helpers turn
+them into rows of a rebuild's plan and look for the files in the archive.
 Placing: the main process announces batches, helpers make the names; that costs the kernel more time than all
 that Python does for it, and several processes can ask it to at the same time.
 

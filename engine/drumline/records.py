@@ -97,7 +97,7 @@ class Top(TypedDict):
 
 
 class Brief(TypedDict):
-    """What counting and rebuilding look at of a record."""
+    """What counting and rebuilding look at of a `Record`, which has all of it."""
 
     relative_path: str
     relative_path_b64: str | None
@@ -169,7 +169,7 @@ def _exact(text: str, encoded: str | None) -> bytes:
     return text.encode("utf-8") if encoded is None else base64.b64decode(encoded, validate=True)
 
 
-def relative_path(record: Brief | Record) -> bytes:
+def relative_path(record: Brief) -> bytes:
     """Return the file's exact path below the archive root."""
     return _exact(record["relative_path"], record["relative_path_b64"])
 

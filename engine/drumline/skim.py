@@ -1,7 +1,7 @@
 """Skimming an index: of each record only what counting and rebuilding look at.
 
-Most of what a record holds (probabilities, levels, absolute path) is passed over. It is checked all the same:
-what is no record for `parse_record` is none here.
+Most of what a record holds (probabilities, levels, absolute path) is passed over, though it is checked all
+the same. The kernel reads the lines that are as drumline writes them; any other goes to `parse_record`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from drumline.index import MAX_LINE_BYTES, parse_records, split_lines
+from drumline.index import MAX_LINE_BYTES, parse_record, parse_records, split_lines
 from drumline.kernels import compiled
 from drumline.records import Brief
 
@@ -35,12 +35,12 @@ def skim_records(data: bytes, path: Path, kernel: ModuleType | None) -> list[Bri
     path
         The index, to be named in errors.
     kernel
-        From `skimming_kernel`. Lines that drumline did not write as they are, Python reads.
+        From `skimming_kernel`.
 
     Returns
     -------
     list
-        Of dictionaries that have the keys of `Brief`, and without a kernel all others too.
+        A dictionary for each line, with the keys of `Brief`; those that Python has read have all others, too.
 
     Raises
     ------
@@ -48,12 +48,10 @@ def skim_records(data: bytes, path: Path, kernel: ModuleType | None) -> list[Bri
         As `parse_record` does, for the first line that is no record.
     """
     if kernel is None:
-        return cast("list[Brief]", parse_records(split_lines(data), path))
+        return list[Brief](parse_records(split_lines(data), path))
     records: list[Brief | None] = kernel.skimmed(data, MAX_LINE_BYTES)
-    unread = [place for place, record in enumerate(records) if record is None]
-    if unread:
-        lines = split_lines(data)
-        parsed = parse_records([lines[place] for place in unread], path)
-        for place, record in zip(unread, parsed, strict=True):
-            records[place] = record
+    if None in records:
+        for place, line in enumerate(split_lines(data)):
+            if records[place] is None:
+                records[place] = parse_record(line, path)
     return cast("list[Brief]", records)

@@ -183,7 +183,7 @@ def _valid_summary(run: Run) -> dict[str, Any] | None:
 
 def _count_index(run: Run) -> tuple[Tally, int]:
     """Count every record; also return how many bytes stand behind the last whole frame."""
-    path, tally, end = run.index_path, Tally(), 0
+    path, tally, end, kernel = run.index_path, Tally(), 0, skimming_kernel()
     places = list(measured_frames(path))
     with record_errors(path):
         with helpers_for(partial(_count_frames, path), FRAME_LINES * len(places)) as helpers:
@@ -192,7 +192,7 @@ def _count_index(run: Run) -> tuple[Tally, int]:
             _add_up(tally, helpers.finish())
         end = sum(places[-1]) if places else 0
         for frame in read_frames(path, end):
-            tally.merge(Tally.of(skim_records(frame.data, path, skimming_kernel())))
+            tally.merge(Tally.of(skim_records(frame.data, path, kernel)))
             end = frame.offset + frame.length
     return tally, path.stat().st_size - end
 

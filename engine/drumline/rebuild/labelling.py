@@ -72,14 +72,8 @@ class Labeller:
         """Return a record with a person's label; `assigned_conf` stays the model's, of its own best label."""
         label = self.overrides[cast(str, record["hash"])].label
         outside = self.targets is not None and label not in self.targets and label != self.misc
-        changes = {
-            "assigned_label": self.misc if outside else label,
-            "assigned_reason": "override",
-            "misc_routed": outside or label == self.misc,
-            "below_misc_threshold": False,
-            "out_of_target": outside,
-        }
-        return cast(Brief, {**record, **changes})
+        assigned = self.misc if outside else label
+        return {**record, "assigned_label": assigned, "assigned_reason": "override"}
 
     def check_used(self, used: set[str], path: Path | None) -> None:
         """Raise `ConfigError` when the hash of an override is not among the `used` ones."""
@@ -158,7 +152,7 @@ def _made_with(run: Run) -> DecisionSettings:
 
 
 def _default_bundle() -> Bundle:
-    from drumline.bundle import load_bundle  # with NumPy, which nothing else here needs
+    from drumline.bundle import load_bundle  # NumPy with it: 0.1 s that a rebuild of a run does not need
 
     return load_bundle()
 

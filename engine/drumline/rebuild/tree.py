@@ -154,7 +154,7 @@ class Sources(Directories):
             device = self._kernel.unchanged(directory, name, file.size, file.mtime_ns)
             if device is not None:
                 return directory, name, device
-        return directory, name, self.stat(file).st_dev
+        return directory, name, _unchanged(directory, name, file).st_dev
 
     def stat(self, file: Indexed) -> os.stat_result:
         """Return the stat of a file's source.
@@ -164,13 +164,7 @@ class Sources(Directories):
         Refused
             When it is missing, unreadable, or not the file that was indexed.
         """
-        directory, name = self._located(file)
-        try:
-            status = os.stat(name, dir_fd=directory)
-        except OSError as error:
-            raise source_refusal(error) from error
-        check_unchanged(status, file)
-        return status
+        return _unchanged(*self._located(file), file)
 
     def _located(self, file: Indexed) -> tuple[int, bytes]:
         try:
@@ -181,6 +175,15 @@ class Sources(Directories):
     def absolute(self, file: Indexed) -> bytes:
         """Return the absolute path of a file's source."""
         return self._prefix + file.source
+
+
+def _unchanged(directory: int, name: bytes, file: Indexed) -> os.stat_result:
+    try:
+        status = os.stat(name, dir_fd=directory)
+    except OSError as error:
+        raise source_refusal(error) from error
+    check_unchanged(status, file)
+    return status
 
 
 def source_refusal(error: OSError) -> Refused:
