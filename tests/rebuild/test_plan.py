@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import orjson
@@ -13,7 +14,7 @@ import pytest
 
 from drumline.bundle import Gate, load_bundle
 from drumline.errors import ConfigError, IndexFormatError, OutputError
-from drumline.index import Frame
+from drumline.index import Frame, measured_frames
 from drumline.rebuild import (
     Action,
     Plan,
@@ -22,7 +23,7 @@ from drumline.rebuild import (
     execute,
     plan_rebuild,
 )
-from tests.making import CANONICAL_OF, make_bundle
+from tests.making import CANONICAL_OF, make_bundle, write_index
 from tests.rebuild.archives import CLAP, HIHAT, KICK, SETTINGS, SNARE, Archive, redecided, snapshot
 
 
@@ -374,26 +375,67 @@ def test_a_lone_index_takes_the_gate_of_the_default_bundle(
         assert plan.decisions.gate_threshold == 0.25
 
 
-def test_an_index_that_cannot_be_read_is_named_and_other_errors_are_not_called_that(
-    drums: Archive, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("reader", "suffix"),
+    [("measured_frames", ".jsonl.zst"), ("read_frame", ".jsonl.zst"), ("read_frames", ".jsonl")],
+)
+def test_an_index_that_cannot_be_read_is_named(
+    drums: Archive, monkeypatch: pytest.MonkeyPatch, reader: str, suffix: str
 ) -> None:
-    run = drums.run()
+    index = drums.base / f"index{suffix}"
+    write_index(index, drums.records)
 
     def broken(*_: object) -> Iterator[Frame]:
         raise OSError(errno.EIO, "Input/output error")
-        yield
 
-    with monkeypatch.context() as patch:
-        patch.setattr(collect, "read_frames", broken)
-        with pytest.raises(IndexFormatError, match=r"cannot read .*Input/output error"):
-            drums.plan(run)
+    monkeypatch.setattr(collect, reader, broken)
+    with pytest.raises(IndexFormatError, match=r"cannot read .*index.*Input/output error"):
+        plan_rebuild(RebuildSettings(index, drums.out))
 
+
+def test_other_errors_are_not_called_errors_of_the_index(
+    drums: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOMEM, "no memory for helpers")
 
     monkeypatch.setattr(collect, "helpers_for", full)
     with pytest.raises(OutputError, match="no memory for helpers"):
-        drums.plan(run)
+        drums.plan()
+
+
+@pytest.mark.parametrize("measured", [0, 1, 2])
+def test_frames_whose_end_cannot_be_told_are_read_like_the_others(
+    drums: Archive, monkeypatch: pytest.MonkeyPatch, measured: int
+) -> None:
+    run = drums.run()
+    with drums.plan(run) as plan:
+        actions, tally = list(plan.actions()), plan.tally
+    monkeypatch.setattr(collect, "measured_frames", lambda path: islice(measured_frames(path), measured))
+    with drums.plan(run) as plan:
+        assert list(plan.actions()) == actions
+        assert plan.tally == tally
+
+
+@pytest.mark.parametrize("change", ["cut off", "written anew"])
+def test_an_index_that_changes_while_it_is_read_makes_no_plan(
+    drums: Archive, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    index = drums.base / "index.jsonl.zst"
+    write_index(index, drums.records)
+
+    def measured(path: Path) -> list[tuple[int, int]]:
+        places = list(measured_frames(path))
+        assert len(places) > 1
+        if change == "cut off":
+            os.truncate(path, places[-1][0] + 10)
+        else:
+            path.write_bytes(path.read_bytes()[places[0][1] :] * 3)
+        return places
+
+    monkeypatch.setattr(collect, "measured_frames", measured)
+    with pytest.raises(IndexFormatError, match=r"index.jsonl.zst' is damaged, or was changed just now"):
+        plan_rebuild(RebuildSettings(index, drums.out))
 
 
 def test_corrections_that_are_left_out_the_next_time_are_named(drums: Archive, tmp_path: Path) -> None:

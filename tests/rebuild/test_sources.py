@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,9 @@ def test_what_stands_as_planned_is_not_looked_for_in_the_archive(
 
 
 @pytest.fixture(params=["kernel", "Python"])
-def sources(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
+def sources(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Sources]:
     """An archive with ``d/kick.wav``, looked at by the kernel or without it."""
     if request.param == "Python":
         monkeypatch.setattr(tree, "listing_kernel", lambda: None)
@@ -90,7 +92,9 @@ def sources(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         pytest.skip("there is no kernel")
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "kick.wav").write_bytes(b"boom")
-    return Sources(os.fsencode(tmp_path))
+    found = Sources(os.fsencode(tmp_path))
+    yield found
+    found.close()
 
 
 def planned(path: Path, size: int = 4, mtime_ns: int | None = None) -> Action:
@@ -112,7 +116,6 @@ def test_a_file_is_found_as_it_was_indexed_over_links_too(
     assert os.path.samestat(os.stat(name, dir_fd=directory), path.stat())
     assert device == path.stat().st_dev
     assert os.path.samestat(sources.stat(planned(path)), path.stat())
-    sources.close()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,6 @@ def test_why_a_file_is_not_as_it_was_indexed_is_said(
         with pytest.raises(Refused, match=why) as refused:
             look(file)
         assert refused.value.problem == problem
-    sources.close()
 
 
 def test_a_file_of_a_far_year_is_found_where_its_file_system_knows_the_year(
@@ -153,4 +155,25 @@ def test_a_file_of_a_far_year_is_found_where_its_file_system_knows_the_year(
     path = tmp_path / "d" / "kick.wav"
     os.utime(path, (9_500_000_000, 9_500_000_000))
     assert sources.find(planned(path, mtime_ns=mtime_of(path.stat())))[1] == b"kick.wav"
-    sources.close()
+
+
+@pytest.mark.parametrize("mtime_ns", [1_795_971_346_793_853_203, 0, -1_500_000_000])
+def test_the_kernel_tells_a_byte_and_a_nanosecond(tmp_path: Path, mtime_ns: int) -> None:
+    kernel = listing_kernel()
+    if kernel is None:
+        pytest.skip("there is no kernel")
+    path = tmp_path / "kick.wav"
+    path.write_bytes(b"boom")
+    os.utime(path, ns=(0, mtime_ns))
+    mtime_ns = path.stat().st_mtime_ns  # as exactly as the file system keeps it
+    (tmp_path / "dangling.wav").symlink_to("nowhere")
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert kernel.unchanged(directory, b"kick.wav", 4, mtime_ns) == path.stat().st_dev
+        for size, time_ns in ((3, mtime_ns), (5, mtime_ns), (4, mtime_ns - 1), (4, mtime_ns + 1)):
+            assert kernel.unchanged(directory, b"kick.wav", size, time_ns) is None
+        assert kernel.unchanged(directory, b"dangling.wav", 4, mtime_ns) is None
+        status = tmp_path.stat()
+        assert kernel.unchanged(directory, b".", status.st_size, status.st_mtime_ns) is None
+    finally:
+        os.close(directory)
