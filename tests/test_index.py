@@ -130,6 +130,18 @@ def test_a_frame_of_any_writer_is_measured(
     assert list(measured_frames(path)) == [(0, len(frame)), (len(frame), len(other))]
 
 
+def test_a_frame_that_says_that_it_is_empty_and_is_not_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "index.jsonl.zst"
+    frame = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(b"a line\n"))
+    assert frame[5] == 7  # behind magic number and flags stands the size
+    frame[5] = 0
+    path.write_bytes(frame)
+    with pytest.raises(IndexFormatError, match="damaged"):
+        list(read_frames(path))
+    path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(b""))
+    assert [frame.data for frame in read_frames(path)] == [b""]
+
+
 def test_lines_that_are_parsed_together_fail_as_those_that_are_parsed_alone(tmp_path: Path) -> None:
     good = [encode_record(record) for record in RECORDS]
     assert parse_records(good, tmp_path) == RECORDS
@@ -138,11 +150,16 @@ def test_lines_that_are_parsed_together_fail_as_those_that_are_parsed_alone(tmp_
         b"\n",
         b"[]\n",
         b'{"schema_version": 9}\n',
+        b'{"schema_version": "1"}\n',
         good[0][:-2] + b"\n",
         good[0][:-1] + b"," + good[1],
     ):
         with pytest.raises(IndexFormatError):
             parse_records([good[0], bad, *good[1:]], tmp_path)
+    place = good[1].index(b",") + 1
+    halves = [good[1][: place - 1] + b"\n", good[1][place:], good[0][:-1] + b"," + good[2]]
+    with pytest.raises(IndexFormatError):  # together they are a list of as many records as there are lines
+        parse_records(halves, tmp_path)
 
 
 @each_compression

@@ -95,3 +95,9 @@ def test_means_are_per_assigned_label() -> None:
     assert report["mean_confidence"] == {"Kick": 0.7}
     assert report["mean_duration_sec"] == {"Kick": 0.7}
     assert (report["total_duration_sec"], report["errors"]) == (1.4, {"decode_error": 1})
+
+
+def test_a_report_does_not_depend_on_the_order_of_what_was_counted() -> None:
+    records = [make_record(error=None, format=name) for name in ("wav", "aiff", "flac", "aiff", "wav")]
+    reports = [Tally.of(some).report() for some in (records, records[::-1])]
+    assert [list(report["formats"]) for report in reports] == [["aiff", "wav", "flac"]] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from drumline.errors import IndexFormatError
 from drumline.helpers import helpers_for
 from drumline.index import (
     FRAME_LINES,
+    Codec,
     codec_of,
     measured_frames,
     read_frame,
@@ -184,9 +186,10 @@ def _valid_summary(run: Run) -> dict[str, Any] | None:
 def _count_index(run: Run) -> tuple[Tally, int]:
     """Count every record; also return how many bytes stand behind the last whole frame."""
     path, tally, end, kernel = run.index_path, Tally(), 0, skimming_kernel()
-    places = list(measured_frames(path))
-    with record_errors(path):
-        with helpers_for(partial(_count_frames, path), FRAME_LINES * len(places)) as helpers:
+    with record_errors(path), open_regular(path) as index:
+        places = list(measured_frames(path))
+        count = partial(_count_frames, path, index.fileno(), codec_of(path))
+        with helpers_for(count, FRAME_LINES * len(places)) as helpers:
             for start in range(0, len(places), _FRAMES_AT_ONCE):
                 _add_up(tally, helpers.give(places[start : start + _FRAMES_AT_ONCE]))
             _add_up(tally, helpers.finish())
@@ -194,7 +197,7 @@ def _count_index(run: Run) -> tuple[Tally, int]:
         for frame in read_frames(path, end):
             tally.merge(Tally.of(skim_records(frame.data, path, kernel)))
             end = frame.offset + frame.length
-    return tally, path.stat().st_size - end
+        return tally, max(0, os.fstat(index.fileno()).st_size - end)
 
 
 def _add_up(tally: Tally, done: list[tuple[list[_Place], Tally]]) -> None:
@@ -202,11 +205,11 @@ def _add_up(tally: Tally, done: list[tuple[list[_Place], Tally]]) -> None:
         tally.merge(counted)
 
 
-def _count_frames(path: Path, places: list[_Place]) -> Tally:
+def _count_frames(path: Path, index: int, codec: Codec, places: list[_Place]) -> Tally:
     """Count the records of some frames; has no other effect, so that helpers can do it."""
-    tally, codec, kernel = Tally(), codec_of(path), skimming_kernel()
-    with record_errors(path), open_regular(path) as stream:
+    tally, kernel = Tally(), skimming_kernel()
+    with record_errors(path):
         for offset, length in places:
-            data = read_frame(stream.fileno(), offset, length, codec)
+            data = read_frame(index, offset, length, codec)
             tally.merge(Tally.of(skim_records(data, path, kernel)))
     return tally

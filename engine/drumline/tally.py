@@ -143,11 +143,11 @@ class Tally:
             label, _, place = key.rpartition("/")
             confidences[label][int(place)] = count
         return {
-            "labels": dict(self.labels.most_common()),
-            "fine_labels": dict(self.fine.most_common()),
-            "reasons": dict(self.reasons.most_common()),
-            "errors": dict(self.errors.most_common()),
-            "formats": dict(self.formats.most_common()),
+            "labels": _by_count(self.labels),
+            "fine_labels": _by_count(self.fine),
+            "reasons": _by_count(self.reasons),
+            "errors": _by_count(self.errors),
+            "formats": _by_count(self.formats),
             "size_bytes": min(self.size, _LARGEST),
             "mean_confidence": _means(self.confidence_sum, self.labels),
             "confidence_histogram": confidences,
@@ -158,6 +158,11 @@ class Tally:
                 "counts": [self.durations[str(place)] for place in range(len(DURATION_EDGES) + 1)],
             },
         }
+
+
+def _by_count(counts: Counter[str]) -> dict[str, int]:
+    """Return counts, the largest first, and equal ones by name: whoever counted first is chance."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _duration_bin(duration: float) -> int:
@@ -174,4 +179,4 @@ def _add_sums(sums: dict[str, float], labels: Iterable[str], values: Iterable[fl
 
 
 def _means(sums: dict[str, float], counts: Counter[str]) -> dict[str, float]:
-    return {label: round(sums[label] / count, 4) for label, count in counts.most_common()}
+    return {label: round(sums[label] / count, 4) for label, count in _by_count(counts).items()}

@@ -417,6 +417,20 @@ def test_frames_whose_end_cannot_be_told_are_read_like_the_others(
         assert plan.tally == tally
 
 
+@pytest.mark.parametrize("torn", [1, 40])
+def test_a_torn_end_of_the_index_is_named(drums: Archive, torn: int) -> None:
+    index = drums.base / "index.jsonl.zst"
+    ends = write_index(index, drums.records)
+    with plan_rebuild(RebuildSettings(index, drums.out)) as plan:
+        assert not [warning for warning in plan.warnings if "no whole frame" in warning]
+    os.truncate(index, ends[-1] - torn)
+    with plan_rebuild(RebuildSettings(index, drums.out)) as plan:
+        left = ends[-1] - torn - ends[-2]
+        named = f"the last {left:,} bytes of the index are no whole frame"
+        assert any(named in warning for warning in plan.warnings)
+        assert plan.tally.records == 3
+
+
 @pytest.mark.parametrize("change", ["cut off", "written anew"])
 def test_an_index_that_changes_while_it_is_read_makes_no_plan(
     drums: Archive, monkeypatch: pytest.MonkeyPatch, change: str

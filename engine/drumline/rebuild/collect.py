@@ -39,6 +39,7 @@ __all__ = ["collect"]
 _BYTES_PER_RECORD = 150
 """Of a compressed index, roughly: to guess how many there are."""
 
+_UNPLANNED = "what they held is not planned ('drumline verify' tells more)"
 _SHOWN = 60
 """Characters of a label that are shown."""
 
@@ -97,12 +98,16 @@ def collect(plan: Plan, labeller: Labeller, progress: Callable[[Progress], None]
     # What stands already is not looked for: all of it might be, on a slow volume.
     sources = plan.sources if plan.is_first else None
     with _opened(path) as index:
+        size, end = os.fstat(index).st_size, 0
         reader = Reader(path, index, labeller, sources, flat=plan.settings.layout == "flat")
-        with helpers_for(reader.read, os.fstat(index).st_size // _BYTES_PER_RECORD) as helpers:
+        with helpers_for(reader.read, size // _BYTES_PER_RECORD) as helpers:
             for part in _parts(path):
                 used |= _add_up(plan, helpers.give(part))
                 progress(Progress("reading", plan.tally.records, None))
+                end = part.offset + part.length
             used |= _add_up(plan, helpers.finish())
+    if end < size:
+        plan.warnings.append(f"the last {size - end:,} bytes of the index are no whole frame: {_UNPLANNED}")
     labeller.check_used(used, plan.settings.overrides)
     plan.store.flush()
 
