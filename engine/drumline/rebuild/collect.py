@@ -40,6 +40,7 @@ _BYTES_PER_RECORD = 150
 """Of a compressed index, roughly: to guess how many there are."""
 
 _UNPLANNED = "what they held is not planned ('drumline verify' tells more)"
+
 _SHOWN = 60
 """Characters of a label that are shown."""
 
@@ -133,7 +134,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _parts(path: Path) -> Iterator[Part]:
-    """Iterate over the frames of the index: helpers unpack those whose end can be told, the others are."""
+    """Iterate over the frames of the index; those whose end can be told are left to helpers to unpack."""
     numbers, end = count(), 0
     with _reading(path):
         for offset, length in measured_frames(path):
