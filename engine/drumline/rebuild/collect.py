@@ -218,7 +218,7 @@ class Reader:
         if self._sources is None:
             return list(map(tuple, rows))
         rows.sort(key=attrgetter("source"))  # one directory after another: each is opened once
-        return [_looked_for(row, self._sources) for row in rows]
+        return [_as_found(row, self._sources) for row in rows]
 
     def _read(self, place: int, record: Brief, found: Found, rows: list[Row]) -> Brief:
         """Read one record; return it as it is labelled now."""
@@ -255,7 +255,7 @@ def _where(data: bytes, place: int) -> str:
     return f", in {lines[place][:80]!r}" if place < len(lines) else ""
 
 
-def _looked_for(row: Row, sources: Sources) -> tuple[Any, ...]:
+def _as_found(row: Row, sources: Sources) -> tuple[Any, ...]:
     try:
         return *row[:-3], sources.find(row)[2], None, None
     except Refused as refused:
